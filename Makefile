@@ -1,0 +1,46 @@
+# Each target sets up what it needs and then runs; the second run is quick.
+#   make demo PYTHON=python3.12
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"    (a smaller, CPU-only PyTorch)
+
+PYTHON = python3
+PIP_ARGS =
+VENV = .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+
+help:
+	@echo "make demo   install into $(VENV), then segment phantom patients: results in demo-out/"
+	@echo "make test   install into $(VENV), then run the tests"
+	@echo "make lint   install into $(VENV), then check style and types"
+
+demo: $(VENV)/installed
+	$(BIN)/sgan-demo --output demo-out
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests --ignore=tests/slicer --ignore=tests/web --ignore=tests/cluster
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamps come last in their recipes: an interrupted installation is taken up again.
+$(VENV)/environment:
+	@$(PYTHON) -c 'import sys; sys.exit("" if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")' \
+		|| { echo "could not use $(PYTHON) for the environment $(VENV)" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/environment pyproject.toml setup.py
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/environment pyproject.toml setup.py
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/environment pyproject.toml setup.py
+	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+.PHONY: help demo test lint

@@ -1,0 +1,379 @@
+"""One's own folder of pictures or volumes as a cohort."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sgan_core.cohort import Case, Cohort, Intensity, Label, assign_splits, rank_labelled, validate
+from sgan_core.errors import InputError
+from sgan_core.imaging.image import Volume
+from sgan_core.imaging.readers import PICTURE_SUFFIXES, image_suffix, read_labels
+from sgan_datasets.source import Source
+
+ABOUT = Source(
+    name="custom",
+    modality="any",
+    about="your own folder of pictures (PNG, JPEG, ...) or volumes (NIfTI, NRRD)",
+    source="your files",
+    licence="yours",
+)
+
+CT_RANGE_HU = (-160.0, 240.0)  # soft tissue of the abdomen
+PERCENTILES = (0.5, 99.5)
+VALIDATION_SHARE = 0.2
+LEAST_FOR_VALIDATION = 5  # labelled patients; with fewer, every one is needed for training
+BACKGROUND = "background"
+
+# Colours and codes of organs that people label most: 3D Slicer's generic anatomy colours, SNOMED CT codes.
+_ORGANS: dict[str, tuple[tuple[int, int, int], str]] = {
+    "liver": ((221, 130, 101), "10200004"),
+    "spleen": ((157, 108, 162), "78961009"),
+    "kidney": ((185, 102, 83), "64033007"),
+    "right kidney": ((185, 102, 83), "9846003"),
+    "left kidney": ((185, 102, 83), "18639004"),
+    "pancreas": ((249, 180, 111), "15776009"),
+    "stomach": ((216, 132, 105), "69695003"),
+    "gallbladder": ((139, 150, 98), "28231008"),
+    "aorta": ((224, 97, 76), "15825003"),
+    "heart": ((206, 110, 84), "80891009"),
+    "lung": ((197, 165, 145), "39607008"),
+    "right lung": ((197, 165, 145), "3341006"),
+    "left lung": ((197, 165, 145), "44029006"),
+}
+# Told apart by people who see few colours as well: Okabe and Ito, 2008, without black.
+_PALETTE = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Stored values of the label files that mean one class; the name "background" ignores them."""
+
+    stored_values: tuple[int, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file of one's folder and its label file, if there is one. Paths relative to it, with "/"."""
+
+    image: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cohort, with what its owner should know about the files."""
+
+    cohort: Cohort
+    warnings: tuple[str, ...]
+
+
+def prepare_custom(
+    folder: str | Path,
+    *,
+    images: str,
+    labels: str | None = None,
+    patient: str,
+    modality: str,
+    name: str = "",
+    intensity_range: tuple[float, float] | None = None,
+    missing_label_is_empty: bool = False,
+    same_patient: Sequence[Sequence[str]] = (),
+    validation: Sequence[str] | None = None,
+    label_rules: Sequence[LabelRule] = (),
+    seed: int = 0,
+    on_progress: Callable[[int, int, str], object] | None = None,
+) -> Prepared:
+    """Make a cohort of the images below a folder.
+
+    images, labels: globs relative to the folder (``*``, ``?``, ``[..]``, ``**/``); an image and a label
+    belong together when their wildcards match the same text.
+    patient: regular expression searched in an image's path relative to the folder; its first group, or
+    the whole match, is the patient.
+    intensity_range: in HU for ct (default ``CT_RANGE_HU``); other modalities use percentiles without it.
+    missing_label_is_empty: an image without a label file holds no label, instead of being unlabelled.
+    same_patient: groups of names that are one person, who is then called "A+B+C".
+    validation: patients; None draws a fifth of the labelled ones when there are five or more.
+    label_rules: default: each value found becomes a class label_1, label_2, ...
+    on_progress(done, total, message) is called for each label file read.
+
+    Every label file is read once to learn its values. Raises InputError: a glob or expression that is wrong
+    or finds nothing, labels that match no image, unreadable label files, values without a rule, unknown
+    patients, and whatever ``sgan_core.cohort.validate`` refuses.
+    """
+    root = Path(folder)
+    pairs, warnings = find_pairs(root, images=images, labels=labels)
+    alias = _merge_patients(_patients([pair.image for pair in pairs], patient), same_patient)
+    found = _label_values(root, [pair.label for pair in pairs if pair.label], on_progress)
+    classes, ignored = _classes(found, label_rules)
+    identifiers = _identifiers([pair.image for pair in pairs])
+    cases = [
+        Case(
+            id=identifier,
+            patient=alias[_patient_of(pair.image, patient)],
+            image=_absolute(root, pair.image),
+            label=_absolute(root, pair.label) if pair.label else None,
+            empty=pair.label is None and missing_label_is_empty,
+            domain=modality,
+        )
+        for pair, identifier in zip(pairs, identifiers, strict=True)
+    ]
+    if missing_label_is_empty:
+        warnings += _warn_of_all_empty(cases)
+    if modality == "ct" and intensity_range is None and image_suffix(pairs[0].image) in PICTURE_SUFFIXES:
+        low, high = CT_RANGE_HU
+        warnings.append(
+            f"the pictures are taken to show {low:g} to {high:g} HU (black to white); "
+            "say --intensity-range LOW,HIGH if they show another window."
+        )
+    split, more = _split(cases, validation, alias, seed)
+    cohort = Cohort(
+        name=name or root.resolve().name,
+        modality=modality,
+        intensity=_intensity(modality, intensity_range),
+        labels=classes,
+        cases=rank_labelled(split, seed=seed),
+        ignored_values=ignored,
+    )
+    validate(cohort, source=str(root))
+    return Prepared(cohort, (*warnings, *more))
+
+
+# --- images and their labels ---
+
+
+def find_pairs(folder: Path, *, images: str, labels: str | None) -> tuple[list[Pair], list[str]]:
+    """Images below a folder, each with its label file, in natural order; warnings about labels left over.
+
+    Files that match both globs are labels. Raises InputError: no such folder, globs that find nothing or
+    whose wildcards differ in number, labels none of which belongs to an image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder. Give the folder that the globs are relative to.")
+    files = sorted(_walk(folder), key=_natural)
+    if labels is None:
+        return [Pair(image, None) for image in _matches(files, images, folder, "--images")], []
+    if _wildcards(images) != _wildcards(labels):
+        raise InputError(
+            f"--images {images} has {_wildcards(images)} wildcards, --labels {labels} has "
+            f"{_wildcards(labels)}; the same number is needed, for their parts to be compared."
+        )
+    label_at = _matches(files, labels, folder, "--labels")
+    label_files = set(label_at)
+    image_at = _matches([f for f in files if f not in label_files], images, folder, "--images")
+    label_of = {parts: label for label, parts in label_at.items()}
+    pairs = [Pair(image, label_of.get(parts)) for image, parts in image_at.items()]
+    orphans = sorted(label_files - {pair.label for pair in pairs if pair.label}, key=_natural)
+    if len(orphans) == len(label_files):
+        image, parts = next(iter(image_at.items()))
+        raise InputError(
+            f"{folder}: no label belongs to an image. {image} has the wildcard parts {_quoted(parts)}, "
+            f"{orphans[0]} has {_quoted(label_at[orphans[0]])}; write the globs so that they agree."
+        )
+    if orphans:
+        return pairs, [f"{len(orphans)} label files have no image, e.g. {orphans[0]}; they are left out."]
+    return pairs, []
+
+
+def _walk(folder: Path) -> Iterable[str]:
+    """Files below a folder, hidden ones left out, as paths relative to it; each linked folder once."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        relative = Path(parent).relative_to(folder)
+        yield from ((relative / file).as_posix() for file in files if not file.startswith("."))
+
+
+_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]")
+
+
+def _wildcards(glob: str) -> int:
+    return len(_TOKEN.findall(glob))
+
+
+def _glob_pattern(glob: str) -> re.Pattern[str]:
+    """The glob as a regular expression with one group a wildcard."""
+    patterns = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
+    text, position = "", 0
+    for token in _TOKEN.finditer(glob):
+        text += re.escape(glob[position : token.start()])
+        text += patterns.get(token[0]) or f"({token[0].replace('[!', '[^')})"
+        position = token.end()
+    return re.compile(text + re.escape(glob[position:]))
+
+
+def _matches(files: Iterable[str], glob: str, folder: Path, option: str) -> dict[str, tuple[str, ...]]:
+    """Files that match, with what each wildcard matched."""
+    try:
+        pattern = _glob_pattern(glob.replace("\\", "/").removeprefix("./"))
+    except re.error as error:
+        raise InputError(f"{option} {glob}: not a usable glob ({error}).") from None
+    found = {file: match.groups() for file in files if (match := pattern.fullmatch(file))}
+    if not found:
+        raise InputError(
+            f"{option} {glob}: matches no file below {folder}. The glob is relative to that folder; "
+            "put it in quotes, so that the shell leaves it alone."
+        )
+    if unknown := [file for file in found if not image_suffix(file)]:
+        raise InputError(
+            f"{option} {glob}: matches {unknown[0]}, which is no kind of image that can be read."
+        )
+    return found
+
+
+def _identifiers(images: Sequence[str]) -> list[str]:
+    """Short names that differ, fit for file names: the stem, or the path where stems repeat."""
+    stems = [path[: -len(image_suffix(path))] for path in images]
+    short = [stem.rsplit("/", 1)[-1] for stem in stems]
+    return short if len(set(short)) == len(short) else [stem.replace("/", "__") for stem in stems]
+
+
+def _absolute(root: Path, relative: str) -> str:
+    return os.path.abspath(root / relative)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts slice_2 before slice_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _quoted(parts: Iterable[str]) -> str:
+    return ", ".join(repr(part) for part in parts) or "none"
+
+
+# --- patients ---
+
+
+def _patient_of(image: str, expression: str) -> str:
+    try:
+        match = re.search(expression, image)
+    except re.error as error:
+        raise InputError(f"--patient {expression}: not a regular expression ({error}).") from None
+    name = match and (match[1] if match.re.groups else match[0])
+    if not name:
+        raise InputError(
+            f"--patient {expression}: finds no patient in {image}. The expression is searched in the path "
+            r"relative to the folder; e.g. 'volume-(\d+)_' finds 12 in images/volume-12_slice_3.png."
+        )
+    return name
+
+
+def _patients(images: Iterable[str], expression: str) -> set[str]:
+    return {_patient_of(image, expression) for image in images}
+
+
+def _merge_patients(names: set[str], groups: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Each name found -> the patient's name in the cohort."""
+    alias = {name: name for name in names}
+    named = Counter(name for group in groups for name in set(group))
+    for name, times in named.items():
+        if name not in names:
+            raise InputError(
+                f"--same-patient: {name!r} is not among the {len(names)} patients found "
+                f"({', '.join(sorted(names, key=_natural)[:8])}, ...)."
+            )
+        if times > 1:
+            raise InputError(f"--same-patient: {name!r} is in two groups; write them as one.")
+    for group in groups:
+        alias.update(dict.fromkeys(group, "+".join(dict.fromkeys(group))))
+    return alias
+
+
+def _split(
+    cases: Sequence[Case], validation: Sequence[str] | None, alias: dict[str, str], seed: int
+) -> tuple[tuple[Case, ...], list[str]]:
+    if validation is not None:
+        return assign_splits(cases, validation={alias.get(name, name) for name in validation}, seed=seed), []
+    labelled = {case.patient for case in cases if case.labelled}
+    if len(labelled) >= LEAST_FOR_VALIDATION:
+        return assign_splits(cases, validation=VALIDATION_SHARE, seed=seed), []
+    return assign_splits(cases, validation=0.0), [
+        f"{len(labelled)} labelled patients are too few to keep some for validation; all are in train."
+    ]
+
+
+def _warn_of_all_empty(cases: Sequence[Case]) -> list[str]:
+    with_file = {case.patient for case in cases if case.label is not None}
+    bare = sorted({case.patient for case in cases} - with_file, key=_natural)
+    if not bare:
+        return []
+    return [
+        f"{len(bare)} patients have no label file at all and count as empty, e.g. {bare[0]}; "
+        "leave --missing-label-is-empty out if they were never labelled."
+    ]
+
+
+# --- intensities, labels ---
+
+
+def _intensity(modality: str, limits: tuple[float, float] | None) -> Intensity:
+    if modality != "ct" and limits is None:
+        return Intensity(percentiles=PERCENTILES)
+    low, high = limits or CT_RANGE_HU
+    return Intensity(low=low, high=high, unit="HU" if modality == "ct" else "")
+
+
+def _label_values(
+    root: Path, labels: Sequence[str], on_progress: Callable[[int, int, str], object] | None
+) -> dict[int, str]:
+    """Values other than 0 in the label files, each with the first file that holds it."""
+    found: dict[int, str] = {}
+    for done, label in enumerate(labels, 1):
+        stored = read_labels(root / label, values=None)
+        array = stored.array if isinstance(stored, Volume) else stored
+        occurs = np.zeros(256, bool)  # far less memory than np.unique or np.bincount on a large volume
+        occurs[array] = True
+        for value in np.flatnonzero(occurs):
+            found.setdefault(int(value), label)
+        if on_progress:
+            on_progress(done, len(labels), "reading labels")
+    found.pop(0, None)
+    return dict(sorted(found.items()))
+
+
+def _classes(found: dict[int, str], rules: Sequence[LabelRule]) -> tuple[tuple[Label, ...], tuple[int, ...]]:
+    """Labels of the cohort, and the values that count as background."""
+    if not rules:
+        return tuple(_label(n, f"label_{n}", (value,)) for n, value in enumerate(found, 1)), ()
+    ignored = tuple(v for rule in rules if rule.name == BACKGROUND for v in rule.stored_values if v)
+    wanted = [rule for rule in rules if rule.name != BACKGROUND]
+    known = {value for rule in rules for value in rule.stored_values}
+    for value, file in found.items():
+        if value not in known:
+            raise InputError(
+                f"{file}: holds the value {value}, which no --label names. Add --label {value}=NAME, "
+                f"or --label {value}={BACKGROUND} to ignore it."
+            )
+    for rule in wanted:
+        if found and not set(rule.stored_values) & found.keys():
+            stored = ",".join(map(str, rule.stored_values))
+            raise InputError(
+                f"--label {stored}={rule.name}: no label file holds that value; "
+                f"found are {', '.join(map(str, found))}."
+            )
+    return tuple(_label(n, rule.name, rule.stored_values) for n, rule in enumerate(wanted, 1)), ignored
+
+
+def _label(value: int, name: str, stored: tuple[int, ...]) -> Label:
+    rgb, code = _ORGANS.get(name.lower().replace("_", " "), (_PALETTE[(value - 1) % len(_PALETTE)], ""))
+    return Label(value, name, rgb, code, stored_values=() if stored == (value,) else stored)

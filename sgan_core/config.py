@@ -1,0 +1,328 @@
+"""Every setting as data: frozen dataclasses with the presets behind ``--modality`` and ``--preset``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import dacite
+
+from sgan_core.cohort import Intensity, Label
+from sgan_core.errors import InputError
+
+SIZES = (32, 64, 128, 256, 512)
+
+
+def _power_of_two_sizes(size: int) -> None:
+    if size not in SIZES:
+        raise InputError(f"size is {size}, expected one of {', '.join(map(str, SIZES))}")
+
+
+def _official_channels(size: int) -> dict[int, int]:
+    table = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}
+    return {resolution: width for resolution, width in table.items() if resolution <= size}
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """StyleGAN2 with an image and a label branch (METHOD.md section 1)."""
+
+    size: int = 256
+    image_channels: int = 3
+    num_classes: int = 8  # label logits, channel 0 is background
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    channels: dict[int, int] = field(default_factory=lambda: _official_channels(256))  # resolution -> width
+    noise: bool = True  # per-pixel noise maps; they decide labels, so the small presets do without
+
+    def __post_init__(self) -> None:
+        _power_of_two_sizes(self.size)
+        if self.image_channels not in (1, 3):
+            raise InputError(f"image_channels is {self.image_channels}, expected 1 or 3")
+        if self.num_classes < 2:
+            raise InputError(f"num_classes is {self.num_classes}, expected background and at least one label")
+        wanted = [2**power for power in range(2, self.size.bit_length())]
+        if sorted(self.channels) != wanted:
+            raise InputError(f"channels has resolutions {sorted(self.channels)}, expected {wanted}")
+
+    @property
+    def num_ws(self) -> int:
+        """Number of style inputs: one w for each style layer of W+."""
+        return 2 * (self.size.bit_length() - 1) - 2
+
+
+@dataclass(frozen=True)
+class ImageDiscriminatorConfig:
+    """D_r: real or generated image? Sees every image."""
+
+    channels: dict[int, int] = field(default_factory=lambda: _official_channels(256))
+    std_group: int = 4  # consecutive samples that share one minibatch standard deviation
+
+
+@dataclass(frozen=True)
+class PairDiscriminatorConfig:
+    """D_m: real or generated image + label pair? Sees only labelled pairs as real."""
+
+    scales: int = 3
+    layers: int = 3
+    base_channels: int = 64
+    norm: str = "spectral_instance"  # "spectral": instance norm erases the area of a label
+    encoding: str = "official"  # "official": one-hot in {-1, 1} against raw logits; "softmax": both soft in [-1, 1]
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("spectral", "spectral_instance"):
+            raise InputError(f"norm is {self.norm!r}, expected 'spectral' or 'spectral_instance'")
+        if self.encoding not in ("official", "softmax"):
+            raise InputError(f"encoding is {self.encoding!r}, expected 'official' or 'softmax'")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """E(x) -> w_plus: feature pyramid with a head for each style."""
+
+    trunk: str = "resnet50"  # "resnet50" | "resnet18"
+    width: int = 64  # channels of the first trunk stage; 64 is the published ResNet
+    fpn_channels: int = 512
+    head: str = "tower"  # "tower": strided convolutions per style (pSp); "light": pooled to 4x4, one linear layer
+    norm: str = "batch"  # "batch" | "group"
+    stem_stride: bool = True  # False keeps full resolution in the stem, for images of 32 to 64 px
+    from_mean_w: bool = False  # predict the offset from the mean w
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("trunk", ("resnet50", "resnet18")),
+            ("head", ("tower", "light")),
+            ("norm", ("batch", "group")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random transforms before the discriminators; the same for the image and the label of a pair."""
+
+    adaptive: bool = False  # ADA: the strength follows D_r's certainty on real images
+    target: float = 0.6  # ADA's r_t = E[sign(D_r(real))]
+    adapt_kimg: float = 100.0  # thousand images in which the strength can go from 0 to 1
+    image_strength: float = 0.0  # probability of each transform before D_r (the start value when adaptive)
+    image_max: float = 0.6
+    pair_strength: float = 0.0  # probability of each transform before D_m
+    shift: float = 0.08  # fraction of the image side
+    scale: float = 0.12  # log range: factors in exp(+-scale)
+    rotation_deg: float = 8.0
+    contrast: float = 0.15
+    flip: bool = False  # left-right; wrong for CT and X-ray, where sides have a meaning
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Stage 1 (Eq. 1-3)."""
+
+    batch: int = 16
+    max_images: int = 800_000 * 16
+    generator_lr: float = 0.002
+    image_lr: float = 0.002
+    pair_lr: float = 0.002
+    pair_loss: str = "hinge"  # "logistic" | "hinge"
+    pair_weight: float = 1.0
+    pair_ramp_images: int = 0  # the weight grows linearly from 0 over this many images
+    pair_label_blur: bool = False  # the same small blur on real and generated labels
+    mismatch_weight: float = 0.0  # real image with another image's label as an extra negative of D_m
+    feature_matching: float = 0.0  # the authors' code: 2
+    image_r1: float = 10.0
+    pair_r1: float = 10.0  # 0: none
+    r1_every: int = 16
+    path_weight: float = 2.0
+    path_every: int = 4
+    path_from: float = 0.0  # fraction of max_images after which path length starts
+    path_batch_shrink: int = 2
+    style_mixing: float = 0.9
+    ema_half_life_images: float = 5_000.0
+    fade_images: int = 0  # after --init-from a smaller model: the new block of D_r is faded in
+    augment: AugmentConfig = AugmentConfig()
+
+    def __post_init__(self) -> None:
+        if self.pair_loss not in ("logistic", "hinge"):
+            raise InputError(f"pair_loss is {self.pair_loss!r}, expected 'logistic' or 'hinge'")
+        if self.batch < 2:
+            raise InputError(f"batch is {self.batch}, expected at least 2")
+
+
+@dataclass(frozen=True)
+class EncoderTrainConfig:
+    """Stage 2 (Eq. 4-6), the generator frozen."""
+
+    batch: int = 16
+    max_images: int = 200_000
+    lr: float = 1e-3
+    perceptual_weight: float = 10.0
+    mse_weight: float = 1.0  # lambda_1
+    ce_weight: float = 1.0
+    dice_weight: float = 1.0
+    ce_temperature: float = 0.1
+    dice_temperature: float = 0.3
+    latent_weight: float = 0.0  # synthetic (image, w) pairs: the squared distance of w
+    clip_norm: float = 5.0
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """Test-time optimisation in W+ (Eq. 7-8)."""
+
+    steps: int = 200
+    lr: float = 0.1
+    ramp_up: float = 0.05
+    ramp_down: float = 0.25
+    perceptual_weight: float = 1.0
+    mse_weight: float = 0.1  # lambda_3
+    encoder_weight: float = 1e-3  # lambda_2
+    batch: int = 16  # slices optimised together
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; written beside every checkpoint and into the bundle."""
+
+    modality: str = "ct"
+    preset: str = "paper"
+    generator: GeneratorConfig = GeneratorConfig()
+    image_discriminator: ImageDiscriminatorConfig = ImageDiscriminatorConfig()
+    pair_discriminator: PairDiscriminatorConfig = PairDiscriminatorConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    gan: GanConfig = GanConfig()
+    encoder_train: EncoderTrainConfig = EncoderTrainConfig()
+    inversion: InversionConfig = InversionConfig()
+    perceptual: str = "efficientnet-lite0"
+    intensity: Intensity = Intensity(percentiles=(0.5, 99.5))
+    labels: tuple[Label, ...] = ()
+    labelled: int = 8  # labelled patients
+    seed: int = 0
+    gan_share: float = 0.75  # of the time limit; the encoder has the rest
+    checkpoint_minutes: float = 3.0
+    evaluate_images: int = 20_000
+    amp: bool = True  # half precision on a GPU; never on the CPU
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for YAML, JSON and safetensors headers."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """Read back what ``to_dict`` wrote.
+
+        Raises InputError for an unknown or wrong setting.
+        """
+        return from_dict(TrainConfig, values)
+
+
+def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
+    """Build a config dataclass from plain data; JSON turned keys into text and tuples into lists."""
+    hooks = {dict[int, int]: lambda table: {int(key): int(value) for key, value in table.items()}}
+    try:
+        config = dacite.Config(strict=True, cast=[tuple, float], type_hooks=hooks)
+        return dacite.from_dict(kind, values, config=config)
+    except (dacite.DaciteError, TypeError, ValueError) as error:
+        raise InputError(f"config: {error}") from error
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes`` laid over it, table by table. ``channels`` is replaced as a whole."""
+    merged = dict(values)
+    for key, change in changes.items():
+        nested = isinstance(change, dict) and isinstance(merged.get(key), dict) and key != "channels"
+        merged[key] = merge(merged[key], change) if nested else change
+    return merged
+
+
+MODALITIES: dict[str, dict[str, Any]] = {
+    "ct": {"image_channels": 1, "flip": False, "intensity": Intensity(low=-160.0, high=240.0, unit="HU")},
+    "xray": {"image_channels": 1, "flip": False, "intensity": Intensity(percentiles=(0.5, 99.5))},
+    "dermoscopy": {"image_channels": 3, "flip": True, "intensity": Intensity(low=0.0, high=255.0)},
+    "face": {"image_channels": 3, "flip": True, "intensity": Intensity(low=0.0, high=255.0)},
+}
+
+
+def _small_presets(size: int, flip: bool) -> dict[str, Any]:
+    """``tiny`` (64 px), ``small`` (128 px): made for few images and a CPU (METHOD.md sections 9-10)."""
+    table = {4: 128, 8: 128, 16: 64, 32: 32, 64: 16, 128: 16} if size <= 64 else {4: 256, 8: 256, 16: 128, 32: 96, 64: 64, 128: 32}
+    channels = {resolution: width for resolution, width in table.items() if resolution <= size}
+    return {
+        "generator": {"z_dim": 128, "w_dim": 128, "mapping_layers": 4, "channels": channels, "noise": False},
+        "image_discriminator": {"channels": channels},
+        "pair_discriminator": {
+            "scales": 2,
+            "layers": 3,
+            "base_channels": 24 if size <= 64 else 32,
+            "norm": "spectral",
+            "encoding": "softmax",
+        },
+        "encoder": {
+            "trunk": "resnet18",
+            "width": 24 if size <= 64 else 32,
+            "fpn_channels": 64,
+            "head": "light",
+            "norm": "group",
+            "stem_stride": size > 64,
+            "from_mean_w": True,
+        },
+        "gan": {
+            "max_images": 300_000,
+            "pair_lr": 0.0005,
+            "pair_loss": "logistic",
+            "pair_weight": 0.5,
+            "pair_ramp_images": 50_000,
+            "pair_label_blur": True,
+            "mismatch_weight": 0.25,
+            "image_r1": 0.1 * (size / 64) ** 2,
+            "pair_r1": 0.0,
+            "path_every": 16,
+            "path_from": 0.66,
+            "fade_images": 20_000,
+            "augment": {"adaptive": True, "pair_strength": 0.8, "flip": flip},
+        },
+        "encoder_train": {
+            "max_images": 100_000,
+            "perceptual_weight": 1.0,
+            "ce_weight": 0.5,
+            "dice_weight": 0.5,
+            "ce_temperature": 1.0,
+            "dice_temperature": 1.0,
+            "latent_weight": 0.5,
+        },
+        "inversion": {"steps": 100},
+    }
+
+
+def _large_presets(preset: str, size: int, flip: bool) -> dict[str, Any]:
+    """``paper`` (adversarial losses only) or ``official`` (the authors' code, section 7)."""
+    channels = _official_channels(size)
+    shared = {"generator": {"channels": channels}, "image_discriminator": {"channels": channels}}
+    if preset == "paper":
+        return merge(shared, {"gan": {"pair_loss": "logistic", "augment": {"adaptive": True, "flip": flip}}})
+    rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": {"flip": True}}
+    return merge(shared, {"gan": rates})
+
+
+def preset(name: str, *, modality: str, num_classes: int, size: int | None = None) -> TrainConfig:
+    """The settings behind ``--preset`` for a modality.
+
+    name: tiny (64 px), small (128 px), paper or official (256 px); ``size`` overrides the resolution.
+    num_classes: labels and background. Raises InputError for unknown names.
+    """
+    if modality not in MODALITIES:
+        raise InputError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
+    sizes = {"tiny": 64, "small": 128, "paper": 256, "official": 256}
+    if name not in sizes:
+        raise InputError(f"preset is {name!r}, expected one of {', '.join(sizes)}")
+    size = size or sizes[name]
+    _power_of_two_sizes(size)
+    of = MODALITIES[modality]
+    own = _small_presets(size, of["flip"]) if name in ("tiny", "small") else _large_presets(name, size, of["flip"])
+    values = merge(TrainConfig().to_dict(), own)
+    generator = {"size": size, "image_channels": of["image_channels"], "num_classes": num_classes}
+    changes = {"modality": modality, "preset": name, "generator": generator}
+    changes["intensity"] = dataclasses.asdict(of["intensity"])
+    return TrainConfig.from_dict(merge(values, changes))

@@ -1,0 +1,32 @@
+"""Which processor computes."""
+
+from __future__ import annotations
+
+import torch
+
+from sgan_core.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises InputError when the device asked for is not there: no silent fallback.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA GPU here. Use --device cpu, or install a CUDA build of torch.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: PyTorch finds no Apple GPU here. Use --device cpu.")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, e.g. for a report."""
+    if device.type == "cuda":
+        return f"CUDA GPU {torch.cuda.get_device_name(device)}"
+    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,1 @@
+"""Segmenters that every result of the generator stands beside."""

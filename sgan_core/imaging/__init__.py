@@ -1,0 +1,1 @@
+"""From files to arrays on a grid, then back."""

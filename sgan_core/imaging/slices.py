@@ -1,0 +1,274 @@
+"""Volumes and pictures to model-size slices, then exactly back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, InvertibleTransform, SpatialPad
+from monai.utils.enums import TraceKeys
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from torch.nn.functional import interpolate
+
+from sgan_core.cohort import Intensity
+from sgan_core.errors import InputError
+from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.image import Picture, Volume
+
+DEFAULT_PERCENTILES = (0.5, 99.5)
+AIR = -1.0  # model intensity of air or black, also the padding
+
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_CHUNK_VALUES = 1 << 23  # float32 values held at native size at one time: 32 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class SliceStack:
+    """Model-size slices of one volume or picture, with what is needed to go back.
+
+    Seen as a radiologist sees them: row 0 anterior, column 0 the patient's right, slices from feet to head.
+    A picture is one slice, as stored.
+    """
+
+    images: np.ndarray  # (N, C, S, S) float32 in [-1, 1]
+    grid: Grid | None  # of the volume; None for a picture
+    shape: tuple[int, ...]  # of the input: (I, J, K), or (H, W) for a picture
+    low: float  # input intensity that became -1
+    high: float  # input intensity that became 1
+    transform: Compose  # native slices (channels, H, W) to (channels, S, S), invertible
+
+
+def to_model(image: Volume | Picture, *, size: int, intensity: Intensity, channels: int = 1) -> SliceStack:
+    """Cut an image into model slices.
+
+    Intensities: the fixed range of ``intensity``, or its percentiles over the finite values of the whole
+    volume or picture (0.5 and 99.5 when it says nothing), mapped linearly to [-1, 1] and clipped.
+    In the plane, pixels become square in mm, the longer side fills ``size``, the other is padded with -1.
+    ``channels`` 1 or 3: colour becomes luminance, grey is repeated.
+    Raises InputError when the intensity range is empty (a constant image).
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, not {channels}")
+    if isinstance(image, Picture):
+        native = _with_channels(image.array, channels)  # (C, H, W)
+        shape, grid, spacing_mm = native.shape[1:], None, (1.0, 1.0)
+    else:
+        native = _axial_view(image.array, image.grid)  # (N, H, W)
+        _, row_mm, column_mm = _axial_view_spacing(image.grid)
+        shape, grid, spacing_mm = image.array.shape, image.grid, (row_mm, column_mm)
+    low, high = _intensity_range(native, intensity)
+    transform = _model_transform((native.shape[1], native.shape[2]), spacing_mm, size)
+
+    # Slices (or colour channels) stand where MONAI expects channels: one call does many.
+    slices = np.empty((len(native), size, size), np.float32)
+    for chunk in _chunks(native.shape):
+        slices[chunk] = transform(MetaTensor(_to_unit_range(native[chunk], low, high))).numpy()
+    # Colours of one slice (C, S, S) -> (1, C, S, S); many slices (N, S, S) -> (N, C, S, S)
+    images = slices[None] if grid is None else np.repeat(slices[:, None], channels, axis=1)
+    return SliceStack(images, grid, shape, low, high, transform)
+
+
+def labels_to_model(labelmap: np.ndarray, stack: SliceStack) -> np.ndarray:
+    """Cut a label map on the stack's grid, (I, J, K) or (H, W) integers, into (N, S, S) uint8.
+
+    Each label's share of every model pixel is computed, and the largest wins; padding is background 0.
+    """
+    native = _native_slices(labelmap, stack)  # (N, H, W)
+    size = stack.images.shape[-1]
+    values = np.union1d([0], np.unique(labelmap)).astype(np.uint8)
+    model_labels = np.empty((len(native), size, size), np.uint8)
+    for chunk in _chunks(native.shape, per_slice=len(values)):
+        one_hot = native[chunk][:, None] == values[:, None, None]  # (n, K, H, W)
+        shares = _to_model_size(torch.from_numpy(one_hot).float(), stack.transform)
+        # Padding is -1 for every label alike, and the first of equals, background, wins.
+        model_labels[chunk] = values[shares.numpy().argmax(axis=1)]
+    return model_labels
+
+
+def to_volume(probabilities: np.ndarray | torch.Tensor, stack: SliceStack) -> np.ndarray:
+    """Bring label probabilities (N, K, S, S) back and label them.
+
+    Returns uint8 of the input's shape, (I, J, K) or (H, W): probabilities are interpolated to the native
+    pixels, then the most probable class 0..K-1 wins.
+    """
+    _require_model_shape(probabilities, stack)
+    labelmap = np.empty(stack.shape, np.uint8)
+    native = _native_slices(labelmap, stack)  # a view: writing here fills the label map
+    for chunk in _chunks(native.shape, per_slice=probabilities.shape[1]):
+        model_probs = _float_tensor(probabilities[chunk])  # (n, K, S, S)
+        native_probs = _to_native_size(model_probs, stack.transform, native.shape[1:])
+        # numpy's argmax: six times as fast here as torch's
+        native[chunk] = native_probs.numpy().argmax(axis=1).astype(np.uint8)  # (n, K, H, W) -> (n, H, W)
+    return labelmap
+
+
+def images_to_volume(images: np.ndarray | torch.Tensor, stack: SliceStack) -> np.ndarray:
+    """Bring model images (N, C, S, S) in [-1, 1] back, e.g. reconstructions, still in [-1, 1].
+
+    Returns float32 on the input's grid: (I, J, K), the mean over C, for a volume; (C, H, W) for a picture.
+    ``low + (value + 1) / 2 * (high - low)`` of the stack gives input units.
+    """
+    _require_model_shape(images, stack)
+    if stack.grid is None:
+        return _to_native_size(_float_tensor(images), stack.transform, stack.shape)[0].numpy()
+    volume = np.empty(stack.shape, np.float32)
+    native = _native_slices(volume, stack)  # a view: writing here fills the volume
+    for chunk in _chunks(native.shape):
+        grey = _float_tensor(images[chunk]).mean(dim=1, keepdim=True)  # (n, C, S, S) -> (n, 1, S, S)
+        native[chunk] = _to_native_size(grey, stack.transform, native.shape[1:])[:, 0].numpy()
+    return volume
+
+
+class AntialiasedResize(InvertibleTransform):
+    """Resize (channels, H, W) so that the borders of the picture stay its borders.
+
+    MONAI's own Resize blurs with zeros beyond the border, which draws a grey frame around dark pictures and
+    a dark one around bright ones. Here each output pixel averages the input pixels below it, half-pixel
+    centred; when enlarging this is bilinear interpolation. The inverse does the same towards the old size.
+    """
+
+    def __init__(self, spatial_size: tuple[int, int]) -> None:
+        self.spatial_size = spatial_size
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        resized = self._resize(image, self.spatial_size)
+        return self.push_transform(resized, orig_size=tuple(image.shape[1:]))
+
+    def inverse(self, image: MetaTensor) -> MetaTensor:
+        applied = self.pop_transform(image)
+        return self._resize(image, applied[TraceKeys.ORIG_SIZE])
+
+    @staticmethod
+    def _resize(image: MetaTensor, spatial_size: tuple[int, int]) -> MetaTensor:
+        pixels = image.as_tensor()[None]  # (channels, H, W) -> (1, channels, H, W)
+        resized = interpolate(pixels, size=spatial_size, mode="bilinear", align_corners=False, antialias=True)
+        return MetaTensor(resized[0]).copy_meta_from(image)
+
+
+def _model_transform(shape: tuple[int, int], spacing_mm: tuple[float, float], size: int) -> Compose:
+    """Square pixels in mm, longer side ``size``, the other padded evenly."""
+    extent_mm = np.multiply(shape, spacing_mm)
+    height, width = (max(1, round(size * side / extent_mm.max())) for side in extent_mm.tolist())
+    return Compose([AntialiasedResize((height, width)), SpatialPad((size, size), mode="constant", value=AIR)])
+
+
+def _to_model_size(slices: torch.Tensor, transform: Compose) -> torch.Tensor:
+    """(n, K, H, W) float32 to (n, K, S, S)."""
+    flat = transform(MetaTensor(slices.flatten(0, 1)))  # (n, K, H, W) -> (n * K, H, W) -> (n * K, S, S)
+    return flat.as_tensor().unflatten(0, slices.shape[:2])
+
+
+def _to_native_size(slices: torch.Tensor, transform: Compose, shape: tuple[int, ...]) -> torch.Tensor:
+    """(n, K, S, S) float32 back to (n, K, H, W)."""
+    flat = MetaTensor(slices.flatten(0, 1))  # (n, K, S, S) -> (n * K, S, S)
+    flat.applied_operations = transform(MetaTensor(torch.zeros(1, *shape))).applied_operations
+    return transform.inverse(flat).as_tensor().unflatten(0, slices.shape[:2])
+
+
+# --- orientation -----------------------------------------------------------------------------------
+
+
+def _axial_order(grid: Grid) -> np.ndarray:
+    """(3, 2): for each axis of the file, its place among (slice, row, column) and whether it is flipped.
+
+    Closest canonical axes; an oblique scan keeps its own planes.
+    """
+    # Slices rise to S(uperior), rows run to P(osterior), columns to the patient's L(eft).
+    return ornt_transform(io_orientation(grid.affine), axcodes2ornt(("S", "P", "L")))
+
+
+def _axial_view(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """A view of (I, J, K) as (N, H, W): feet to head, anterior to posterior, right to left."""
+    order = _axial_order(grid)
+    flipped = array[tuple(slice(None, None, int(flip)) for flip in order[:, 1])]
+    return flipped.transpose(np.argsort(order[:, 0]))
+
+
+def _axial_view_spacing(grid: Grid) -> tuple[float, float, float]:
+    slice_mm, row_mm, column_mm = grid.spacing_mm[np.argsort(_axial_order(grid)[:, 0])].tolist()
+    return slice_mm, row_mm, column_mm
+
+
+def _native_slices(array: np.ndarray, stack: SliceStack) -> np.ndarray:
+    """A view (N, H, W) of an array of the input's shape."""
+    if array.shape != stack.shape:
+        raise ValueError(f"array {array.shape} does not match the sliced image {stack.shape}")
+    return array[None] if stack.grid is None else _axial_view(array, stack.grid)
+
+
+# --- intensity -------------------------------------------------------------------------------------
+
+
+def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    """(C, H, W) with the channels the model takes."""
+    if len(array) == channels:
+        return array
+    if channels == 3:
+        return np.broadcast_to(array, (3, *array.shape[1:]))
+    return np.tensordot(_LUMINANCE, array, axes=1)[None].astype(np.float32)  # (3, H, W) -> (1, H, W)
+
+
+def _intensity_range(native: np.ndarray, intensity: Intensity) -> tuple[float, float]:
+    if intensity.percentiles is None and intensity.low is not None and intensity.high is not None:
+        low, high = intensity.low, intensity.high
+        if not low < high:
+            raise InputError(f"intensity range {low:g} to {high:g} is empty; low must be below high.")
+        return float(low), float(high)
+    low, high = _percentiles(native, intensity.percentiles or DEFAULT_PERCENTILES)
+    if low < high:
+        return low, high
+    low, high = _percentiles(native, (0.0, 100.0))  # nearly all values are equal: show the rare ones
+    if low < high:
+        return low, high
+    raise InputError(f"every value of the image is {low:g}; there is nothing to segment.")
+
+
+def _percentiles(native: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """As np.percentile over the finite values; small integers are counted, which is far faster."""
+    if native.dtype.kind in "iu" and native.dtype.itemsize <= 2:
+        lowest, highest = int(native.min()), int(native.max())
+        counts = np.zeros(highest - lowest + 1, np.int64)
+        for plane in native:
+            counts += np.bincount(plane.ravel().astype(np.int64) - lowest, minlength=len(counts))
+        rank_ends = np.cumsum(counts)
+        positions = np.array(percentiles) / 100.0 * (native.size - 1)
+        below = np.searchsorted(rank_ends, np.floor(positions), side="right")
+        above = np.searchsorted(rank_ends, np.ceil(positions), side="right")
+        low, high = lowest + below + (positions % 1.0) * (above - below)
+        return float(low), float(high)
+    values = native[np.isfinite(native)]
+    if not values.size:
+        raise InputError("every value of the image is NaN or infinite; there is nothing to segment.")
+    low, high = np.percentile(values, percentiles, overwrite_input=True)
+    return float(low), float(high)
+
+
+def _to_unit_range(native: np.ndarray, low: float, high: float) -> torch.Tensor:
+    """float32 in [-1, 1]; not finite becomes -1 (air)."""
+    values = torch.from_numpy(np.array(native, dtype=np.float32, order="C"))  # a copy: changed in place
+    values.nan_to_num_(nan=low, posinf=low, neginf=low)
+    return values.sub_(low).mul_(2.0 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
+
+
+# --- chunks ----------------------------------------------------------------------------------------
+
+
+def _chunks(shape: tuple[int, ...], *, per_slice: int = 1) -> Iterator[slice]:
+    """Runs of slices of (N, H, W) whose ``per_slice`` float32 planes each stay within memory."""
+    count, height, width = shape
+    step = max(1, _CHUNK_VALUES // (per_slice * height * width))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _float_tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(values).detach().to("cpu", torch.float32)
+
+
+def _require_model_shape(values: np.ndarray | torch.Tensor, stack: SliceStack) -> None:
+    count, _, size, _ = stack.images.shape
+    if values.ndim != 4 or values.shape[0] != count or tuple(values.shape[2:]) != (size, size):
+        raise ValueError(f"({count}, any, {size}, {size}) expected, got {tuple(values.shape)}")

@@ -1,0 +1,1 @@
+"""The networks of SemanticGAN in plain PyTorch."""

@@ -1,0 +1,153 @@
+"""What is watched while training: how real the images are, how right the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import label as connected_components
+from torch import Tensor, nn
+
+from sgan_core.config import InversionConfig, TrainConfig
+from sgan_core.evaluation.frechet import FeatureStatistics, pooled_features
+from sgan_core.evaluation.metrics import mean_without_nan, per_patient_dice
+from sgan_core.inversion import invert
+from sgan_core.networks.generator import Generator
+from sgan_core.training.data import SliceStore
+from sgan_core.training.samples import colours_of, outline, write_sheet
+
+FRECHET_IMAGES = 500  # a fixed number on both sides: the figure depends on it
+PROJECTED_SLICES = 64
+_BATCH = 32
+
+
+def spread(positions: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of the positions, evenly spread over their order."""
+    if len(positions) <= count:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]
+
+
+def draw_samples(generator: Generator, count: int, device: torch.device, seed: int = 0) -> tuple[Tensor, np.ndarray]:
+    """``count`` generated images (N, C, H, W) with labels (N, H, W), untruncated."""
+    z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    images, labels = [], []
+    with torch.no_grad():
+        for part in z.split(_BATCH):
+            pair = generator(part.to(device))
+            images.append(pair.image.float().cpu())
+            labels.append(pair.labels().cpu().numpy().astype(np.uint8))
+    return torch.cat(images), np.concatenate(labels)
+
+
+def mean_dice(predicted: np.ndarray, truth: np.ndarray, patients: list[str], num_classes: int) -> float:
+    """Per-patient DICE at model size, the mean over patients and labels. predicted, truth: (N, H, W)."""
+    values: list[float] = []
+    for value in range(1, num_classes):
+        cases = [
+            (patient, p[None] == value, t[None] == value)
+            for patient, p, t in zip(patients, predicted, truth, strict=True)
+        ]
+        values += list(per_patient_dice((name, p.astype(np.uint8), t.astype(np.uint8)) for name, p, t in cases).values())
+    return mean_without_nan(values)[0]
+
+
+class _MeanSquared:
+    """Reconstruction by mean squared error alone: quick, and no judge of its own kind."""
+
+    def aim(self, target: Tensor) -> None:
+        self.target = target
+
+    def terms(self, image: Tensor) -> dict[str, Tensor]:
+        return {"mse": (image - self.target).square().mean(dim=(1, 2, 3))}
+
+
+class GanWatch:
+    """Frechet distance, sanity of the label prior, and DICE of projected validation slices."""
+
+    def __init__(self, config: TrainConfig, store: SliceStore, device: torch.device, samples: Path) -> None:
+        self.config, self.store, self.device, self.samples = config, store, device, samples
+        real = spread(store.slices_of(split="train"), FRECHET_IMAGES)
+        self.extract = pooled_features(device)
+        self.real = FeatureStatistics(self.extract)
+        for part in np.array_split(real, max(1, len(real) // _BATCH)):
+            self.real.update(store.image_batch(part).to(device))
+        self.validation = spread(store.slices_of(split="validation", with_label=True), PROJECTED_SLICES)
+        pool = store.labels[store.labelled(config.labelled)]
+        self.data_empty = float((pool == 0).all(axis=(1, 2)).mean())
+
+    def __call__(self, generator: Generator, images_seen: int) -> dict[str, float]:
+        """Figures of a generator: ``frechet``, ``projection_dice``, shares of empty masks, mask components."""
+        images, labels = draw_samples(generator, max(2, self.real.count), self.device)
+        fake = FeatureStatistics(self.extract)
+        for part in images.split(_BATCH):
+            fake.update(part.to(self.device))
+        found = {
+            "frechet": fake.distance(self.real),
+            "empty_share": float((labels == 0).all(axis=(1, 2)).mean()),
+            "empty_share_data": self.data_empty,
+            "components": _components(labels),
+        }
+        if len(self.validation):
+            found["projection_dice"] = self._projection_dice(generator)
+        colours = colours_of(self.config.labels)
+        pictures = [outline(i, y, colours, scale=2) for i, y in zip(images[:48].numpy(), labels[:48], strict=True)]
+        write_sheet(self.samples / f"gan_{images_seen:08d}.png", [pictures[k : k + 8] for k in range(0, 48, 8)])
+        return found
+
+    def _projection_dice(self, generator: Generator) -> float:
+        # Projection from the mean w by squared error alone: 60 steps say how well labels follow images.
+        config = InversionConfig(steps=60, lr=0.1)
+        predicted = []
+        for part in np.array_split(self.validation, max(1, len(self.validation) // _BATCH)):
+            target = self.store.image_batch(part).to(self.device)
+            found = invert(target, generator, None, _MeanSquared(), config)
+            predicted.append(found.label_probs.argmax(dim=1).cpu().numpy())
+        truth = self.store.labels[self.validation]
+        classes = self.config.generator.num_classes
+        return mean_dice(np.concatenate(predicted), truth, self.store.patients(self.validation), classes)
+
+
+def _components(labels: np.ndarray) -> float:
+    """Mean number of connected parts of the masks that are not empty; an organ's slice has one, seldom two."""
+    counts = [connected_components(mask)[1] for mask in labels > 0 if mask.any()]
+    return float(np.mean(counts)) if counts else 0.0
+
+
+def encoder_dice(
+    config: TrainConfig, store: SliceStore, device: torch.device, encoder: nn.Module, generator: Generator
+) -> float:
+    """Encoder-only DICE on the validation patients at model size ("Ours-NO" of the paper's tables)."""
+    validation = store.slices_of(split="validation", with_label=True)
+    predicted = []
+    encoder.eval()
+    with torch.no_grad():
+        for part in np.array_split(validation, max(1, len(validation) // _BATCH)):
+            pair = generator.synthesis(encoder(store.image_batch(part).to(device)))
+            predicted.append(pair.labels().cpu().numpy())
+    truth, patients = store.labels[validation], store.patients(validation)
+    return mean_dice(np.concatenate(predicted), truth, patients, config.generator.num_classes)
+
+
+def write_reconstructions(
+    path: Path,
+    config: TrainConfig,
+    store: SliceStore,
+    device: torch.device,
+    encode: Callable[[Tensor], Tensor],
+    generator: Generator,
+) -> None:
+    """A sheet of validation slices: image with truth above, reconstruction with predicted label below."""
+    positions = spread(store.slices_of(split="validation", with_label=True), 12)
+    if not len(positions):
+        positions = spread(store.slices_of(split="train"), 12)
+    target = store.image_batch(positions)
+    with torch.no_grad():
+        pair = generator.synthesis(encode(target.to(device)))
+    colours = colours_of(config.labels)
+    known = np.where(store.labels[positions] == 255, 0, store.labels[positions])
+    above = [outline(i, y, colours, scale=2) for i, y in zip(target.numpy(), known, strict=True)]
+    drawn = zip(pair.image.float().cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True)
+    write_sheet(path, [above, [outline(i, y, colours, scale=2) for i, y in drawn]])

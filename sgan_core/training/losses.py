@@ -1,0 +1,66 @@
+"""The terms of Eq. 1-6 as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def real_loss(logits: Tensor, kind: str) -> Tensor:
+    """A discriminator's loss on real samples, without reduction. kind: logistic (Eq. 1) or hinge (the code)."""
+    return F.softplus(-logits) if kind == "logistic" else F.relu(1.0 - logits)
+
+
+def fake_loss(logits: Tensor, kind: str) -> Tensor:
+    """A discriminator's loss on generated samples, without reduction."""
+    return F.softplus(logits) if kind == "logistic" else F.relu(1.0 + logits)
+
+
+def generator_loss(logits: Tensor, kind: str) -> Tensor:
+    """The generator's loss, without reduction: non-saturating logistic, or the negative logit for hinge."""
+    return F.softplus(-logits) if kind == "logistic" else -logits
+
+
+def r1_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
+    """Squared gradient norm of D on real inputs, mean over the batch: E |grad D(x)|^2 (Mescheder et al. 2018).
+
+    logits: (B, ...) of D on ``inputs``, tensors (B, ...) that require gradients.
+    """
+    gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).mean()
+
+
+def path_lengths(image: Tensor, w_plus: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Length of the Jacobian times a random image direction, for each sample (Karras et al. 2020, section 3.2).
+
+    image: (B, C, H, W) drawn from w_plus: (B, num_ws, w_dim). Returns (B,).
+    """
+    side = image.shape[2] * image.shape[3]
+    direction = torch.randn(image.shape, generator=rng).to(image) / side**0.5
+    (gradient,) = torch.autograd.grad((image * direction).sum(), w_plus, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def path_length_penalty(lengths: Tensor, mean: Tensor, decay: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Squared distance of the lengths (B,) from their running mean, with the new running mean."""
+    new_mean = mean + decay * (lengths.detach().mean() - mean)
+    return (lengths - new_mean).square().mean(), new_mean
+
+
+def soft_dice_loss(label_probs: Tensor, one_hot: Tensor) -> Tensor:
+    """1 - mean DICE over the foreground classes, pooled over the batch (DC in Eq. 4).
+
+    label_probs, one_hot: (B, K, H, W); channel 0 is background. Pooled, so that slices without the organ
+    do not each contribute an undefined 0 / 0.
+    """
+    overlap = (label_probs * one_hot)[:, 1:].sum(dim=(0, 2, 3))
+    total = (label_probs + one_hot)[:, 1:].sum(dim=(0, 2, 3))
+    return 1.0 - ((2.0 * overlap + 1.0) / (total + 1.0)).mean()
+
+
+def overlap_share(first: Tensor, second: Tensor) -> Tensor:
+    """DICE of two one-hot label batches (B, K, H, W) for each sample, (B,); 1 when both are empty."""
+    a, b = first[:, 1:], second[:, 1:]
+    overlap, total = (a * b).sum(dim=(1, 2, 3)), (a + b).sum(dim=(1, 2, 3))
+    return torch.where(total > 0, 2.0 * overlap / total.clamp(min=1e-8), torch.ones_like(total))

@@ -1,0 +1,58 @@
+"""What several processes of one training run share: batches, gradients, numbers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Rows = TypeVar("Rows", Tensor, np.ndarray)
+
+
+def world_size() -> int:
+    """Number of processes, 1 without ``torchrun``."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, 0 without ``torchrun``."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def share(rows: Rows, dim: int = 0) -> Rows:
+    """This process's consecutive part of the joint batch along ``dim``."""
+    if world_size() == 1:
+        return rows
+    size = rows.shape[dim] // world_size()
+    part = slice(rank() * size, (rank() + 1) * size)
+    return rows[(slice(None),) * dim + (part,)]
+
+
+def average_gradients(net: nn.Module) -> None:
+    """Replace each gradient by its mean over the processes: the gradient of the joint batch's mean loss."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def average_value(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
+    """bfloat16 on a GPU (its range needs no loss scaling); float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and device.type == "cuda")

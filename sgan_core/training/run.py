@@ -1,0 +1,336 @@
+"""A training run: its folder, its stages in order, the bundle at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from sgan_core import __version__
+from sgan_core.bundle import save_bundle
+from sgan_core.cohort import Case, Cohort, labelled_patients
+from sgan_core.config import TrainConfig
+from sgan_core.errors import Cancelled, InputError
+from sgan_core.networks.generator import Generator
+from sgan_core.networks.perceptual import Perceptual, make_perceptual
+from sgan_core.training import evaluate
+from sgan_core.training.data import SliceStore, open_store
+from sgan_core.training.encoder import EncoderTrainer
+from sgan_core.training.gan import GanTrainer
+from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
+from sgan_core.training.parallel import rank
+
+OnProgress = Callable[[int, int, str], None]
+STAGES = ("gan", "encoder")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run writes, what ends it, whom it tells."""
+
+    folder: Path
+    device: torch.device
+    max_minutes: float | None = None
+    init_from: Path | None = None
+    perceptual_weights: Path | None = None
+    cache: Path | None = None  # prepared slices; inside the folder when left out
+    on_progress: OnProgress = lambda done, total, message: None
+    should_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the resumable states."""
+        return self.folder / "checkpoints"
+
+
+def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
+    """Claim the run's folder and write its config; on resume, read it back and take over the new limits only.
+
+    Raises InputError for a folder that holds another run, or none to resume.
+    """
+    file = run.folder / "config.yaml"
+    if resume and file.is_file():
+        stored = read_config(file)
+        gan = replace(stored.gan, max_images=config.gan.max_images)
+        encoder = replace(stored.encoder_train, max_images=config.encoder_train.max_images)
+        return replace(stored, gan=gan, encoder_train=encoder)
+    if not resume and run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
+        raise InputError(f"{run.folder}: holds a training run. Pass --resume to continue it, or another --output.")
+    if rank() == 0:
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+            os.replace(part, file)
+        except OSError as error:
+            raise InputError(f"{run.folder}: cannot write there ({error.strerror}). Choose another --output.") from error
+    return config
+
+
+def read_config(file: Path) -> TrainConfig:
+    """Read a config.yaml. Raises InputError when it is damaged or has unknown settings."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: not a readable config ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: expected a table of settings")
+    return TrainConfig.from_dict(values)
+
+
+def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, ...] = STAGES) -> Path:
+    """Train the stages and write ``bundle/``; returns its folder.
+
+    The time limit is divided between the stages in the config's proportion. Raises Cancelled when the user
+    stopped (everything is saved), InputError for what the user can mend.
+    """
+    began = time.monotonic()
+    labelled_patients(cohort, config.labelled)  # an error now, not after the slices have been prepared
+    store = open_store(
+        cohort,
+        run.cache or run.folder / "cache",
+        size=config.generator.size,
+        channels=config.generator.image_channels,
+        intensity=config.intensity,
+        on_progress=run.on_progress,
+    )
+    log = RunLog(run.folder)
+    seconds = None if run.max_minutes is None else run.max_minutes * 60.0
+    share = config.gan_share if "encoder" in stages else 1.0
+    if "gan" in stages:
+        _train_gan(run, config, store, log, None if seconds is None else began + share * seconds)
+    if "encoder" not in stages:
+        return run.folder
+    deadline = None if seconds is None else began + seconds
+    return _train_encoder(run, config, store, log, deadline)
+
+
+def _limits(config: TrainConfig, max_images: int, deadline: float | None, evaluate_images: int) -> Limits:
+    return Limits(max_images, deadline, config.checkpoint_minutes * 60.0, evaluate_images)
+
+
+def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None) -> None:
+    checkpoint, best_file = run.checkpoints / "gan.pt", run.checkpoints / "gan_best.pt"
+    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
+    smaller = None
+    if state is None and run.init_from is not None:
+        smaller = load_checkpoint(run.init_from / "checkpoints" / "gan.pt")
+    grown = bool(state["grown"]) if state else smaller is not None and config.gan.fade_images > 0
+    trainer = GanTrainer(config, store, run.device, grown=grown)
+    if state is not None:
+        trainer.load_state_dict(state)
+    elif smaller is not None:
+        trainer.init_from(smaller)
+    best = float(load_checkpoint(best_file)["quality"]) if best_file.exists() else -1.0
+    watch: evaluate.GanWatch | None = None
+
+    def judge() -> dict[str, float]:
+        nonlocal best, watch
+        if rank():
+            return {}
+        watch = watch or evaluate.GanWatch(config, store, run.device, run.folder / "samples")
+        found = watch(trainer.ema, trainer.images)
+        # Label quality decides; without validation patients the most realistic images do.
+        quality = found.get("projection_dice", 1.0 / (1.0 + found["frechet"]))
+        if quality > best and trainer.fade >= 1.0:
+            best = quality
+            kept = {"generator": trainer.ema.state_dict(), "images": trainer.images, "quality": quality}
+            save_checkpoint(kept | {"figures": found}, best_file)
+        return found
+
+    limits = _limits(config, config.gan.max_images, deadline, config.evaluate_images)
+    progress = _named(run.on_progress, "gan")
+    before = trainer.images
+    reason = fit(trainer, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress)
+    if reason == "stopped":
+        raise Cancelled(f"stopped after {trainer.images} images; continue with --resume")
+    if trainer.images > before and trainer.images % config.evaluate_images:
+        log.write("gan", trainer.images, judge())
+
+
+def trained_generator(run: Run, config: TrainConfig) -> tuple[Generator, dict[str, Any]]:
+    """The best generator of stage 1 so far, or the last one, with ``images`` it saw and its ``figures``."""
+    best_file, last_file = run.checkpoints / "gan_best.pt", run.checkpoints / "gan.pt"
+    generator = Generator(config.generator)
+    if best_file.exists():
+        state = load_checkpoint(best_file)
+        facts = {"images": int(state["images"]), "figures": state["figures"]}
+        generator.load_state_dict(state["generator"])
+    else:
+        state = load_checkpoint(last_file)
+        facts = {"images": int(state["step"]) * config.gan.batch, "figures": {}}
+        generator.load_state_dict(state["ema"])
+    generator.update_mean_w(seed=config.seed)
+    return generator.eval().requires_grad_(False), facts
+
+
+def _perceptual(run: Run, config: TrainConfig) -> Perceptual:
+    discriminator = None
+    if config.perceptual == "discriminator":
+        from sgan_core.networks.discriminators import ImageDiscriminator
+
+        state = load_checkpoint(run.checkpoints / "gan.pt")
+        discriminator = ImageDiscriminator(
+            config.image_discriminator, image_channels=config.generator.image_channels, grown=bool(state["grown"])
+        )
+        discriminator.load_state_dict(state["image_d"])
+    return make_perceptual(config.perceptual, weights=run.perceptual_weights, image_discriminator=discriminator)
+
+
+def _train_encoder(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None) -> Path:
+    checkpoint, best_file = run.checkpoints / "encoder.pt", run.checkpoints / "encoder_best.pt"
+    generator, facts = trained_generator(run, config)
+    perceptual = _perceptual(run, config)
+    trainer = EncoderTrainer(config, store, run.device, generator, perceptual)
+    fingerprint = _fingerprint(generator)
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+        if state["generator"] == fingerprint:
+            trainer.load_state_dict(state)
+        else:  # stage 1 went on since: its weights are a good start, but the stage begins anew
+            trainer.encoder.load_state_dict(state["encoder"])
+            best_file.unlink(missing_ok=True)
+    tagged = _Tagged(trainer, fingerprint)
+    best = float(load_checkpoint(best_file)["quality"]) if best_file.exists() else -1.0
+
+    def judge() -> dict[str, float]:
+        nonlocal best
+        if rank():
+            return {}
+        dice = evaluate.encoder_dice(config, store, run.device, trainer.encoder, trainer.generator)
+        sheet = run.folder / "samples" / f"encoder_{trainer.images:08d}.png"
+        evaluate.write_reconstructions(sheet, config, store, run.device, trainer.encoder, trainer.generator)
+        if not dice <= best:  # NaN without validation patients: the last one is kept
+            best = dice
+            kept = {"encoder": trainer.encoder.state_dict(), "images": trainer.images, "quality": dice}
+            save_checkpoint(kept, best_file)
+        return {"validation_dice": dice}
+
+    limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
+    progress = _named(run.on_progress, "encoder")
+    reason = fit(tagged, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress)
+    if reason == "stopped":
+        raise Cancelled(f"stopped after {trainer.images} images of the encoder; continue with --resume")
+    log.write("encoder", trainer.images, judge())
+    state = load_checkpoint(best_file)
+    trainer.encoder.load_state_dict(state["encoder"])
+    facts = {
+        "tool_version": __version__,
+        "cohort": store.cohort.name,
+        "labelled_patients": config.labelled,
+        "slices": len(store.images),
+        "labelled_slices": len(store.labelled(config.labelled)),
+        "gan_images": facts["images"],
+        "gan_figures": facts["figures"],
+        "encoder_images": int(state["images"]),
+        "validation_dice_encoder": float(state["quality"]),
+    }
+    if rank():
+        return run.folder / "bundle"
+    name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
+    return save_bundle(
+        run.folder / "bundle",
+        name=name.lower().replace(" ", "-"),
+        config=config,
+        generator=generator.cpu(),
+        encoder=trainer.encoder.cpu().eval(),
+        perceptual=perceptual.cpu(),
+        facts=facts,
+    )
+
+
+class _Tagged:
+    """The encoder's trainer, whose checkpoints also say which generator they belong to."""
+
+    def __init__(self, trainer: EncoderTrainer, fingerprint: str) -> None:
+        self.trainer, self.fingerprint, self.name = trainer, fingerprint, trainer.name
+
+    @property
+    def images(self) -> int:
+        return self.trainer.images
+
+    def step(self) -> dict[str, float]:
+        return self.trainer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict() | {"generator": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+
+
+def _fingerprint(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _named(on_progress: OnProgress, stage: str) -> OnProgress:
+    return lambda done, total, message: on_progress(done, total, f"{stage} {message}")
+
+
+# --- what a run would cost
+
+
+def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Parameters (millions), memory (MB) and seconds a step of both stages, measured here on random images."""
+    size, channels = config.generator.size, config.generator.image_channels
+    count = 2 * config.gan.batch
+    images = np.random.default_rng(0).uniform(-1, 1, (count, channels, size, size)).astype(np.float16)
+    labels = np.random.default_rng(1).integers(0, config.generator.num_classes, (count, size, size), dtype=np.uint8)
+    case = Case(id="random", patient="random", image="random", label="random", labelled_rank=0)
+    cohort = Cohort("random", config.modality, config.intensity, config.labels, (case,))
+    store = SliceStore(images, labels, np.zeros(count, int), cohort)
+    config = replace(config, labelled=1)
+    gan = GanTrainer(config, store, device)
+    perceptual = make_perceptual("efficientnet-lite0") if config.perceptual == "discriminator" else None
+    perceptual = perceptual or make_perceptual(config.perceptual)
+    encoder = EncoderTrainer(config, store, device, gan.ema, perceptual)
+    found = {
+        "generator_m_parameters": _millions(gan.generator),
+        "image_discriminator_m_parameters": _millions(gan.image_d),
+        "pair_discriminator_m_parameters": _millions(gan.pair_d),
+        "encoder_m_parameters": _millions(encoder.encoder),
+        "gan_seconds_per_step": _median_seconds(gan.step, device),
+        "encoder_seconds_per_step": _median_seconds(encoder.step, device),
+        "memory_mb": _memory_mb(device),
+    }
+    return found
+
+
+def _millions(net: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in net.parameters()) / 1e6
+
+
+def _median_seconds(step: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])  # the first one, with R1 and path length, also warms up
+
+
+def _memory_mb(device: torch.device) -> float:
+    """Peak memory: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)

@@ -1,0 +1,390 @@
+"""Slices: orientation, intensities, and a way back that puts every label where it was."""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from sgan_core.cohort import Intensity
+from sgan_core.errors import InputError
+from sgan_core.imaging import slices as slices_module
+from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.slices import (
+    AntialiasedResize,
+    SliceStack,
+    images_to_volume,
+    labels_to_model,
+    to_model,
+    to_volume,
+)
+
+HU = Intensity(low=-160.0, high=240.0, unit="HU")
+quick = settings(deadline=None, max_examples=60)
+
+
+@st.composite
+def grids(draw: st.DrawFn, *, oblique_degrees: float = 30.0) -> Grid:
+    """Any axis order, flips, spacings, tilt, odd sizes, single slices."""
+    shape = draw(st.tuples(*[st.integers(1, 48)] * 3))
+    order, flips = draw(st.permutations(range(3))), draw(st.tuples(*[st.sampled_from([1.0, -1.0])] * 3))
+    axes = np.eye(3)[:, order] * flips * draw(st.tuples(*[st.floats(0.4, 5.0)] * 3))
+    angles = draw(st.tuples(*[st.floats(-oblique_degrees / 2, oblique_degrees / 2)] * 3))
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ axes
+    affine[:3, 3] = draw(st.tuples(*[st.floats(-300.0, 300.0)] * 3))
+    return Grid(shape, affine)
+
+
+def noise_volume(grid: Grid, seed: int = 0) -> Volume:
+    values = np.random.default_rng(seed).integers(-1000, 1000, grid.shape).astype(np.int16)
+    values.flat[0] = 1000
+    return Volume(values, grid)
+
+
+def radiological(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """Feet to head, anterior to posterior, right to left: by nibabel alone."""
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(array, grid.affine))  # x to R, y to A, z to S
+    # (x, y, z) -> (z, -y, -x)
+    return np.asarray(canonical.dataobj)[::-1, ::-1, :].transpose(2, 1, 0)
+
+
+def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    return (labels[:, None] == np.arange(classes)[:, None, None]).astype(np.float32)
+
+
+def to_world(voxels: np.ndarray, grid: Grid) -> np.ndarray:
+    return voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+# --- orientation ----------------------------------------------------------------------------------
+
+
+@quick
+@given(grids())
+def test_slices_are_as_a_radiologist_sees_them(grid: Grid) -> None:
+    cube = Grid((12, 12, 12), grid.affine / np.append(grid.spacing_mm, 1.0))  # square: nothing to resample
+    volume = noise_volume(cube)
+    stack = to_model(volume, size=12, intensity=Intensity(low=-1000.0, high=1000.0))
+    seen = radiological(volume.array, cube)
+    np.testing.assert_allclose(stack.images[:, 0], seen / 1000.0, atol=1e-6)
+    assert stack.images.dtype == np.float32
+
+
+@pytest.mark.parametrize("degrees", [0.0, 20.0])
+def test_landmarks_are_at_the_right_corner(degrees: float) -> None:
+    rotation = Rotation.from_euler("xyz", (degrees, -degrees / 2, degrees), degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = rotation[:, [2, 0, 1]] * [1.0, -1.0, 1.0]  # file axes: S, L, A
+    array = np.zeros((9, 9, 9), np.int16)
+    array[8, 0, 8] = 1  # head, patient's right, anterior
+    stack = to_model(Volume(array, Grid(array.shape, affine)), size=9, intensity=Intensity(low=0.0, high=1.0))
+    assert np.argwhere(stack.images[:, 0] > 0).tolist() == [[8, 0, 0]]
+
+
+def test_picture_stays_as_stored() -> None:
+    pixels = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
+    stack = to_model(Picture(pixels), size=4, intensity=Intensity(low=0.0, high=15.0))
+    np.testing.assert_allclose(stack.images[0, 0], pixels[0] / 7.5 - 1.0, atol=1e-6)
+
+
+# --- there and back -------------------------------------------------------------------------------
+
+
+@quick
+@given(grids(), st.sampled_from([16, 32, 33]), st.data())
+def test_blob_comes_back_within_half_a_model_pixel(grid: Grid, size: int, data: st.DataObject) -> None:
+    stack = to_model(noise_volume(grid), size=size, intensity=HU)
+    index = np.moveaxis(np.indices(grid.shape), 0, -1).astype(float)
+    axial = int(np.argmax(np.abs(nib.orientations.io_orientation(grid.affine)[:, 0]) == 2))
+    in_plane = [axis for axis in range(3) if axis != axial]
+    extents_mm = (np.array(grid.shape) * grid.spacing_mm)[in_plane]
+    pixel_mm = extents_mm.max() / size
+    radius_mm = data.draw(st.floats(2.5, 0.4 * size)) * pixel_mm
+    centre = [data.draw(st.floats(0.0, grid.shape[axis] - 1.0)) for axis in in_plane]
+    offsets_mm = (index[..., in_plane] - centre) * grid.spacing_mm[in_plane]
+    first = data.draw(st.integers(0, grid.shape[axial] - 1))
+    blob = (np.hypot(*np.moveaxis(offsets_mm, -1, 0)) <= radius_mm) & (index[..., axial] >= first)
+    assume(blob.any())
+
+    model_labels = labels_to_model(blob.astype(np.uint8), stack)
+    back = to_volume(one_hot(model_labels, 2), stack)
+
+    assert back.shape == grid.shape
+    assert back.dtype == np.uint8
+    centroids = [to_world(np.argwhere(mask).mean(axis=0), grid) for mask in (blob, back == 1)]
+    assert np.linalg.norm(centroids[1] - centroids[0]) <= 0.5 * pixel_mm + 1e-6
+    np.testing.assert_array_equal(  # the slices that hold it are the same
+        np.unique(np.argwhere(back)[:, axial]), np.unique(np.argwhere(blob)[:, axial])
+    )
+
+
+@quick
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 31, 64]), st.data())
+def test_blob_in_a_picture_comes_back(height: int, width: int, size: int, data: st.DataObject) -> None:
+    assume(height * width > 1)
+    pixels = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
+    stack = to_model(Picture(pixels), size=size, intensity=Intensity())
+    pixel = max(height, width) / size
+    centre = data.draw(st.tuples(st.floats(0, height - 1), st.floats(0, width - 1)))
+    rows, columns = np.indices((height, width))
+    blob = np.hypot(rows - centre[0], columns - centre[1]) <= data.draw(st.floats(2.5, size / 2)) * pixel
+    assume(blob.any())
+
+    back = to_volume(one_hot(labels_to_model(blob.astype(np.uint8), stack), 2), stack)
+
+    assert back.shape == (height, width)
+    distance = np.linalg.norm(np.argwhere(back).mean(axis=0) - np.argwhere(blob).mean(axis=0))
+    assert distance <= 0.5 * pixel + 1e-6
+
+
+@quick
+@given(grids(), st.integers(2, 5))
+def test_volume_of_model_size_comes_back_untouched(grid: Grid, classes: int) -> None:
+    square = Grid((7, 7, 7), grid.affine / np.append(grid.spacing_mm, 1.0))
+    labels = np.random.default_rng(0).integers(0, classes, square.shape).astype(np.uint8)
+    stack = to_model(noise_volume(square), size=7, intensity=HU)
+    model_labels = labels_to_model(labels, stack)
+    np.testing.assert_array_equal(model_labels, radiological(labels, square))
+    np.testing.assert_array_equal(to_volume(one_hot(model_labels, classes), stack), labels)
+    reconstruction = images_to_volume(stack.images, stack)
+    expected = np.clip((noise_volume(square).array + 160.0) / 200.0 - 1.0, -1.0, 1.0)
+    np.testing.assert_allclose(reconstruction, expected, atol=1e-5)
+
+
+def test_native_pixels_are_where_simpleitk_puts_them() -> None:
+    """A coarse model picture onto a finer one: linear interpolation by SimpleITK in shared millimetres."""
+    stack = to_model(Picture(np.arange(96 * 57, dtype=np.float32).reshape(1, 96, 57)), size=32, intensity=HU)
+    model = gaussian_filter(np.random.default_rng(0).normal(size=(32, 32)), 2.0).astype(np.float32)
+    native = images_to_volume(model[None, None], stack)[0]
+
+    height, width = 32, 19  # 57 of 96 columns
+    left = (32 - width) // 2
+    inner = sitk.GetImageFromArray(model[:, left : left + width])
+    inner.SetSpacing((57 / width, 96 / height))
+    inner.SetOrigin((57 / width / 2 - 0.5, 96 / height / 2 - 0.5))  # borders meet, not centres
+    reference = sitk.Resample(inner, (57, 96), sitk.Transform(), sitk.sitkLinear)
+    inside = (slice(2, -2), slice(2, -2))  # beyond the outer centres SimpleITK has no value
+    np.testing.assert_allclose(native[inside], sitk.GetArrayFromImage(reference)[inside], atol=1e-5)
+
+
+@quick
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(8, 40))
+def test_ramp_is_sampled_at_pixel_centres(height: int, width: int, size: int) -> None:
+    ramp = np.broadcast_to((np.arange(width) + 0.5) / width, (1, height, width))
+    stack = to_model(Picture(ramp), size=size, intensity=Intensity(low=0.0, high=1.0))
+    columns = max(1, round(size * width / max(height, width)))
+    left = (size - columns) // 2
+    middle = stack.images[0, 0, size // 2, left : left + columns]
+    centres = 2.0 * (np.arange(columns) + 0.5) / columns - 1.0
+    margin = 2  # at the border the average is one-sided
+    assume(columns > 2 * margin)
+    # A hundredth of the range; half a pixel off would be 1 / columns >= 0.025 of it.
+    np.testing.assert_allclose(middle[margin:-margin], centres[margin:-margin], atol=0.02)
+
+
+@quick
+@given(grids())
+def test_aspect_is_kept_in_mm_and_the_rest_is_air(grid: Grid) -> None:
+    bright = Volume(np.full(grid.shape, 500, np.int16), grid)
+    stack = to_model(bright, size=32, intensity=HU)
+    axes = np.argsort(nib.orientations.io_orientation(grid.affine)[:, 0])  # file axes along x, y, z
+    width_mm, height_mm, _ = (np.array(grid.shape) * grid.spacing_mm)[axes]
+    longest = max(width_mm, height_mm)
+    height, width = max(1, round(32 * height_mm / longest)), max(1, round(32 * width_mm / longest))
+    for picture in stack.images[:, 0]:
+        assert set(np.unique(picture)) <= {-1.0, 1.0}  # no grey frame at the border
+        rows, columns = np.flatnonzero((picture > 0).any(axis=1)), np.flatnonzero((picture > 0).any(axis=0))
+        assert (len(rows), len(columns)) == (height, width)
+        assert abs(rows[0] - (31 - rows[-1])) <= 1  # padded evenly
+        assert abs(columns[0] - (31 - columns[-1])) <= 1
+
+
+@pytest.mark.parametrize("side", [64, 100, 181, 512])
+def test_fine_pattern_becomes_grey_not_stripes(side: int) -> None:
+    stripes = np.broadcast_to(np.arange(side) % 2, (1, side, side)).astype(np.float32)
+    stack = to_model(Picture(stripes), size=32, intensity=Intensity(low=0.0, high=1.0))
+    assert np.abs(stack.images[0, 0, 1:-1, 1:-1]).max() < 0.3
+
+
+def test_soft_probabilities_are_interpolated_before_labelling() -> None:
+    stack = to_model(Picture(np.arange(64.0).reshape(1, 1, 64)), size=2, intensity=Intensity())
+    probabilities = np.zeros((1, 2, 2, 2), np.float32)
+    probabilities[0, 1] = [0.9, 0.2]  # two pixels: organ, hardly organ
+    probabilities[0, 0] = 1.0 - probabilities[0, 1]
+    labels = to_volume(probabilities, stack)[0]
+    # Centres at 15.5 and 47.5: one half is crossed at 15.5 + 32 * (0.9 - 0.5) / 0.7 = 33.8.
+    np.testing.assert_array_equal(labels, np.arange(64) <= 33)
+
+
+def test_largest_share_wins_and_label_values_are_kept() -> None:
+    labels = np.zeros((8, 8, 2), np.uint8)
+    labels[:5], labels[5:] = 200, 7
+    stack = to_model(noise_volume(Grid((8, 8, 2), np.eye(4))), size=4, intensity=HU)
+    model_labels = labels_to_model(labels, stack)
+    assert set(np.unique(model_labels)) == {7, 200}
+    assert model_labels.shape == (2, 4, 4)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((31, 29, 7), np.diag([1.0, 1.3, 3.0, 1.0]))
+    volume, labels = noise_volume(grid), np.random.default_rng(0).integers(0, 3, grid.shape).astype(np.uint8)
+    probabilities = np.random.default_rng(0).random((7, 3, 16, 16), dtype=np.float32)
+
+    def everything() -> list[np.ndarray]:
+        stack = to_model(volume, size=16, intensity=HU)
+        return [
+            stack.images,
+            labels_to_model(labels, stack),
+            to_volume(probabilities, stack),
+            images_to_volume(stack.images, stack),
+        ]
+
+    whole = everything()
+    monkeypatch.setattr(slices_module, "_CHUNK_VALUES", 31 * 29 * 2)
+    for at_once, in_pieces in zip(whole, everything(), strict=True):
+        np.testing.assert_array_equal(at_once, in_pieces)
+
+
+def test_torch_probabilities_and_a_pickled_stack_work_too() -> None:
+    stack = to_model(noise_volume(Grid((9, 8, 3), np.eye(4))), size=16, intensity=HU)
+    probabilities = torch.rand(3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = to_volume(probabilities.numpy(), stack)
+    again: SliceStack = pickle.loads(pickle.dumps(stack))
+    np.testing.assert_array_equal(to_volume(probabilities.half().float(), again) >= 0, expected >= 0)
+    np.testing.assert_array_equal(to_volume(probabilities.requires_grad_(), again), expected)
+
+
+def test_wrong_shapes_are_our_mistake() -> None:
+    stack = to_model(noise_volume(Grid((9, 8, 3), np.eye(4))), size=16, intensity=HU)
+    with pytest.raises(ValueError, match="expected"):
+        to_volume(np.zeros((2, 2, 16, 16)), stack)
+    with pytest.raises(ValueError, match="does not match"):
+        labels_to_model(np.zeros((8, 9, 3), np.uint8), stack)
+    with pytest.raises(ValueError, match="channels"):
+        to_model(noise_volume(Grid((9, 8, 3), np.eye(4))), size=16, intensity=HU, channels=2)
+
+
+def test_inputs_are_not_changed() -> None:
+    array = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    before = array.copy()
+    to_model(Volume(array, Grid((6, 6, 6), np.eye(4))), size=8, intensity=Intensity())
+    np.testing.assert_array_equal(array, before)
+
+
+def test_resize_is_undone_by_its_inverse() -> None:
+    from monai.data import MetaTensor
+
+    resize = AntialiasedResize((32, 20))
+    coarse = MetaTensor(torch.rand(3, 16, 10, generator=torch.Generator().manual_seed(0)))
+    back = resize.inverse(resize(coarse))
+    assert back.shape == coarse.shape
+    assert back.applied_operations == []
+
+
+# --- intensities ----------------------------------------------------------------------------------
+
+
+@quick
+@given(
+    hnp.arrays(
+        st.sampled_from([np.int16, np.uint8, np.int32, np.float32]),
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=12),
+        elements=st.integers(0, 200),
+    ),
+    st.tuples(st.floats(0.0, 49.0), st.floats(51.0, 100.0)),
+)
+def test_percentiles_are_numpys(array: np.ndarray, percentiles: tuple[float, float]) -> None:
+    low, high = np.percentile(array.astype(np.float64), percentiles)
+    assume(high - low > 1e-3)
+    volume = Volume(array, Grid(array.shape, np.eye(4)))
+    stack = to_model(volume, size=8, intensity=Intensity(percentiles=percentiles))
+    assert (stack.low, stack.high) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_default_percentiles_are_of_the_whole_volume() -> None:
+    volume = noise_volume(Grid((16, 16, 16), np.eye(4)))
+    stack = to_model(volume, size=16, intensity=Intensity())
+    assert (stack.low, stack.high) == pytest.approx(np.percentile(volume.array, (0.5, 99.5)))
+
+
+def test_values_that_are_not_finite_are_air_and_not_counted() -> None:
+    array = np.linspace(0.0, 100.0, 216, dtype=np.float32).reshape(6, 6, 6)
+    array[0, 0, 0], array[5, 5, 5] = np.nan, np.inf
+    stack = to_model(
+        Volume(array, Grid(array.shape, np.eye(4))), size=6, intensity=Intensity(percentiles=(0.0, 100.0))
+    )
+    assert stack.high < 100.0
+    assert np.isfinite(stack.images).all()
+    np.testing.assert_array_equal(images_to_volume(stack.images, stack)[[0, 5], [0, 5], [0, 5]], -1.0)
+
+
+def test_fixed_range_is_linear_and_clipped() -> None:
+    hu = np.array([-1000, -160, -60, 40, 140, 240, 1000, 0, 0], np.int16).reshape(1, 3, 3)
+    stack = to_model(Picture(hu), size=3, intensity=HU)
+    np.testing.assert_allclose(stack.images.ravel()[:7], [-1, -1, -0.5, 0, 0.5, 1, 1], atol=1e-6)
+
+
+def test_rare_structure_on_an_empty_background_is_shown() -> None:
+    array = np.zeros((20, 20, 20), np.int16)
+    array[3, 4, 5] = 80
+    stack = to_model(Volume(array, Grid(array.shape, np.eye(4))), size=20, intensity=Intensity())
+    assert (stack.low, stack.high) == (0.0, 80.0)
+
+
+def test_constant_image_and_empty_range_are_refused() -> None:
+    for dtype in (np.int16, np.float32):
+        with pytest.raises(InputError, match="nothing to segment"):
+            to_model(Picture(np.full((1, 4, 4), 9, dtype)), size=4, intensity=Intensity())
+    with pytest.raises(InputError, match="empty"):
+        to_model(Picture(np.eye(4)[None]), size=4, intensity=Intensity(low=3.0, high=3.0))
+    with pytest.raises(InputError, match="NaN"):
+        to_model(Picture(np.full((1, 4, 4), np.nan)), size=4, intensity=Intensity())
+
+
+def test_grey_is_repeated_and_colour_becomes_luminance() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (3, 6, 6)).astype(np.uint8)
+    byte = Intensity(low=0.0, high=255.0)
+    rgb = to_model(Picture(colour), size=6, intensity=byte, channels=3)
+    np.testing.assert_allclose(rgb.images[0], colour / 127.5 - 1.0, atol=1e-6)
+    np.testing.assert_allclose(images_to_volume(rgb.images, rgb), colour / 127.5 - 1.0, atol=1e-6)
+
+    from PIL import Image
+
+    grey = to_model(Picture(colour), size=6, intensity=byte)
+    by_pil = np.asarray(Image.fromarray(colour.transpose(1, 2, 0)).convert("L"))
+    np.testing.assert_allclose(grey.images[0, 0], by_pil / 127.5 - 1.0, atol=1.1 / 127.5)
+
+    repeated = to_model(Picture(colour[:1]), size=6, intensity=byte, channels=3)
+    for channel in repeated.images[0]:
+        np.testing.assert_allclose(channel, colour[0] / 127.5 - 1.0, atol=1e-6)
+
+
+def test_scan_for_a_colour_model_comes_back_grey() -> None:
+    volume = noise_volume(Grid((8, 8, 4), np.eye(4)))
+    stack = to_model(volume, size=8, intensity=HU, channels=3)
+    assert stack.images.shape == (4, 3, 8, 8)
+    assert images_to_volume(stack.images, stack).shape == (8, 8, 4)
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+def test_full_ct_is_cut_within_two_seconds() -> None:
+    grid = Grid((512, 512, 78), np.diag([-0.7, -0.7, 3.0, 1.0]))
+    array = np.zeros(grid.shape, np.int16, order="F")
+    array[100:400, 100:400] = 50
+    start = time.perf_counter()
+    to_model(Volume(array, grid), size=64, intensity=HU)
+    assert time.perf_counter() - start < 2.0
