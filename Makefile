@@ -26,8 +26,7 @@ lint: $(VENV)/installed-dev
 
 # The stamps come last in their recipes: an interrupted installation is taken up again.
 $(VENV)/environment:
-	@$(PYTHON) -c 'import sys; sys.exit("" if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")' \
-		|| { echo "could not use $(PYTHON) for the environment $(VENV)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	touch $@
 

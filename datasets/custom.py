@@ -120,6 +120,11 @@ def prepare_custom(
     pairs, warnings = find_pairs(root, images=images, labels=labels)
     alias = _merge_patients(_patients([pair.image for pair in pairs], patient), same_patient)
     found = _label_values(root, [pair.label for pair in pairs if pair.label], on_progress)
+    if not found:
+        reason = (
+            f"the files of --labels {labels} hold nothing but 0" if labels else "--labels GLOB is missing"
+        )
+        raise InputError(f"{root}: no labelled case, {reason}. Training needs at least one.")
     classes, ignored = _classes(found, label_rules)
     identifiers = _identifiers([pair.image for pair in pairs])
     cases = [
@@ -365,7 +370,7 @@ def _classes(found: dict[int, str], rules: Sequence[LabelRule]) -> tuple[tuple[L
                 f"or --label {value}={BACKGROUND} to ignore it."
             )
     for rule in wanted:
-        if found and not set(rule.stored_values) & found.keys():
+        if not set(rule.stored_values) & found.keys():
             stored = ",".join(map(str, rule.stored_values))
             raise InputError(
                 f"--label {stored}={rule.name}: no label file holds that value; "

@@ -306,7 +306,9 @@ def _check_labels(cohort: Cohort, source: str) -> None:
     stored = [value for label in cohort.labels for value in label.stored] + list(cohort.ignored_values)
     if (repeated := _repeated(values)) is not None:
         raise InputError(f"{source}: two labels have the value {repeated}; give each its own.")
-    if sorted(values) != list(range(1, len(values) + 1)) or not values:
+    if not values:
+        raise InputError(f"{source}: no label; a cohort needs at least one besides the background.")
+    if sorted(values) != list(range(1, len(values) + 1)):
         raise InputError(
             f"{source}: label values are {sorted(values)}, 1, 2, ... without gaps are needed; "
             "what the files hold instead goes into stored_values."

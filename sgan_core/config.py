@@ -205,6 +205,16 @@ class TrainConfig:
     evaluate_images: int = 20_000
     amp: bool = True  # half precision on a GPU; never on the CPU
 
+    def __post_init__(self) -> None:
+        gan = self.gan
+        if self.pair_discriminator.encoding == "official" and (
+            gan.augment.pair_strength or gan.mismatch_weight or gan.pair_label_blur
+        ):
+            raise InputError(
+                "encoding is 'official' (raw logits); pair_strength, mismatch_weight and pair_label_blur need "
+                "label probabilities. Leave them at 0, or choose the encoding 'softmax'."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML, JSON and safetensors headers."""
         return dataclasses.asdict(self)
@@ -247,7 +257,9 @@ MODALITIES: dict[str, dict[str, Any]] = {
 
 def _small_presets(size: int, flip: bool) -> dict[str, Any]:
     """``tiny`` (64 px), ``small`` (128 px): made for few images and a CPU (METHOD.md sections 9-10)."""
-    table = {4: 128, 8: 128, 16: 64, 32: 32, 64: 16, 128: 16} if size <= 64 else {4: 256, 8: 256, 16: 128, 32: 96, 64: 64, 128: 32}
+    table = {4: 128, 8: 128, 16: 64, 32: 32, 64: 16}
+    if size > 64:
+        table = {4: 256, 8: 256, 16: 128, 32: 96, 64: 64, 128: 32, 256: 32, 512: 16}
     channels = {resolution: width for resolution, width in table.items() if resolution <= size}
     return {
         "generator": {"z_dim": 128, "w_dim": 128, "mapping_layers": 4, "channels": channels, "noise": False},
@@ -265,7 +277,7 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
             "fpn_channels": 64,
             "head": "light",
             "norm": "group",
-            "stem_stride": size > 64,
+            "stem_stride": size >= 64,  # a full-resolution stem costs nine times as much at 64 px
             "from_mean_w": True,
         },
         "gan": {
@@ -302,7 +314,7 @@ def _large_presets(preset: str, size: int, flip: bool) -> dict[str, Any]:
     shared = {"generator": {"channels": channels}, "image_discriminator": {"channels": channels}}
     if preset == "paper":
         return merge(shared, {"gan": {"pair_loss": "logistic", "augment": {"adaptive": True, "flip": flip}}})
-    rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": {"flip": True}}
+    rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": {"flip": flip}}
     return merge(shared, {"gan": rates})
 
 

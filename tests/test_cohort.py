@@ -163,7 +163,7 @@ WRONG = {
     "label value twice": (entry(labels=entry()["labels"] * 2), "two labels have the value 1"),
     "label value 0": (entry(labels=[{**entry()["labels"][0], "value": 0}]), "without gaps"),
     "gap in label values": (entry(labels=[{**entry()["labels"][0], "value": 63}]), "stored_values"),
-    "no labels": (entry(labels=[]), "1, 2, ... without gaps"),
+    "no labels": (entry(labels=[]), "no label;"),
     "colour": (entry(labels=[{**entry()["labels"][0], "rgb": [0, 0, 256]}]), "colour"),
     "stored value twice": (entry(ignored_values=[1]), "stored value 1 means two"),
     "stored value too high": (

@@ -27,28 +27,18 @@ WRONG_INPUT = 2
 CANCELLED = 3
 INTERNAL_ERROR = 70
 
-# What the user can mend when the system refuses to write: space, permission, a file where a folder should be.
-_MENDABLE = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC",
-        "EDQUOT",
-        "EACCES",
-        "EPERM",
-        "EROFS",
-        "EEXIST",
-        "ENOTDIR",
-        "EISDIR",
-        "ENAMETOOLONG",
-    )
-    if hasattr(errno, name)
-}
+# What the user can mend when the system refuses to write.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+# A file where a folder should be, and the like.
+_WRONG_PLACE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_MENDABLE = _NO_ROOM | _NO_PERMISSION | _WRONG_PLACE
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose help keeps its line breaks and whose errors are one line."""
 
-    def __init__(self, prog: str, *, description: str, examples: str = "") -> None:
+    def __init__(self, prog: str | None = None, *, description: str = "", examples: str = "") -> None:
         epilog = f"examples:\n{examples}" if examples else None
         super().__init__(
             prog=prog,
@@ -75,16 +65,25 @@ def run(
     Returns 0 done, 1 partly failed, 2 wrong input (InputError, options, a place that cannot be written),
     3 cancelled (Cancelled, Ctrl-C, SIGTERM), 70 anything else; never raises.
     """
-    parser.add_argument(
-        "--debug", action="store_true", help="on an error, show where in the code it happened"
-    )
-    parser.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
+    _add_shared_options(parser)
     try:
         options = parser.parse_args(argv)
     except SystemExit as leaving:  # --help, --version, wrong options
         return leaving.code if isinstance(leaving.code, int) else DONE
     with _logging_to_stderr(parser.prog, debug=options.debug), _sigterm_interrupts():
         return _outcome(main, options, parser.prog)
+
+
+def _add_shared_options(parser: argparse.ArgumentParser) -> None:
+    text = "on an error, show where in the code it happened"
+    parser.add_argument("--debug", action="store_true", help=text)
+    version = f"{parser.prog} {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="show the version")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                # No default: the subcommand's would overwrite a --debug given before its name.
+                command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 
 
 def _outcome(main: Callable[[argparse.Namespace], int | None], options: argparse.Namespace, prog: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from sgan_core.cohort import Cohort
     from sgan_core.config import TrainConfig
 
+log = logging.getLogger(__name__)
+
 _EXAMPLES = """\
-examples:
   sgan-train --modality ct --max-minutes 5 --output runs/first        five minutes on the built-in phantom
   sgan-train --modality ct --data prepared --labelled 8 --output runs/liver
   sgan-train --modality ct --data prepared --output runs/liver --resume
@@ -31,12 +33,11 @@ The bundle for sgan-segment is OUTPUT/bundle.
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser(
-        prog="sgan-train",
-        description="Train SemanticGAN with many images and a few labelled patients: first the GAN of images and "
+    p = app.Parser(
+        "sgan-train",
+        description="Train SemanticGAN with many images and a few labelled patients: first the GAN of images and\n"
         "labels, then the encoder that inverts it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     p.add_argument("--modality", required=True, choices=("ct", "xray", "dermoscopy", "face"))
     p.add_argument("--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)")
@@ -74,7 +75,7 @@ def _cohort(args: argparse.Namespace) -> Cohort:
             "'sgan-data prepare custom --help' how to use your own images."
         )
     if args.data is None:
-        app.note("No --data: training on the built-in phantom patients.")
+        log.info("No --data: training on the built-in phantom patients.")
     if args.data in (None, "phantom"):
         return phantom_cohort(labelled=max(8, args.labelled or 0))
     return load_cohort(args.data)
@@ -92,7 +93,7 @@ def _config(args: argparse.Namespace, cohort: Cohort, device: str) -> TrainConfi
     if name is None:
         name = "tiny" if device == "cpu" else "paper"
         if name == "tiny":
-            app.note("No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Quality needs hours; see docs.")
+            log.info("No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Quality needs hours; see docs.")
     classes = 1 + max((label.value for label in cohort.labels), default=0)
     config = preset(name, modality=args.modality, num_classes=max(2, classes), size=args.size)
     changes: dict[str, Any] = {"labels": [asdict(label) for label in cohort.labels]}
@@ -140,7 +141,7 @@ def command(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     cohort = _cohort(args)
     if cohort.modality != args.modality:
-        app.note(f"warning: the cohort is {cohort.modality}, --modality says {args.modality}.")
+        log.warning(f"the cohort is {cohort.modality}, --modality says {args.modality}.")
     config = _config(args, cohort, device.type)
     if args.print_config:
         sys.stdout.write(yaml.safe_dump(config.to_dict(), sort_keys=False))
@@ -163,7 +164,7 @@ def command(args: argparse.Namespace) -> int:
             should_stop=lambda: bool(stop),
         )
         config = training.start(run, config, resume=args.resume)
-        app.note(f"Training {config.preset} at {config.generator.size} px on {describe(device)}; {args.output}")
+        log.info(f"Training {config.preset} at {config.generator.size} px on {describe(device)}; {args.output}")
         stages = training.STAGES if args.stage == "all" else (args.stage,)
         result = training.train(run, config, cohort, stages=stages)
     if torch.distributed.is_initialized():

@@ -1,6 +1,6 @@
 """Frechet distance between two sets of images: how far generated images are from real ones as a whole.
 
-The distance of Heusel et al. (NeurIPS 2017) on the pooled features of EfficientNet-Lite0 instead of Inception,
+The distance of Heusel et al. (NeurIPS 2017) on pooled features of EfficientNet-Lite0 instead of Inception,
 so that nothing is downloaded. The figures are not comparable with published FIDs, only with each other.
 
 Training of the GAN optimises none of these features, so the figure is honest there. The encoder and the
@@ -34,7 +34,7 @@ class FeatureStatistics:
     """Mean and covariance of the features of a set of images, fed in batches.
 
     Few images make every distance too large by an amount that depends on their number (400 against 400 CT
-    slices of 64 px: 48, where slight noise gives 200); below 1280 images the covariance is rank-deficient too.
+    slices of 64 px: 48, where slight noise gives 200); below 1280 images the covariance lacks rank, too.
     Compare only figures taken with the same number of images on both sides.
     """
 

@@ -66,6 +66,7 @@ def to_model(image: Volume | Picture, *, size: int, intensity: Intensity, channe
     slices = np.empty((len(native), size, size), np.float32)
     for chunk in _chunks(native.shape):
         slices[chunk] = transform(MetaTensor(_to_unit_range(native[chunk], low, high))).numpy()
+    slices.clip(-1.0, 1.0, out=slices)  # averaging overshoots by a rounding error
     # Colours of one slice (C, S, S) -> (1, C, S, S); many slices (N, S, S) -> (N, C, S, S)
     images = slices[None] if grid is None else np.repeat(slices[:, None], channels, axis=1)
     return SliceStack(images, grid, shape, low, high, transform)
@@ -125,27 +126,35 @@ def images_to_volume(images: np.ndarray | torch.Tensor, stack: SliceStack) -> np
 class AntialiasedResize(InvertibleTransform):
     """Resize (channels, H, W) so that the borders of the picture stay its borders.
 
-    MONAI's own Resize blurs with zeros beyond the border, which draws a grey frame around dark pictures and
-    a dark one around bright ones. Here each output pixel averages the input pixels below it, half-pixel
-    centred; when enlarging this is bilinear interpolation. The inverse does the same towards the old size.
+    Each output pixel averages the input pixels below it, half-pixel centred; enlarging is bilinear. The
+    inverse interpolates at the old pixels' centres. MONAI's own Resize blurs with zeros beyond the border,
+    which draws a grey frame.
     """
 
     def __init__(self, spatial_size: tuple[int, int]) -> None:
         self.spatial_size = spatial_size
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        resized = self._resize(image, self.spatial_size)
-        return self.push_transform(resized, orig_size=tuple(image.shape[1:]))
+        pixels = image.as_tensor()
+        if self.spatial_size[1] == 1:
+            # torch 2.14 mixes the rows up when the new width is 1: resize the column lying down.
+            resized = _interpolate(pixels.mT, self.spatial_size[::-1], antialias=True).mT
+        else:
+            resized = _interpolate(pixels, self.spatial_size, antialias=True)
+        return self.push_transform(
+            MetaTensor(resized).copy_meta_from(image), orig_size=tuple(image.shape[1:])
+        )
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
         applied = self.pop_transform(image)
-        return self._resize(image, applied[TraceKeys.ORIG_SIZE])
+        # No averaging: where the old pixels are larger than the new, their centres hold the old values.
+        resized = _interpolate(image.as_tensor(), applied[TraceKeys.ORIG_SIZE], antialias=False)
+        return MetaTensor(resized).copy_meta_from(image)
 
-    @staticmethod
-    def _resize(image: MetaTensor, spatial_size: tuple[int, int]) -> MetaTensor:
-        pixels = image.as_tensor()[None]  # (channels, H, W) -> (1, channels, H, W)
-        resized = interpolate(pixels, size=spatial_size, mode="bilinear", align_corners=False, antialias=True)
-        return MetaTensor(resized[0]).copy_meta_from(image)
+
+def _interpolate(pixels: torch.Tensor, size: tuple[int, int], *, antialias: bool) -> torch.Tensor:
+    # (channels, H, W) -> (1, channels, H, W) and back
+    return interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
 def _model_transform(shape: tuple[int, int], spacing_mm: tuple[float, float], size: int) -> Compose:

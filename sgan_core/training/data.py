@@ -68,21 +68,35 @@ def read_case(case: Case, cohort: Cohort) -> tuple[Volume | Picture, np.ndarray 
     """
     if case.image.startswith(BUILT_IN):
         phantom = read_phantom(case.image)
-        return phantom.image, cohort.to_classes(phantom.labels) if case.label else None
+        return phantom.image, _to_classes(phantom.labels, cohort) if case.label else None
     image = in_units(read_image(case.image), cohort.intensity)
     shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
     if case.label is None:
         return image, np.zeros(shape, np.uint8) if case.empty else None
     stored = read_labels(case.label, values=cohort.stored_values)
     require_same_grid(stored, image, label_path=case.label, image_path=case.image)
-    return image, cohort.to_classes(stored.array if isinstance(stored, Volume) else stored)
+    return image, _to_classes(stored.array if isinstance(stored, Volume) else stored, cohort)
 
 
-def _fingerprint(cohort: Cohort, size: int, channels: int) -> str:
-    cases = [asdict(case) for case in cohort.cases]
+def _to_classes(stored: np.ndarray, cohort: Cohort) -> np.ndarray:
+    """Values of label files -> classes; values that no label claims are background."""
+    table = np.zeros(256, np.uint8)
+    for label in cohort.labels:
+        table[list(label.stored)] = label.value
+    return table[stored]
+
+
+def _fingerprint(cohort: Cohort, size: int, channels: int, intensity: Intensity) -> str:
+    cases = [asdict(case) | {"files": _versions(case)} for case in cohort.cases]
     facts = {"cases": cases, "labels": [asdict(x) for x in cohort.labels], "size": size, "channels": channels}
-    facts["intensity"] = asdict(cohort.intensity)
+    facts["intensity"] = [asdict(cohort.intensity), asdict(intensity)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _versions(case: Case) -> list[tuple[int, int]]:
+    """Size and time of the case's files, so that a corrected label is not overlooked."""
+    files = [Path(path) for path in (case.image, case.label) if path and not path.startswith(BUILT_IN)]
+    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
 def open_store(
@@ -99,22 +113,26 @@ def open_store(
     Raises InputError for a case that cannot be read or holds a label of another shape.
     """
     intensity = intensity or cohort.intensity
-    name = _fingerprint(cohort, size, channels)
+    name = _fingerprint(cohort, size, channels, intensity)
     index_file = folder / f"{name}.json"
     images_file, labels_file = folder / f"{name}.images", folder / f"{name}.labels"
     if not index_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         counts = []
         parts = [path.with_name(path.name + f".{os.getpid()}.part") for path in (images_file, labels_file)]
-        with parts[0].open("wb") as images, parts[1].open("wb") as labels:
-            for done, (stack_images, stack_labels) in enumerate(_stacks(cohort, size, channels, intensity)):
-                images.write(np.ascontiguousarray(stack_images, np.float16).tobytes())
-                labels.write(np.ascontiguousarray(stack_labels, np.uint8).tobytes())
-                counts.append(len(stack_images))
-                if on_progress:
-                    on_progress(done + 1, len(cohort.cases), "preparing slices")
-        os.replace(parts[0], images_file)
-        os.replace(parts[1], labels_file)
+        try:
+            with parts[0].open("wb") as images, parts[1].open("wb") as labels:
+                for done, (stack_images, stack_labels) in enumerate(_stacks(cohort, size, channels, intensity)):
+                    images.write(np.ascontiguousarray(stack_images, np.float16).tobytes())
+                    labels.write(np.ascontiguousarray(stack_labels, np.uint8).tobytes())
+                    counts.append(len(stack_images))
+                    if on_progress:
+                        on_progress(done + 1, len(cohort.cases), "preparing slices")
+            os.replace(parts[0], images_file)
+            os.replace(parts[1], labels_file)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
         index_part = index_file.with_suffix(f".{os.getpid()}.part")
         index_part.write_text(json.dumps({"slices": counts}))
         os.replace(index_part, index_file)

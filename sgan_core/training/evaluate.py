@@ -116,19 +116,30 @@ def _components(labels: np.ndarray) -> float:
     return float(np.mean(counts)) if counts else 0.0
 
 
-def encoder_dice(
+def encoder_quality(
     config: TrainConfig, store: SliceStore, device: torch.device, encoder: nn.Module, generator: Generator
-) -> float:
-    """Encoder-only DICE on the validation patients at model size ("Ours-NO" of the paper's tables)."""
+) -> dict[str, float]:
+    """Encoder-only quality on the validation patients at model size ("Ours-NO" of the paper's tables).
+
+    ``validation_dice``: per-patient DICE (NaN without labelled validation patients); ``validation_rmse_p95``:
+    95th percentile of the slices' root mean squared reconstruction error, of training slices when there are no others.
+    """
     validation = store.slices_of(split="validation", with_label=True)
-    predicted = []
+    positions = validation if len(validation) else spread(store.slices_of(split="train"), FRECHET_IMAGES)
+    predicted, errors = [], []
     encoder.eval()
     with torch.no_grad():
-        for part in np.array_split(validation, max(1, len(validation) // _BATCH)):
-            pair = generator.synthesis(encoder(store.image_batch(part).to(device)))
+        for part in np.array_split(positions, max(1, len(positions) // _BATCH)):
+            target = store.image_batch(part).to(device)
+            pair = generator.synthesis(encoder(target))
             predicted.append(pair.labels().cpu().numpy())
-    truth, patients = store.labels[validation], store.patients(validation)
-    return mean_dice(np.concatenate(predicted), truth, patients, config.generator.num_classes)
+            errors.append((pair.image - target).square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy())
+    found = {"validation_rmse_p95": float(np.percentile(np.concatenate(errors), 95)), "validation_dice": float("nan")}
+    if len(validation):
+        truth, patients = store.labels[validation], store.patients(validation)
+        classes = config.generator.num_classes
+        found["validation_dice"] = mean_dice(np.concatenate(predicted), truth, patients, classes)
+    return found
 
 
 def write_reconstructions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscrimina
 from sgan_core.networks.generator import Generator, Pair
 from sgan_core.training import augment, losses
 from sgan_core.training.data import Order, SliceStore, rng
-from sgan_core.training.parallel import autocast, average_gradients, average_value, rank, share, world_size
+from sgan_core.training.parallel import autocast, average_gradients, average_value, share, world_size
 
 Losses = dict[str, Tensor]
 Transforms = tuple[Tensor, Tensor]  # theta (B, 2, 3), contrast (B, 2)
@@ -207,19 +208,28 @@ class GanTrainer:
         gan, batch = self.gan, self.gan.batch
         start = self.step_number * batch
         real = self.store.image_batch(share(self.image_order.batch(start, batch))).to(self.device)
-        index = share(self.pair_order.batch(start, batch))
-        pair_image = self.store.image_batch(index).to(self.device)
-        encoding, classes = self.config.pair_discriminator.encoding, self.config.generator.num_classes
-        pair_hot = one_hot(self.store.label_batch(index).to(self.device), classes, encoding=encoding)
+        index = self.pair_order.batch(start, batch)
+        pair_image = self.store.image_batch(share(index)).to(self.device)
+        pair_hot = self._one_hot(share(index))
+        # Each label with its neighbour's image, also across the borders between processes.
+        other_hot = self._one_hot(share(np.roll(index, 1))) if gan.mismatch_weight else None
 
-        found = self._discriminators(real, pair_image, pair_hot)
+        found = self._discriminators(real, pair_image, pair_hot, other_hot)
         found |= self._generator(pair_image, pair_hot)
         self._update_ema()
         self._adapt(found["certainty"])
         self.step_number += 1
         return {name: float(value) for name, value in found.items()} | {"augment": self.strength}
 
-    def _discriminators(self, real: Tensor, pair_image: Tensor, pair_hot: Tensor) -> Losses:
+    def _one_hot(self, index: np.ndarray) -> Tensor:
+        """The labels of slices as D_m's encoding has them, (B, K, H, W)."""
+        labels = self.store.label_batch(index).to(self.device)
+        encoding = self.config.pair_discriminator.encoding
+        return one_hot(labels, self.config.generator.num_classes, encoding=encoding)
+
+    def _discriminators(
+        self, real: Tensor, pair_image: Tensor, pair_hot: Tensor, other_hot: Tensor | None
+    ) -> Losses:
         gan, batch = self.gan, self.gan.batch
         lazy = self.step_number % gan.r1_every == 0
         with torch.no_grad(), autocast(self.device, self.config.amp):
@@ -240,10 +250,9 @@ class GanTrainer:
         real_pair = self._pair_input(pair_image, pair_hot, "m/real")
         fake_pair = self._pair_input(fake.image, self._fake_label(fake), "m/fake")
         mismatched = weight = None
-        if gan.mismatch_weight:
-            rolled = pair_hot.roll(1, dims=0)
-            weight = gan.mismatch_weight * (1.0 - losses.overlap_share(pair_hot, rolled))
-            mismatched = self._pair_input(pair_image, rolled, "m/mismatch")
+        if other_hot is not None:
+            weight = gan.mismatch_weight * (1.0 - losses.overlap_share(pair_hot, other_hot))
+            mismatched = self._pair_input(pair_image, other_hot, "m/mismatch")
         with autocast(self.device, self.config.amp and not (lazy and gan.pair_r1)):
             pair_found = pair_discriminator_step(
                 self.pair_d,
@@ -270,7 +279,9 @@ class GanTrainer:
             real_out = None
             if gan.feature_matching:
                 real_out = self.pair_d(*self._pair_input(pair_image, pair_hot, "m/real"))
-            ramp = min(1.0, self.images / gan.pair_ramp_images) if gan.pair_ramp_images else 1.0
+            # A generator grown from a smaller one knows its labels already.
+            ramped = gan.pair_ramp_images and not self.grown
+            ramp = min(1.0, self.images / gan.pair_ramp_images) if ramped else 1.0
             found = generator_step(
                 image_logits,
                 pair_out,
@@ -298,10 +309,10 @@ class GanTrainer:
         """The weighted path-length penalty on ``count`` samples of the joint batch, and its new running mean."""
         w_plus = self._latents("path", count)
         image = self._synthesise(w_plus, "path", count).image
-        direction = rng(self.config.seed, self.step_number, f"path/direction/{rank()}")
-        lengths = losses.path_lengths(image, w_plus, direction)
-        penalty, mean = losses.path_length_penalty(lengths, self.path_mean)
-        return self.gan.path_weight * self.gan.path_every * penalty, average_value(mean)
+        random = rng(self.config.seed, self.step_number, "path/direction")
+        direction = share(torch.randn(count, *image.shape[1:], generator=random)).to(self.device)
+        penalty, mean = losses.path_length_penalty(losses.path_lengths(image, w_plus, direction), self.path_mean)
+        return self.gan.path_weight * self.gan.path_every * penalty, mean
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -361,10 +372,9 @@ class GanTrainer:
             fits = {key: value for key, value in source.items() if key in own and own[key].shape == value.shape}
             net.load_state_dict(fits, strict=False)
             fresh += [f"{name}.{key}" for key in own if key not in fits]
-        if any(f"blocks.{size}." in key for key in fresh):
-            block = self.generator.synthesis.blocks[size]
-            for head in (block.to_image, block.to_label):
-                nn.init.zeros_(head.conv.weight)
+        for head in ("to_image", "to_label"):
+            if f"generator.synthesis.blocks.{size}.{head}.conv.weight" in fresh:
+                nn.init.zeros_(self.generator.synthesis.blocks[size].get_submodule(head).conv.weight)
         self.ema.load_state_dict(self.generator.state_dict())
         return fresh
 

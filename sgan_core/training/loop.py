@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -83,8 +84,9 @@ class RunLog:
         if rank():
             return
         seconds = round(time.monotonic() - self.started, 1)
-        line = {"stage": stage, "images": images, "seconds": seconds}
-        line |= {name: float(f"{value:.6g}") for name, value in values.items()}
+        line: dict[str, Any] = {"stage": stage, "images": images, "seconds": seconds}
+        # JSON has no NaN: a figure that does not exist (no validation patients) is null.
+        line |= {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is not None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgan_core.training.parallel import average_value
+
 
 def real_loss(logits: Tensor, kind: str) -> Tensor:
     """A discriminator's loss on real samples, without reduction. kind: logistic (Eq. 1) or hinge (the code)."""
@@ -31,20 +33,23 @@ def r1_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
     return torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).mean()
 
 
-def path_lengths(image: Tensor, w_plus: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def path_lengths(image: Tensor, w_plus: Tensor, direction: Tensor) -> Tensor:
     """Length of the Jacobian times a random image direction, for each sample (Karras et al. 2020, section 3.2).
 
-    image: (B, C, H, W) drawn from w_plus: (B, num_ws, w_dim). Returns (B,).
+    image: (B, C, H, W) drawn from w_plus: (B, num_ws, w_dim). direction: standard normal noise of the image's
+    shape. Returns (B,).
     """
-    side = image.shape[2] * image.shape[3]
-    direction = torch.randn(image.shape, generator=rng).to(image) / side**0.5
-    (gradient,) = torch.autograd.grad((image * direction).sum(), w_plus, create_graph=True)
+    pixels = image.shape[2] * image.shape[3]
+    (gradient,) = torch.autograd.grad((image * direction).sum() / pixels**0.5, w_plus, create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()
 
 
 def path_length_penalty(lengths: Tensor, mean: Tensor, decay: float = 0.01) -> tuple[Tensor, Tensor]:
-    """Squared distance of the lengths (B,) from their running mean, with the new running mean."""
-    new_mean = mean + decay * (lengths.detach().mean() - mean)
+    """Squared distance of the lengths (B,) from their running mean, with the new running mean.
+
+    The running mean is that of the joint batch of all processes.
+    """
+    new_mean = mean + decay * (average_value(lengths.detach().mean()) - mean)
     return (lengths - new_mean).square().mean(), new_mean
 
 

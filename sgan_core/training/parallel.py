@@ -48,9 +48,11 @@ def average_value(value: Tensor) -> Tensor:
     """The mean of a tensor over the processes."""
     if world_size() == 1:
         return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / world_size()
+    total = value.detach().clone()
+    if dist.get_backend() == "nccl":  # sends from GPU memory only
+        total = total.cuda()
+    dist.all_reduce(total)
+    return total.to(value.device) / world_size()
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:

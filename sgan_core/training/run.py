@@ -102,7 +102,7 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
         size=config.generator.size,
         channels=config.generator.image_channels,
         intensity=config.intensity,
-        on_progress=run.on_progress,
+        on_progress=_interruptible(run),
     )
     log = RunLog(run.folder)
     seconds = None if run.max_minutes is None else run.max_minutes * 60.0
@@ -207,14 +207,14 @@ def _train_encoder(run: Run, config: TrainConfig, store: SliceStore, log: RunLog
         nonlocal best
         if rank():
             return {}
-        dice = evaluate.encoder_dice(config, store, run.device, trainer.encoder, trainer.generator)
+        found = evaluate.encoder_quality(config, store, run.device, trainer.encoder, trainer.generator)
         sheet = run.folder / "samples" / f"encoder_{trainer.images:08d}.png"
         evaluate.write_reconstructions(sheet, config, store, run.device, trainer.encoder, trainer.generator)
-        if not dice <= best:  # NaN without validation patients: the last one is kept
-            best = dice
-            kept = {"encoder": trainer.encoder.state_dict(), "images": trainer.images, "quality": dice}
-            save_checkpoint(kept, best_file)
-        return {"validation_dice": dice}
+        if not found["validation_dice"] <= best:  # NaN without validation patients: the last one is kept
+            best = found["validation_dice"]
+            kept = {"encoder": trainer.encoder.state_dict(), "images": trainer.images, "quality": best}
+            save_checkpoint(kept | {"figures": found}, best_file)
+        return found
 
     limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
     progress = _named(run.on_progress, "encoder")
@@ -233,7 +233,7 @@ def _train_encoder(run: Run, config: TrainConfig, store: SliceStore, log: RunLog
         "gan_images": facts["images"],
         "gan_figures": facts["figures"],
         "encoder_images": int(state["images"]),
-        "validation_dice_encoder": float(state["quality"]),
+        **state["figures"],
     }
     if rank():
         return run.folder / "bundle"
@@ -274,6 +274,15 @@ def _fingerprint(net: nn.Module) -> str:
     for tensor in net.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _interruptible(run: Run) -> OnProgress:
+    def on_progress(done: int, total: int, message: str) -> None:
+        if run.should_stop():
+            raise Cancelled("stopped while preparing slices; nothing was trained")
+        run.on_progress(done, total, message)
+
+    return on_progress
 
 
 def _named(on_progress: OnProgress, stage: str) -> OnProgress:

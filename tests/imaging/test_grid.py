@@ -62,7 +62,9 @@ def test_corner_distance_of_a_shift_is_its_length() -> None:
 
 def test_corner_distance_grows_with_the_lever_of_a_spacing_error() -> None:
     stretched = np.diag([1.0, 1.0, 1.01, 1.0])
-    assert corner_distance_mm(Grid((9, 9, 101), np.eye(4)), Grid((9, 9, 101), stretched)) == pytest.approx(1.0)
+    assert corner_distance_mm(Grid((9, 9, 101), np.eye(4)), Grid((9, 9, 101), stretched)) == pytest.approx(
+        1.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,225 @@
+"""One input or a folder of them: read, segment, write, record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgan_core import __version__
+from sgan_core.bundle import Bundle
+from sgan_core.device import describe
+from sgan_core.errors import InputError
+
+from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
+from sgan_core.imaging.slices import images_to_volume
+from sgan_core.imaging.writers import write_labels, write_mask_png, write_volume
+from sgan_core.report import LabelVolume, ReportCase, write_report
+from sgan_core.segment import OnProgress, SegmentConfig, Segmentation, label_volumes, segment_volume
+
+SCHEMA = 1  # of run.json
+FORMATS = ("nifti", "nrrd")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """What to write besides the label maps."""
+
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    format: str = "nifti"
+    probabilities: bool = False
+    report: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class BatchResult:
+    """What run.json holds, and the segmentations for a caller that goes on with them."""
+
+    record: dict[str, Any]
+    failed: int
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Path]:
+    """The images among files and folders (not recursive, sorted by name).
+
+    Raises InputError for a missing path and for a folder without an image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.is_file() and _readable(file))
+            if not inside:
+                raise InputError(f"{path}: no image in this folder; expected {', '.join(sorted(_suffixes()))} files")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return found
+
+
+def _suffixes() -> set[str]:
+    return set(PICTURE_SUFFIXES) | set(VOLUME_SUFFIXES)
+
+
+def _readable(path: Path) -> bool:
+    return not path.name.startswith(".") and image_suffix(path) in _suffixes()
+
+
+def case_name(path: Path) -> str:
+    """The file's name without its (double) suffix."""
+    return path.name[: len(path.name) - len(image_suffix(path))] or path.name
+
+
+def run_batch(
+    inputs: Sequence[Path],
+    bundle: Bundle,
+    output: Path,
+    config: BatchConfig,
+    *,
+    options: dict[str, Any],
+    on_progress: OnProgress = lambda done, total, message: None,
+    on_case: Callable[[dict[str, Any]], None] = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> BatchResult:
+    """Segment every input and write results, run.json and report.html to ``output``.
+
+    An input that cannot be read is recorded as failed and the others go on; with a single input its InputError
+    is raised. Raises Cancelled when stopped; finished cases are kept and recorded.
+    """
+    names = _unique_names(inputs)
+    _make_folder(output)
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "tool_version": __version__,
+        "bundle": {"name": bundle.name, "hash": bundle.hash},
+        "device": describe(bundle.device),
+        "seed": bundle.config.seed,
+        "options": options,
+        "cases": [],
+    }
+    report: list[ReportCase] = []
+    try:
+        for number, path in enumerate(inputs):
+
+            def progress(done: int, total: int, message: str, number: int = number) -> None:
+                which = f"{names[number]} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
+                on_progress(number * total + done, len(inputs) * total, which + message)
+
+            case: dict[str, Any] = {"input": str(path), "case": names[number]}
+            try:
+                case |= _segment_case(path, names[number], bundle, output, config, report, progress, should_stop)
+            except InputError as error:
+                if len(inputs) == 1:
+                    raise
+                case |= {"status": "failed", "error": str(error), "warnings": []}
+            record["cases"].append(case)
+            on_case(case)
+    finally:
+        if record["cases"]:
+            _write_json(output / "run.json", record)
+            if config.report and report:
+                facts = {"Model": f"{bundle.name} ({bundle.hash[:12]})", "Device": record["device"]}
+                write_report(output / "report.html", "Segmentation", report, facts=facts)
+    failed = sum(case["status"] == "failed" for case in record["cases"])
+    return BatchResult(record, failed)
+
+
+def _segment_case(
+    path: Path,
+    name: str,
+    bundle: Bundle,
+    output: Path,
+    config: BatchConfig,
+    report: list[ReportCase],
+    on_progress: OnProgress,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    image = read_image(path)
+    found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
+    target = _write(found, bundle, output, name, config)
+    volumes = label_volumes(found, bundle)
+    grid = found.stack.grid
+    if config.report:
+        report.append(report_case(found, bundle, name))
+    return {
+        "output": str(target),
+        "status": "done",
+        "grid": {
+            "shape": list(found.labels.shape),
+            "spacing_mm": None if grid is None else [round(float(mm), 6) for mm in grid.spacing_mm],
+        },
+        "seconds": round(found.seconds, 3),
+        "method": found.method,
+        "steps": found.steps,
+        "labels": [asdict(volume) for volume in volumes],
+        "reconstruction_error": {"case": found.error, "slices": [float(e) for e in found.slice_errors]},
+        "trust": asdict(found.trust),
+        "warnings": list(found.warnings),
+    }
+
+
+def report_case(found: Segmentation, bundle: Bundle, name: str, *, domain: str = "", **more: Any) -> ReportCase:
+    """A segmentation as a section of the report. ``more`` adds ``truth`` (N, S, S) and ``scores``."""
+    facts = {
+        "Method": f"{found.method}, {found.steps} steps" if found.steps else "encoder",
+        "Time": f"{found.seconds:.1f} s for {len(found.slice_errors)} slices",
+        "Reconstruction error": f"{found.error:.3f}",
+        "Trust": f"{found.trust.status}: {found.trust.reason}",
+    }
+    rows = [
+        LabelVolume(label, volume.voxels, volume.volume_ml)
+        for label, volume in zip(bundle.config.labels, label_volumes(found, bundle), strict=True)
+    ]
+    return ReportCase(
+        name=name,
+        domain=domain,
+        images=found.stack.images,
+        reconstructions=found.reconstructions,
+        labels=found.label_probs.argmax(axis=1).astype(np.uint8),
+        facts=facts,
+        label_table=rows,
+        warnings=list(found.warnings),
+        **more,
+    )
+
+
+def _write(found: Segmentation, bundle: Bundle, output: Path, name: str, config: BatchConfig) -> Path:
+    labels, grid = bundle.config.labels, found.stack.grid
+    if grid is None:
+        target = output / f"{name}_seg.png"
+        write_mask_png(target, found.labels, labels)
+        return target
+    target = output / (f"{name}_seg.nii.gz" if config.format == "nifti" else f"{name}_seg.seg.nrrd")
+    write_labels(target, found.labels, grid, labels)
+    if config.probabilities:
+        for label in labels:
+            probability = images_to_volume(found.label_probs[:, label.value : label.value + 1].astype(np.float32), found.stack)
+            write_volume(output / f"{name}_{label.name.replace(' ', '_')}_prob.nii.gz", probability, grid)
+    return target
+
+
+def _unique_names(inputs: Sequence[Path]) -> list[str]:
+    names = [case_name(path) for path in inputs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two inputs are named {name!r}; their results would overwrite each other. Rename one.")
+    return names
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder ({error.strerror}). Choose another --output.") from error
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,433 @@
+"""A trained model as a MONAI bundle: a folder that holds everything that segmentation needs, offline."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import math
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from sgan_core import __version__
+from sgan_core.bundle_text import inference_config, licence_text, metadata, readme
+from sgan_core.config import TrainConfig
+from sgan_core.errors import InputError
+from sgan_core.networks.discriminators import ImageDiscriminator
+from sgan_core.networks.encoder import Encoder
+from sgan_core.networks.generator import Generator
+from sgan_core.networks.perceptual import Perceptual, make_perceptual
+
+SCHEMA = 1  # of semanticgan.json and manifest.json
+MODELS = Path(__file__).parent / "models"  # the models that the package brings along
+
+MANIFEST = "configs/manifest.json"  # SHA-256 of every other file; its own is the identity of the bundle
+SETTINGS = "configs/semanticgan.json"  # config and facts: what our own commands read
+METADATA = "configs/metadata.json"
+# For users of MONAI. It holds expressions that MONAI runs as code: our own commands never read it.
+INFERENCE = "configs/inference.json"
+GENERATOR = "models/generator.safetensors"
+ENCODER = "models/encoder.safetensors"
+PERCEPTUAL = "models/perceptual.safetensors"
+_WEIGHTS = (GENERATOR, ENCODER, PERCEPTUAL)
+
+_AGAIN = "Copy, download or export the model again."
+_ZIP_BYTES = 4 << 30  # unpacked; the official model takes 1 GiB in single precision
+_ZIP_MEMBERS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained model, ready to segment: networks in evaluation mode, frozen, float32, on ``device``."""
+
+    folder: Path
+    name: str
+    hash: str  # SHA-256 of the manifest, hexadecimal
+    config: TrainConfig
+    facts: dict[str, Any]  # tool version, cohort, images seen, validation figures ...
+    generator: Generator
+    encoder: Encoder
+    perceptual: Perceptual
+    device: torch.device
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def save_bundle(
+    folder: str | Path,
+    *,
+    name: str,
+    config: TrainConfig,
+    generator: nn.Module,
+    encoder: nn.Module,
+    perceptual: Perceptual,
+    facts: dict[str, Any],
+    half: bool = True,
+) -> Path:
+    """Write a bundle folder, in place of an older bundle there. Returns the folder.
+
+    It is written under a temporary name beside ``folder``, then renamed: half a bundle is never there.
+    facts: plain data about the training; "licence" and "version" (of the model) are put into the metadata,
+    numbers that are not finite are left out. half: store the weights in half precision, halving the files.
+    The same arguments and versions give the same files and so the same hash.
+    Raises InputError when ``folder`` holds something that is not a bundle, or weights are not finite.
+    """
+    folder = Path(folder)
+    if folder.exists() and not _replaceable(folder):
+        raise InputError(f"{folder}: holds something that is not a model. Choose another folder.")
+    if perceptual.name != config.perceptual:
+        raise ValueError(f"perceptual term {perceptual.name!r}, the config says {config.perceptual!r}")
+    facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
+    networks = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
+    files = {path: _weights(network, path, half=half) for path, network in networks.items()}
+    files[SETTINGS] = _json({"schema": SCHEMA, "name": name, "config": config.to_dict(), "facts": facts})
+    files[METADATA] = _json(metadata(name, config, facts))
+    files[INFERENCE] = _json(inference_config())
+    files["docs/README.md"] = readme(name, config, facts).encode()
+    files["LICENSE"] = licence_text(facts).encode()
+    hashes = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
+    files[MANIFEST] = _json({"schema": SCHEMA, "files": hashes})
+    _replace_folder(folder, files)
+    return folder
+
+
+def _replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / SETTINGS).is_file() or not any(folder.iterdir()))
+
+
+def _weights(network: nn.Module, path: str, *, half: bool) -> bytes:
+    tensors = {}
+    for key, tensor in network.state_dict().items():
+        # Training at a grown resolution leaves D_r a second input layer, which its features do not pass.
+        if ".from_half." not in key:
+            tensors[key] = _stored(tensor, path, half=half)
+    return to_safetensors(tensors)
+
+
+def _stored(tensor: Tensor, path: str, *, half: bool) -> Tensor:
+    """A copy for the file, in half precision where its numbers allow that."""
+    copy = tensor.detach().cpu().contiguous().clone()
+    if not copy.is_floating_point():
+        return copy
+    if not copy.isfinite().all():
+        raise InputError(
+            f"{path}: weights are NaN or infinite, the training failed. Use an earlier checkpoint."
+        )
+    small = copy.half()
+    return small if half and small.isfinite().all() else copy.float()
+
+
+def _finite(value: Any) -> Any:
+    """Plain data without the numbers that JSON cannot hold (NaN: a figure that was not measured)."""
+    if isinstance(value, dict):
+        kept = {str(key): _finite(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if not _not_finite(item)}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value if not _not_finite(item)]
+    return value
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the files to a folder beside, then let it take the place of ``folder``."""
+    folder = folder.absolute()
+    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        for path, content in files.items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / path).write_bytes(content)
+        # A folder that is not empty cannot be replaced in one step on any system.
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Load a model: a folder, a .zip or the name of a bundled model.
+
+    The hashes of the settings and weights are checked first. Draws no random numbers of the caller.
+    Raises InputError naming the file that is missing, damaged or of a newer version.
+    """
+    folder = find_bundle(reference)
+    hashes = _manifest(folder)
+    for path in (SETTINGS, *_WEIGHTS):
+        if problem := _problem(folder, path, hashes.get(path)):
+            raise InputError(f"{problem} {_AGAIN}")
+    settings = _settings(folder)
+    config: TrainConfig = settings["config"]
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[]):  # for start values that are overwritten at once
+        generator, encoder, judge = _networks(config)
+        weights = folder / PERCEPTUAL
+        perceptual = make_perceptual(config.perceptual, weights=weights, image_discriminator=judge)
+    _load_weights(generator, folder / GENERATOR)
+    _load_weights(encoder, folder / ENCODER)
+    for network in (generator, encoder, perceptual):
+        network.to(device).eval().requires_grad_(False)
+    name, facts = settings["name"], settings["facts"]
+    return Bundle(folder, name, bundle_hash(folder), config, facts, generator, encoder, perceptual, device)
+
+
+def _networks(config: TrainConfig) -> tuple[Generator, Encoder, ImageDiscriminator | None]:
+    """Untrained networks of a config; D_r where the perceptual term needs it."""
+    size, channels = config.generator.size, config.generator.image_channels
+    generator = Generator(config.generator)
+    encoder = Encoder(
+        config.encoder,
+        size=size,
+        image_channels=channels,
+        num_ws=config.generator.num_ws,
+        w_dim=config.generator.w_dim,
+    )
+    judge = None
+    if config.perceptual == "discriminator":
+        judge = ImageDiscriminator(config.image_discriminator, image_channels=channels)
+    return generator, encoder, judge
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    try:
+        network.load_state_dict(load_file(path))  # half precision becomes the network's float32
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: does not fit {SETTINGS} ({reason}). Export the model again.") from error
+
+
+def bundle_hash(folder: Path) -> str:
+    """The identity of a bundle: SHA-256 of its manifest, hexadecimal."""
+    return _sha256(folder / MANIFEST)
+
+
+def describe(reference: str | Path) -> dict[str, Any]:
+    """What a model is, as plain data: name, hash, folder, bytes, modality, size_px, labels, facts, config.
+
+    Reads the settings only. Raises InputError as ``load_bundle``.
+    """
+    folder = find_bundle(reference)
+    settings = _settings(folder)
+    config: TrainConfig = settings["config"]
+    files = [folder / path for path in _manifest(folder)]
+    return {
+        "name": settings["name"],
+        "hash": bundle_hash(folder),
+        "folder": str(folder),
+        "bytes": sum(file.stat().st_size for file in files if file.is_file()),
+        "modality": config.modality,
+        "size_px": config.generator.size,
+        "labels": [{"value": label.value, "name": label.name} for label in config.labels],
+        "facts": settings["facts"],
+        "config": config.to_dict(),
+    }
+
+
+def verify_bundle(folder: Path) -> list[str]:
+    """Everything that is wrong with a bundle folder, a sentence each; empty when it is sound.
+
+    Checks every file against its hash, looks for files that the manifest does not know beside the weights and
+    configurations (MONAI would run some of them), and loads the model.
+    """
+    try:
+        hashes = _manifest(folder)
+    except InputError as error:
+        return [str(error)]
+    paths = sorted({*hashes, SETTINGS, METADATA, INFERENCE, *_WEIGHTS})
+    problems = [problem for path in paths if (problem := _problem(folder, path, hashes.get(path)))]
+    known = {*paths, MANIFEST}
+    for part in ("configs", "models"):
+        found = {path.relative_to(folder).as_posix() for path in (folder / part).rglob("*") if path.is_file()}
+        problems += [f"{folder / path}: does not belong to the model." for path in sorted(found - known)]
+    if not problems:
+        try:
+            load_bundle(folder)
+        except InputError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """Path inside the bundle -> SHA-256, hexadecimal."""
+    table = _read_json(folder / MANIFEST)
+    hashes = table.get("files")
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise InputError(f"{folder / MANIFEST}: lists no files. {_AGAIN}")
+    if wrong := [path for path in hashes if not _inside(path)]:
+        raise InputError(f"{folder / MANIFEST}: {wrong[0]!r} leads out of the model. Do not use this model.")
+    return hashes
+
+
+def _problem(folder: Path, path: str, expected: str | None) -> str | None:
+    file = folder / path
+    if not file.is_file():
+        return f"{file}: missing."
+    if expected is None:
+        return f"{file}: not in the model's list of files."
+    if _sha256(file) != expected:
+        return f"{file}: damaged or changed, its SHA-256 is not the one in {MANIFEST}."
+    return None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Name, config (a TrainConfig) and facts."""
+    file = folder / SETTINGS
+    table = _read_json(file)
+    name, config, facts = (table.get(key) for key in ("name", "config", "facts"))
+    if not (isinstance(name, str) and isinstance(config, dict) and isinstance(facts, dict)):
+        raise InputError(f"{file}: name, config or facts are missing. {_AGAIN}")
+    try:
+        return {"name": name, "config": TrainConfig.from_dict(config), "facts": facts}
+    except InputError as error:
+        raise InputError(f"{file}: {error}. The model may be of another version of semanticgan.") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of our schema."""
+    try:
+        table = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{file}: missing. {_AGAIN}") from None
+    except ValueError as error:
+        raise InputError(f"{file}: damaged, not JSON ({error}). {_AGAIN}") from None
+    schema = table.get("schema") if isinstance(table, dict) else None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{file}: schema version {schema}, this version of semanticgan ({__version__}) reads {SCHEMA}. "
+            "Update semanticgan, or choose another model."
+        )
+    return table
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- finding ---------------------------------------------------------------------------------------
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that the package brings along."""
+    return sorted(file.parent.parent.name for file in MODELS.glob(f"*/{SETTINGS}"))
+
+
+def find_bundle(reference: str | Path) -> Path:
+    """The folder of a model: a folder, a .zip (unpacked, until the program ends) or a bundled model's name.
+
+    Raises InputError when there is no such model, listing the bundled ones, or the .zip is not safe.
+    """
+    path = Path(reference)
+    if path.is_dir():
+        return _bundle_folder(path)
+    if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path}: neither a model folder nor a .zip of one.")
+        return _unpacked(path)
+    if str(reference) in bundled_models():
+        return MODELS / reference
+    names = ", ".join(bundled_models()) or "none"
+    raise InputError(f"{reference}: no such model. Give a folder, a .zip, or a bundled model ({names}).")
+
+
+def _bundle_folder(folder: Path) -> Path:
+    if (folder / SETTINGS).is_file():
+        return folder
+    hint = f" Did you mean {folder / 'bundle'}?" if (folder / "bundle" / SETTINGS).is_file() else ""
+    raise InputError(f"{folder}: not a model, {SETTINGS} is missing.{hint}")
+
+
+_unpacked_by_hash: dict[str, Path] = {}
+
+
+def _unpacked(path: Path) -> Path:
+    content = _sha256(path)
+    if content not in _unpacked_by_hash:
+        # Private and new: a known place could have been filled by another user of the machine.
+        place = Path(tempfile.mkdtemp(prefix="sgan-model-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for member in _checked_members(archive, path):
+                    _unpack(archive, member, place)
+        except InputError:
+            raise
+        except OSError as error:
+            where = f"{path}: cannot be unpacked to {place.parent}"
+            raise InputError(f"{where} ({error.strerror}). Free some space.") from error
+        except Exception as error:  # each compression method has errors of its own
+            raise InputError(f"{path}: damaged ({error}). Copy or download it again.") from error
+        _unpacked_by_hash[content] = _bundle_root(place, path)
+    return _unpacked_by_hash[content]
+
+
+def _checked_members(archive: zipfile.ZipFile, path: Path) -> Iterator[zipfile.ZipInfo]:
+    """The files of an archive, once it is known that all of them may be unpacked."""
+    members = archive.infolist()
+    for member in members:
+        name = member.orig_filename  # as in the file: ZipInfo already mends some names
+        if not _inside(name.rstrip("/")):
+            raise InputError(f"{path}: {name!r} in it leads out of the model. Do not use this file.")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise InputError(f"{path}: {name!r} in it is a link; a model holds plain files only.")
+    if len({member.filename.casefold() for member in members}) < len(members):
+        raise InputError(f"{path}: two files in it have the same name. Do not use this file.")
+    size = sum(member.file_size for member in members)  # reading stops there, whatever the data would become
+    if len(members) > _ZIP_MEMBERS or size > _ZIP_BYTES:
+        raise InputError(f"{path}: {len(members)} files of {size / 2**20:.0f} MiB; too big for a model.")
+    return (member for member in members if not member.is_dir())
+
+
+def _inside(name: str) -> bool:
+    """Whether a path of an archive or manifest stays inside its folder on every system."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and ".." not in parts and not re.search(r'^/|[\\:*?"<>|\x00-\x1f]', name)
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path) -> None:
+    target = place / member.filename
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, target.open("xb") as copy:
+        shutil.copyfileobj(source, copy)
+
+
+def _bundle_root(place: Path, path: Path) -> Path:
+    """The archive holds the bundle itself, or its folder."""
+    roots = [file.parent.parent for pattern in (SETTINGS, f"*/{SETTINGS}") for file in place.glob(pattern)]
+    if not roots:
+        raise InputError(f"{path}: not a model, {SETTINGS} is missing in it.")
+    return roots[0]

@@ -1,0 +1,190 @@
+"""What a bundle says about its model: MONAI metadata, inference configuration, readme, licence."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from sgan_core import __version__
+from sgan_core.config import TrainConfig
+
+_PACKAGES = ("nibabel", "safetensors")
+_SCHEMA_URL = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+)
+_MODALITIES = {"ct": "CT", "mr": "MR", "xray": "X-ray", "dermoscopy": "dermoscopy", "face": "photograph"}
+_INTENDED_USE = "Research only. Not a medical device; not for diagnosis or treatment."
+_PAPER = (
+    "D. Li, J. Yang, K. Kreis, A. Torralba, S. Fidler: Semantic Segmentation with Generative Models: "
+    "Semi-Supervised Learning and Strong Out-of-Domain Generalization. CVPR 2021."
+)
+_UNKNOWN_LICENCE = "not stated"
+
+
+def metadata(name: str, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """configs/metadata.json as MONAI's bundle specification wants it."""
+    model_version = str(facts.get("version", "1.0.0"))
+    size = config.generator.size
+    plane = {"type": "image", "spatial_shape": [size, size], "dtype": "float32", "is_patch_data": False}
+    image = plane | {
+        "format": "magnitude",
+        "modality": _modality(config),
+        "num_channels": config.generator.image_channels,
+        "value_range": [-1, 1],
+        "channel_def": {str(i): channel for i, channel in enumerate(_image_channels(config))},
+    }
+    labels = plane | {
+        "format": "labels",
+        "num_channels": config.generator.num_classes,
+        "value_range": [],
+        "channel_def": {str(i): label for i, label in enumerate(_classes(config))},
+    }
+    packages = {"semanticgan": __version__} | {package: version(package) for package in _PACKAGES}
+    return {
+        "schema": _SCHEMA_URL,
+        "version": model_version,
+        "changelog": {model_version: f"written by semanticgan {__version__}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").split("+")[0],  # without the name of the CUDA build
+        "numpy_version": np.__version__,
+        "required_packages_version": packages,
+        "name": name,
+        "task": f"Segmentation of {_list(_classes(config)[1:])} in {_modality(config)} images",
+        "description": (
+            "A generative model of images and their labels. A new image is inverted into the latent space; "
+            "the label that belongs to the found latent is its segmentation."
+        ),
+        "authors": str(facts.get("authors", "whoever trained this model with semanticgan")),
+        "copyright": f"Licence of the weights: {facts.get('licence', _UNKNOWN_LICENCE)}",
+        "data_source": str(facts.get("cohort", "not stated")),
+        "data_type": "pictures or slices of volumes",
+        "image_classes": f"{config.generator.image_channels} channel image, intensities in [-1, 1]",
+        "label_classes": ", ".join(f"{i} is {label}" for i, label in enumerate(_classes(config))),
+        "pred_classes": f"{config.generator.num_classes} channels of logits; the largest is the label",
+        "eval_metrics": _validation_figures(facts),
+        "intended_use": _INTENDED_USE,
+        "references": [_PAPER],
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": labels}},
+    }
+
+
+def inference_config() -> dict[str, Any]:
+    """configs/inference.json: segments ``image`` when MONAI runs it; every entry can be overridden there."""
+    return {
+        "bundle_root": ".",
+        "image": "$@bundle_root + '/image.nii.gz'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "auto",
+        "quality": "standard",
+        "network_def": {
+            "_target_": "sgan_core.monai_inference.SemanticGANSegmenter",
+            "bundle_root": "@bundle_root",
+            "device": "@device",
+        },
+        "run": ["$@network_def.segment(@image, @output_dir, quality=@quality)"],
+    }
+
+
+def licence_text(facts: dict[str, Any]) -> str:
+    """The LICENSE file: of the weights, which follow the training data."""
+    licence = facts.get("licence", _UNKNOWN_LICENCE)
+    return (
+        f"Licence of these model weights: {licence}\n\n"
+        "The weights were learned from images, whose terms of use may reach to the weights. Where no\n"
+        "licence is stated, ask whoever trained the model. The program semanticgan has a licence of its\n"
+        "own, Apache-2.0 (https://www.apache.org/licenses/LICENSE-2.0).\n"
+    )
+
+
+def readme(name: str, config: TrainConfig, facts: dict[str, Any]) -> str:
+    """docs/README.md: what the model is, what it was trained on, what it cannot do."""
+    generator = config.generator
+    labels = "\n".join(f"| {label.value} | {label.name} | {label.code} |" for label in config.labels)
+    figures = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in _plain(facts).items()]
+    shown = "\n".join(figures)
+    return f"""# {name}
+
+A generative model of {_modality(config)} images ({generator.size} x {generator.size} px, channels:
+{generator.image_channels}) and their labels, after SemanticGAN (CVPR 2021). It segments an image by
+finding the latent that draws it.
+
+**{_INTENDED_USE}**
+
+## Labels
+
+| value | name | SNOMED CT |
+| --- | --- | --- |
+| 0 | background | |
+{labels}
+
+## Training
+
+| | |
+| --- | --- |
+| modality | {_modality(config)} |
+| intensities | {_intensity(config)} |
+| perceptual term | {config.perceptual} |
+{shown}
+
+## Use
+
+    sgan-segment scan.nii.gz --model FOLDER --output results
+    python -m monai.bundle run --config_file FOLDER/configs/inference.json \\
+        --bundle_root FOLDER --image scan.nii.gz
+
+The second command needs the package fire and writes FOLDER/eval/scan_seg.nii.gz; `--output_dir`,
+`--device` and `--quality` (fast, standard, careful) can be given.
+
+## Limits
+
+- It knows the anatomy, modality and acquisition of its training images. On others it still draws a mask,
+  which may be wrong; look at the reconstruction error and the trust that sgan-segment reports.
+- Volumes are segmented slice by slice at {generator.size} px: structures of about a model pixel are lost.
+- Validation figures, where there are any, come from patients of the same source as the training.
+"""
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _modality(config: TrainConfig) -> str:
+    return _MODALITIES.get(config.modality, config.modality)
+
+
+def _image_channels(config: TrainConfig) -> list[str]:
+    return ["image"] if config.generator.image_channels == 1 else ["red", "green", "blue"]
+
+
+def _classes(config: TrainConfig) -> list[str]:
+    """Background and the labels, in the order of the network's channels."""
+    names = {label.value: label.name for label in config.labels}
+    values = range(1, config.generator.num_classes)
+    return ["background"] + [names.get(value, f"label {value}") for value in values]
+
+
+def _list(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _intensity(config: TrainConfig) -> str:
+    rule = config.intensity
+    if rule.percentiles is not None:
+        low, high = rule.percentiles
+        return f"percentiles {low:g} and {high:g} of each image become -1 and 1"
+    return f"{rule.low:g} to {rule.high:g} {rule.unit}".rstrip() + " become -1 to 1"
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that fit into a table: no nested ones."""
+    return {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
+
+
+def _validation_figures(facts: dict[str, Any]) -> dict[str, float]:
+    numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
+    return {key: value for key, value in numbers.items() if key.startswith("validation")}
+
+
+def _shown(value: str | int | float | bool) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,0 +1,40 @@
+"""A bundle's model for users of MONAI: what ``configs/inference.json`` builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sgan_core.bundle import load_bundle
+from sgan_core.device import choose_device
+
+
+class SemanticGANSegmenter(nn.Module):
+    """A bundle as one module: ``forward`` by the encoder alone, ``segment`` as sgan-segment does.
+
+    bundle_root: a bundle folder, a .zip of one or the name of a bundled model.
+    device: "auto", "cpu", "cuda" or "mps". Raises InputError as ``load_bundle`` and ``choose_device``.
+    """
+
+    def __init__(self, bundle_root: str | Path, device: str = "auto") -> None:
+        super().__init__()
+        self.bundle = load_bundle(bundle_root, choose_device(device))
+        self.encoder, self.generator = self.bundle.encoder, self.bundle.generator
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, C, size, size) in [-1, 1] -> label logits (B, K, size, size); 0 is background."""
+        return self.generator.synthesis(self.encoder(image)).label_logits
+
+    def segment(self, image: str | Path, output_dir: str | Path, *, quality: str = "standard") -> None:
+        """Segment an image file, or a folder of them, into ``output_dir``/<case>_seg.*, with run.json.
+
+        quality: "fast" (encoder alone), "standard" (inversion) or "careful".
+        Raises InputError for an image that cannot be read.
+        """
+        from sgan_core.batch import BatchConfig, find_inputs, run_batch
+        from sgan_core.segment import SegmentConfig
+
+        config = BatchConfig(segment=SegmentConfig(quality=quality), report=False)
+        options = {"quality": quality}
+        run_batch(find_inputs([Path(image)]), self.bundle, Path(output_dir), config, options=options)

@@ -1,0 +1,216 @@
+"""An image in, its label map with a report of how far to trust it out: what every front door calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgan_core.bundle import Bundle
+from sgan_core.cohort import Intensity
+from sgan_core.config import InversionConfig
+from sgan_core.errors import Cancelled, InputError
+from sgan_core.imaging.image import Picture, Volume, in_units
+from sgan_core.imaging.slices import SliceStack, to_model, to_volume
+from sgan_core.inversion import Inversion, PaperReconstruction, invert
+
+OnProgress = Callable[[int, int, str], None]
+QUALITIES = ("fast", "standard", "careful")
+RECONSTRUCTIONS = ("auto", "paper")
+
+_NO_AIR_HU = -200  # a CT of a patient holds air, far below this
+_FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """How to segment.
+
+    quality: fast (encoder alone, the paper's "Ours-NO"), standard (inversion), careful (a second start from the
+    mean w, 2.5 times the steps). steps: replaces the quality's number. reconstruction: the objective of inversion;
+    "auto" is the bundle's choice, at present always the paper's.
+    """
+
+    quality: str = "standard"
+    steps: int | None = None
+    reconstruction: str = "auto"
+    batch: int | None = None  # slices optimised together; the bundle's value when left out
+
+    def __post_init__(self) -> None:
+        if self.quality not in QUALITIES:
+            raise InputError(f"quality is {self.quality!r}, expected one of {', '.join(QUALITIES)}")
+        if self.reconstruction not in RECONSTRUCTIONS:
+            raise InputError(f"reconstruction is {self.reconstruction!r}, expected one of {', '.join(RECONSTRUCTIONS)}")
+        if self.steps is not None and self.steps < 0:
+            raise InputError(f"steps is {self.steps}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether the model could explain the image."""
+
+    status: str  # "ok" | "review"
+    score: float  # share of slices explained as well as the training anatomy was, 0 to 1
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The label map of one image with what led to it."""
+
+    labels: np.ndarray  # uint8, the input's shape: (I, J, K) or (H, W)
+    stack: SliceStack  # the model's input
+    reconstructions: np.ndarray  # (N, C, S, S) float32
+    label_probs: np.ndarray  # (N, K, S, S) float16
+    slice_errors: np.ndarray  # (N,) root mean squared error of the reconstruction, model units (range 2)
+    trust: Trust
+    method: str  # "encoder" | "inversion"
+    steps: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """Root mean squared error over all slices, model units."""
+        return float(np.sqrt(np.square(self.slice_errors).mean()))
+
+
+def choose_intensity(image: Volume | Picture, intensity: Intensity) -> tuple[Intensity, str | None]:
+    """The model's intensity rule, or percentiles with a warning for a volume that cannot be in Hounsfield units."""
+    if intensity.unit != "HU" or isinstance(image, Picture) or image.array.min() < _NO_AIR_HU:
+        return intensity, None
+    return _FOREIGN_PERCENTILES, (
+        f"no voxel is below {_NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another modality; "
+        "intensities were scaled by percentiles"
+    )
+
+
+def segment_volume(
+    image: Volume | Picture,
+    bundle: Bundle,
+    config: SegmentConfig | None = None,
+    *,
+    on_progress: OnProgress = lambda done, total, message: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Segmentation:
+    """Segment an image with a trained model.
+
+    on_progress counts slices. Raises Cancelled when ``should_stop`` says so, InputError for an image that cannot
+    be brought to the model.
+    """
+    config = config or SegmentConfig()
+    began = time.monotonic()
+    generator = bundle.config.generator
+    intensity, warning = choose_intensity(image, bundle.config.intensity)
+    image = in_units(image, intensity)
+    stack = to_model(image, size=generator.size, intensity=intensity, channels=generator.image_channels)
+    inversion = _inversion_config(bundle.config.inversion, config)
+    parts = []
+    total = len(stack.images)
+    for first in range(0, total, inversion.batch):
+        target = torch.from_numpy(stack.images[first : first + inversion.batch]).to(bundle.device)
+
+        def on_step(step: int, terms: dict[str, Tensor], first: int = first, count: int = len(target)) -> bool:
+            del terms
+            if should_stop():
+                raise Cancelled("stopped; nothing was written for this case")
+            done = first + count * step / max(1, inversion.steps)
+            on_progress(int(done), total, f"slice {first + 1} to {first + count}, step {step} of {inversion.steps}")
+            return True
+
+        on_step(0, {})
+        parts.append(_best_of_starts(target, bundle, inversion, config, on_step))
+    on_progress(total, total, "labelling")
+    reconstructions = np.concatenate([part.image.float().cpu().numpy() for part in parts])
+    label_probs = np.concatenate([part.label_probs.half().cpu().numpy() for part in parts])
+    errors = np.sqrt(np.square(reconstructions - stack.images).mean(axis=(1, 2, 3)))
+    return Segmentation(
+        labels=to_volume(label_probs, stack),
+        stack=stack,
+        reconstructions=reconstructions,
+        label_probs=label_probs,
+        slice_errors=errors,
+        trust=judge(errors, bundle),
+        method="inversion" if inversion.steps else "encoder",
+        steps=inversion.steps,
+        seconds=time.monotonic() - began,
+        warnings=image.warnings + ((warning,) if warning else ()),
+    )
+
+
+def _inversion_config(stored: InversionConfig, config: SegmentConfig) -> InversionConfig:
+    steps = {"fast": 0, "standard": stored.steps, "careful": int(2.5 * stored.steps)}[config.quality]
+    steps = steps if config.steps is None else config.steps
+    return replace(stored, steps=steps, batch=config.batch or stored.batch)
+
+
+def _best_of_starts(
+    target: Tensor,
+    bundle: Bundle,
+    inversion: InversionConfig,
+    config: SegmentConfig,
+    on_step: Callable[[int, dict[str, Tensor]], bool],
+) -> Inversion:
+    """Inversion from the encoder's answer; when careful also from the mean w, the better of both for each slice."""
+    reconstruction = PaperReconstruction(bundle.perceptual, inversion)
+    first = invert(target, bundle.generator, bundle.encoder, reconstruction, inversion, on_step=on_step)
+    if config.quality != "careful" or not inversion.steps:
+        return first
+    second = invert(target, bundle.generator, None, reconstruction, inversion, on_step=on_step)
+    better = second.loss < first.loss  # (B,)
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
+
+    return Inversion(
+        w_plus=pick(first.w_plus, second.w_plus),
+        image=pick(first.image, second.image),
+        label_probs=pick(first.label_probs, second.label_probs),
+        loss=pick(first.loss, second.loss),
+        steps=first.steps,
+    )
+
+
+def judge(slice_errors: np.ndarray, bundle: Bundle) -> Trust:
+    """Compare the reconstruction errors (N,) with those of the validation slices in training.
+
+    A simple first rule: a slice counts as explained when its error is not above the 95th percentile that the
+    encoder alone reached on validation slices.
+    """
+    limit = float(bundle.facts.get("validation_rmse_p95", np.inf))
+    explained = float((slice_errors <= limit).mean())
+    if not np.isfinite(limit):
+        return Trust("review", explained, "the model carries no validation errors to compare with")
+    if explained >= 0.8:
+        return Trust("ok", explained, f"{explained:.0%} of the slices are explained as well as validation slices were")
+    return Trust(
+        "review",
+        explained,
+        f"only {explained:.0%} of the slices are explained as well as validation slices were; check the mask",
+    )
+
+
+@dataclass(frozen=True)
+class LabelVolume:
+    """How much of a label there is."""
+
+    name: str
+    value: int
+    voxels: int
+    volume_ml: float | None  # None for a picture, which has no size in the patient
+
+
+def label_volumes(segmentation: Segmentation, bundle: Bundle) -> list[LabelVolume]:
+    """Voxels and millilitres of every label of the model, in the label map."""
+    counts = np.bincount(segmentation.labels.ravel(), minlength=256)
+    grid = segmentation.stack.grid
+    return [
+        LabelVolume(
+            label.name, label.value, int(counts[label.value]), None if grid is None else float(counts[label.value] * grid.voxel_ml)
+        )
+        for label in bundle.config.labels
+    ]

@@ -1,0 +1,166 @@
+"""The presets and what a config refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sgan_core.cohort import Intensity, Label
+from sgan_core.config import (
+    MODALITIES,
+    SIZES,
+    EncoderConfig,
+    GanConfig,
+    GeneratorConfig,
+    PairDiscriminatorConfig,
+    TrainConfig,
+    merge,
+    preset,
+)
+from sgan_core.errors import InputError
+
+PRESETS = ("tiny", "small", "paper", "official")
+
+
+@pytest.mark.parametrize("modality", sorted(MODALITIES))
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name, modality):
+    config = preset(name, modality=modality, num_classes=3)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.generator.num_classes == 3
+    assert config.generator.image_channels == (1 if modality in ("ct", "xray") else 3)
+
+
+def test_labels_and_intensity_survive_json():
+    labels = (Label(1, "liver", (221, 130, 101), "10200004", (63, 64)),)
+    config = TrainConfig(labels=labels, intensity=Intensity(-160.0, 240.0, "HU"))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_exists_at_every_size(name, size):
+    config = preset(name, modality="ct", num_classes=2, size=size)
+    assert config.generator.size == size
+    assert max(config.generator.channels) == max(config.image_discriminator.channels) == size
+
+
+@pytest.mark.parametrize("modality", ["ct", "xray"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_flips_where_sides_have_a_meaning(name, modality):
+    assert preset(name, modality=modality, num_classes=2).gan.augment.flip is False
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "paper"])
+def test_photographs_may_be_flipped(name):
+    assert preset(name, modality="dermoscopy", num_classes=2).gan.augment.flip is True
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_own_presets_avoid_the_known_traps(name):
+    """METHOD.md section 9: noise decides labels, instance norm erases area, hard labels give themselves away."""
+    config = preset(name, modality="ct", num_classes=2)
+    assert not config.generator.noise
+    assert config.generator.z_dim == config.generator.w_dim == 128
+    assert config.generator.mapping_layers == 4
+    pair = config.pair_discriminator
+    assert (pair.norm, pair.encoding, pair.scales) == ("spectral", "softmax", 2)
+    assert config.gan.pair_label_blur
+    assert config.gan.feature_matching == 0.0
+    assert config.gan.image_r1 < 1.0
+    assert config.gan.style_mixing == 0.9
+    assert config.encoder.from_mean_w
+    assert config.encoder.norm == "group"
+    assert config.encoder_train.latent_weight > 0
+
+
+def test_official_preset_has_the_authors_numbers():
+    config = preset("official", modality="face", num_classes=8)
+    gan, train, inversion = config.gan, config.encoder_train, config.inversion
+    assert (gan.pair_loss, gan.feature_matching, gan.image_r1, gan.pair_r1) == ("hinge", 2.0, 10.0, 10.0)
+    assert (gan.r1_every, gan.path_weight, gan.path_every, gan.path_batch_shrink) == (16, 2.0, 4, 2)
+    assert (config.pair_discriminator.scales, config.pair_discriminator.norm) == (3, "spectral_instance")
+    assert (train.perceptual_weight, train.mse_weight, train.ce_temperature, train.dice_temperature) == (
+        10.0,
+        1.0,
+        0.1,
+        0.3,
+    )
+    assert (inversion.lr, inversion.ramp_up, inversion.ramp_down) == (0.1, 0.05, 0.25)
+    assert (inversion.mse_weight, inversion.encoder_weight, inversion.steps) == (0.1, 1e-3, 200)
+    assert (config.encoder.trunk, config.encoder.head, config.encoder.fpn_channels) == ("resnet50", "tower", 512)
+
+
+def test_paper_preset_has_adversarial_losses_only():
+    gan = preset("paper", modality="ct", num_classes=2).gan
+    assert (gan.feature_matching, gan.pair_loss) == (0.0, "logistic")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"generator": {"size": 48}}, "48"),
+        ({"generator": {"image_channels": 2}}, "image_channels"),
+        ({"generator": {"num_classes": 1}}, "num_classes"),
+        ({"generator": {"channels": {"4": 8, "8": 8}}}, "channels"),
+        ({"generator": {"channels": {"four": 8}}}, "config"),
+        ({"gan": {"pair_loss": "wasserstein"}}, "wasserstein"),
+        ({"gan": {"batch": 1}}, "batch"),
+        ({"gan": {"batch": "many"}}, "batch"),
+        ({"gan": {"learning_rate": 1.0}}, "learning_rate"),
+        ({"pair_discriminator": {"norm": "batch"}}, "norm"),
+        ({"pair_discriminator": {"encoding": "soft"}}, "encoding"),
+        ({"encoder": {"trunk": "vgg"}}, "trunk"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(changes, word):
+    with pytest.raises(InputError, match=word):
+        TrainConfig.from_dict(merge(TrainConfig().to_dict(), changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"augment": {"pair_strength": 0.5}},
+        {"mismatch_weight": 0.5},
+        {"pair_label_blur": True},
+    ],
+)
+def test_official_encoding_refuses_what_needs_probabilities(change):
+    """Raw logits have no blur, no background outside the image and no overlap."""
+    with pytest.raises(InputError, match="official"):
+        TrainConfig.from_dict(merge(TrainConfig().to_dict(), {"gan": change}))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match="huge"):
+        preset("huge", modality="ct", num_classes=2)
+    with pytest.raises(InputError, match="sonar"):
+        preset("tiny", modality="sonar", num_classes=2)
+    with pytest.raises(InputError, match="100"):
+        preset("tiny", modality="ct", num_classes=2, size=100)
+
+
+def test_merge_goes_table_by_table_but_replaces_channels_as_a_whole():
+    values = {"a": {"x": 1, "y": 2}, "channels": {4: 8, 8: 8}, "b": 1}
+    assert merge(values, {"a": {"y": 3}, "channels": {4: 2}}) == {
+        "a": {"x": 1, "y": 3},
+        "channels": {4: 2},
+        "b": 1,
+    }
+    assert values["a"] == {"x": 1, "y": 2}
+
+
+def test_number_of_styles():
+    def styles(size: int) -> int:
+        return GeneratorConfig(size=size, channels={2**p: 4 for p in range(2, size.bit_length())}).num_ws
+
+    assert [styles(size) for size in SIZES] == [8, 10, 12, 14, 16]
+
+
+def test_configs_are_frozen():
+    for config in (GanConfig(), EncoderConfig(), PairDiscriminatorConfig()):
+        with pytest.raises(AttributeError):
+            config.batch = 3  # type: ignore[misc,union-attr]
