@@ -4,7 +4,7 @@
     python benchmarks/phantom_table.py --model runs/phantom64/bundle --output results --methods unet --seed 1
 
 Writes OUTPUT/phantom.json, where the rows of other methods and seeds stay, and OUTPUT/phantom.md. The U-Nets
-learn from the bundle's labelled phantom CT patients, at its size. Scores are those of the liver, all slices of
+learn from the labelled phantom CT patients of the bundle, at its size. Scores are of the liver, all slices of
 a patient together, on the native grid. ``ceiling`` is the truth brought to model size and back: the most that
 a method can reach at this size. Odd test seeds are of a family of liver shapes that training does not draw.
 """

@@ -246,6 +246,12 @@ def test_soft_probabilities_are_interpolated_before_labelling() -> None:
     np.testing.assert_array_equal(labels, np.arange(64) <= 33)
 
 
+def test_most_probable_of_several_wins_below_one_half() -> None:
+    stack = to_model(Picture(np.arange(54.0).reshape(1, 9, 6)), size=4, intensity=Intensity())
+    probabilities = np.broadcast_to(np.array([0.3, 0.4, 0.3])[:, None, None], (1, 3, 4, 4))
+    assert (to_volume(probabilities, stack) == 1).all()
+
+
 def test_largest_share_wins_and_label_values_are_kept() -> None:
     labels = np.zeros((8, 8, 2), np.uint8)
     labels[:5], labels[5:] = 200, 7
