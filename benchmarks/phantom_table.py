@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_table(args: argparse.Namespace) -> None:
     """Score the asked methods one by one; both files are written after each."""
+    if args.patients < 1:
+        raise InputError(f"--patients {args.patients}: give at least 1.")
     bundle = load_bundle(args.model, choose_device(args.device))
     if [label.name for label in bundle.config.labels] != ["liver"]:
         raise InputError(f"{args.model}: not a model of the phantom's liver. Give one that is trained on it.")

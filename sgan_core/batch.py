@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,30 @@ from sgan_core import __version__
 from sgan_core.bundle import Bundle
 from sgan_core.device import describe
 from sgan_core.errors import InputError
-
+from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
 from sgan_core.imaging.slices import images_to_volume
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_volume
 from sgan_core.report import LabelVolume, ReportCase, write_report
-from sgan_core.segment import OnProgress, SegmentConfig, Segmentation, label_volumes, segment_volume
+from sgan_core.segment import (
+    OnProgress,
+    Segmentation,
+    SegmentConfig,
+    label_volumes,
+    part_of,
+    segment_volume,
+)
 
 SCHEMA = 1  # of run.json
-FORMATS = ("nifti", "nrrd")
+_SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd"}
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What to write besides the label maps."""
+    """How to segment, what to write besides the label maps."""
 
     segment: SegmentConfig = field(default_factory=SegmentConfig)
-    format: str = "nifti"
+    format: str = "nifti"  # "nifti" | "nrrd", of volumes; pictures become PNG
     probabilities: bool = False
     report: bool = True
 
@@ -54,21 +62,18 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.is_file() and _readable(file))
             if not inside:
-                raise InputError(f"{path}: no image in this folder; expected {', '.join(sorted(_suffixes()))} files")
+                known = ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
+                raise InputError(f"{path}: no image in this folder. Supported are {known}.")
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(f"{path}: no such file or folder. Check the path.")
     return found
 
 
-def _suffixes() -> set[str]:
-    return set(PICTURE_SUFFIXES) | set(VOLUME_SUFFIXES)
-
-
 def _readable(path: Path) -> bool:
-    return not path.name.startswith(".") and image_suffix(path) in _suffixes()
+    return not path.name.startswith(".") and image_suffix(path) != ""
 
 
 def case_name(path: Path) -> str:
@@ -89,11 +94,12 @@ def run_batch(
 ) -> BatchResult:
     """Segment every input and write results, run.json and report.html to ``output``.
 
-    An input that cannot be read is recorded as failed and the others go on; with a single input its InputError
-    is raised. Raises Cancelled when stopped; finished cases are kept and recorded.
+    on_case gets each case's part of run.json. An input that cannot be read is recorded as failed and the
+    others go on; with a single input its InputError is raised. Raises Cancelled when stopped; finished cases
+    are kept and recorded.
     """
     names = _unique_names(inputs)
-    _make_folder(output)
+    made = prepare_folder(output)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "tool_version": __version__,
@@ -106,26 +112,28 @@ def run_batch(
     report: list[ReportCase] = []
     try:
         for number, path in enumerate(inputs):
-
-            def progress(done: int, total: int, message: str, number: int = number) -> None:
-                which = f"{names[number]} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
-                on_progress(number * total + done, len(inputs) * total, which + message)
-
+            which = f"{names[number]} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
+            progress = part_of(on_progress, number, len(inputs), which)
             case: dict[str, Any] = {"input": str(path), "case": names[number]}
             try:
-                case |= _segment_case(path, names[number], bundle, output, config, report, progress, should_stop)
+                case |= _segment_case(
+                    path, names[number], bundle, output, config, report, progress, should_stop
+                )
             except InputError as error:
                 if len(inputs) == 1:
                     raise
-                case |= {"status": "failed", "error": str(error), "warnings": []}
+                case |= {"output": None, "status": "failed", "error": str(error), "warnings": []}
             record["cases"].append(case)
             on_case(case)
     finally:
         if record["cases"]:
-            _write_json(output / "run.json", record)
-            if config.report and report:
+            write_text(output / "run.json", json_text(record))
+            if report:
                 facts = {"Model": f"{bundle.name} ({bundle.hash[:12]})", "Device": record["device"]}
                 write_report(output / "report.html", "Segmentation", report, facts=facts)
+        elif made:
+            with suppress(OSError):  # it holds something after all
+                output.rmdir()
     failed = sum(case["status"] == "failed" for case in record["cases"])
     return BatchResult(record, failed)
 
@@ -164,10 +172,18 @@ def _segment_case(
     }
 
 
-def report_case(found: Segmentation, bundle: Bundle, name: str, *, domain: str = "", **more: Any) -> ReportCase:
-    """A segmentation as a section of the report. ``more`` adds ``truth`` (N, S, S) and ``scores``."""
+def report_case(
+    found: Segmentation,
+    bundle: Bundle,
+    name: str,
+    *,
+    domain: str = "",
+    truth: np.ndarray | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> ReportCase:
+    """A segmentation as a section of the report. truth: (N, S, S) labels; scores: DICE by method."""
     facts = {
-        "Method": f"{found.method}, {found.steps} steps" if found.steps else "encoder",
+        "Method": f"{found.method}, {found.steps} steps" if found.steps else found.method,
         "Time": f"{found.seconds:.1f} s for {len(found.slice_errors)} slices",
         "Reconstruction error": f"{found.error:.3f}",
         "Trust": f"{found.trust.status}: {found.trust.reason}",
@@ -179,28 +195,35 @@ def report_case(found: Segmentation, bundle: Bundle, name: str, *, domain: str =
     return ReportCase(
         name=name,
         domain=domain,
-        images=found.stack.images,
-        reconstructions=found.reconstructions,
+        # The report of a batch keeps all of them until its end.
+        images=found.stack.images.astype(np.float16),
+        reconstructions=found.reconstructions.astype(np.float16),
         labels=found.label_probs.argmax(axis=1).astype(np.uint8),
         facts=facts,
         label_table=rows,
         warnings=list(found.warnings),
-        **more,
+        truth=truth,
+        scores=scores or {},
     )
 
 
 def _write(found: Segmentation, bundle: Bundle, output: Path, name: str, config: BatchConfig) -> Path:
+    """Write the label map, and before it what else is asked for: with the label map the case is complete."""
     labels, grid = bundle.config.labels, found.stack.grid
+    if config.probabilities:
+        for label in labels:
+            probability = images_to_volume(found.label_probs[:, [label.value]], found.stack)
+            stem = output / f"{name}_{re.sub(r'[^A-Za-z0-9]+', '-', label.name)}_prob"
+            if grid is None:
+                write_mask_png(stem.with_name(stem.name + ".png"), (probability[0] * 255).round())
+            else:
+                write_volume(stem.with_name(f"{stem.name}{_SUFFIX[config.format]}"), probability, grid)
     if grid is None:
         target = output / f"{name}_seg.png"
         write_mask_png(target, found.labels, labels)
-        return target
-    target = output / (f"{name}_seg.nii.gz" if config.format == "nifti" else f"{name}_seg.seg.nrrd")
-    write_labels(target, found.labels, grid, labels)
-    if config.probabilities:
-        for label in labels:
-            probability = images_to_volume(found.label_probs[:, label.value : label.value + 1].astype(np.float32), found.stack)
-            write_volume(output / f"{name}_{label.name.replace(' ', '_')}_prob.nii.gz", probability, grid)
+    else:
+        target = output / f"{name}_seg{'.seg' if config.format == 'nrrd' else ''}{_SUFFIX[config.format]}"
+        write_labels(target, found.labels, grid, labels)
     return target
 
 
@@ -208,18 +231,23 @@ def _unique_names(inputs: Sequence[Path]) -> list[str]:
     names = [case_name(path) for path in inputs]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"two inputs are named {name!r}; their results would overwrite each other. Rename one.")
+            raise InputError(
+                f"two inputs are named {name!r}: one result would overwrite the other. Rename one."
+            )
     return names
 
 
-def _make_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> bool:
+    """Make a folder for results, before the long work starts; returns whether it is new.
+
+    Raises InputError when it cannot be made or written to.
+    """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise InputError(f"{folder}: cannot make this folder ({error.strerror}). Choose another --output.") from error
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    os.replace(part, path)
+        reason = error.strerror or str(error)
+        raise InputError(f"{folder}: cannot write there ({reason}). Choose another --output.") from error
+    return made

@@ -69,7 +69,9 @@ class PairDiscriminatorConfig:
     layers: int = 3
     base_channels: int = 64
     norm: str = "spectral_instance"  # "spectral": instance norm erases the area of a label
-    encoding: str = "official"  # "official": one-hot in {-1, 1} against raw logits; "softmax": both soft in [-1, 1]
+    encoding: str = (
+        "official"  # "official": one-hot in {-1, 1} against raw logits; "softmax": both soft in [-1, 1]
+    )
 
     def __post_init__(self) -> None:
         if self.norm not in ("spectral", "spectral_instance"):
@@ -85,7 +87,9 @@ class EncoderConfig:
     trunk: str = "resnet50"  # "resnet50" | "resnet18"
     width: int = 64  # channels of the first trunk stage; 64 is the published ResNet
     fpn_channels: int = 512
-    head: str = "tower"  # "tower": strided convolutions per style (pSp); "light": pooled to 4x4, one linear layer
+    head: str = (
+        "tower"  # "tower": strided convolutions per style (pSp); "light": pooled to 4x4, one linear layer
+    )
     norm: str = "batch"  # "batch" | "group"
     stem_stride: bool = True  # False keeps full resolution in the stem, for images of 32 to 64 px
     from_mean_w: bool = False  # predict the offset from the mean w
@@ -332,7 +336,11 @@ def preset(name: str, *, modality: str, num_classes: int, size: int | None = Non
     size = size or sizes[name]
     _power_of_two_sizes(size)
     of = MODALITIES[modality]
-    own = _small_presets(size, of["flip"]) if name in ("tiny", "small") else _large_presets(name, size, of["flip"])
+    own = (
+        _small_presets(size, of["flip"])
+        if name in ("tiny", "small")
+        else _large_presets(name, size, of["flip"])
+    )
     values = merge(TrainConfig().to_dict(), own)
     generator = {"size": size, "image_channels": of["image_channels"], "num_classes": num_classes}
     changes = {"modality": modality, "preset": name, "generator": generator}

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from sgan_core.batch import report_case
+from sgan_core.batch import prepare_folder, report_case
 from sgan_core.bundle import Bundle
 from sgan_core.device import describe
+from sgan_core.errors import InputError
 from sgan_core.evaluation.metrics import label_scores
 from sgan_core.evaluation.tables import ScoreRow, json_text, scores_json, write_text
-from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.slices import labels_to_model
 from sgan_core.imaging.writers import write_labels, write_volume
-from sgan_core.phantom import DOMAINS, LIVER, TEST_SEEDS, make_case
+from sgan_core.phantom import DOMAINS, LIVER, TEST_SEEDS, PhantomCase, make_case
 from sgan_core.report import ReportCase, write_report
-from sgan_core.segment import OnProgress, SegmentConfig, segment_volume
+from sgan_core.segment import OnProgress, SegmentConfig, part_of, segment_volume
 
+ORGAN = "liver"
 METHODS = {"encoder": SegmentConfig(quality="fast"), "inversion": SegmentConfig(quality="standard")}
 
 
@@ -42,33 +43,22 @@ def run_demo(
     """Make ``patients`` in CT and T1 MRI (in and out of phase), segment them by both methods, score, report.
 
     Writes volumes/, references/, segmentations/ (of inversion), scores.json and report.html to ``output``.
+    Raises InputError for a model that knows no liver and a folder that cannot be written.
     """
+    organ = _organ_value(bundle)
+    for folder in (output, *(output / name for name in ("volumes", "references", "segmentations"))):
+        prepare_folder(folder)
     cases = [(TEST_SEEDS + number, domain) for number in range(patients) for domain in DOMAINS]
     rows: list[ScoreRow] = []
     sections: list[ReportCase] = []
     for number, (seed, domain) in enumerate(cases):
-        patient, name = f"phantom-{seed}", f"phantom-{seed}_{domain}"
-        phantom = make_case(seed, domain)
-        grid = phantom.image.grid
-        truth = (phantom.labels == LIVER).astype(np.uint8)
-        _write(output, name, phantom.image.array, truth, bundle, grid)
-        dice: dict[str, float] = {}
-        for which, (method, config) in enumerate(METHODS.items()):
-
-            def progress(done: int, total: int, message: str, base: int = 2 * number + which, name: str = name) -> None:
-                on_progress(base * total + done, 2 * len(cases) * total, f"{name}, {message}")
-
-            found = segment_volume(phantom.image, bundle, config, on_progress=progress, should_stop=should_stop)
-            scores = label_scores(found.labels, truth)
-            dice[method] = scores.dice
-            rows.append(ScoreRow(name, patient, domain, method, "liver", scores.dice, scores.jaccard))
-        write_labels(output / "segmentations" / f"{name}_seg.nii.gz", found.labels, grid, bundle.config.labels)
-        sections.append(
-            report_case(found, bundle, name, domain=domain, truth=labels_to_model(truth, found.stack), scores=dice)
-        )
+        of_case = part_of(on_progress, number, len(cases), f"phantom-{seed} {domain}, ")
+        scored, section = _run_case(bundle, output, organ, seed, domain, of_case, should_stop)
+        rows += scored
+        sections.append(section)
     write_text(output / "scores.json", json_text(scores_json(rows)))
     facts = {
-        "Model": f"{bundle.name} ({bundle.hash[:12]}), trained on CT only",
+        "Model": f"{bundle.name} ({bundle.hash[:12]}), trained on {bundle.config.modality.upper()} only",
         "Images seen in training": f"{bundle.facts.get('gan_images', 0):,}",
         "Labelled patients in training": str(bundle.config.labelled),
         "Device": describe(bundle.device),
@@ -77,8 +67,43 @@ def run_demo(
     return Demo(output / "report.html", rows)
 
 
-def _write(output: Path, name: str, image: np.ndarray, truth: np.ndarray, bundle: Bundle, grid: Grid) -> None:
-    for folder in ("volumes", "references", "segmentations"):
-        (output / folder).mkdir(parents=True, exist_ok=True)
-    write_volume(output / "volumes" / f"{name}.nii.gz", image, grid)
+def _organ_value(bundle: Bundle) -> int:
+    """The label value of the organ that the demo scores."""
+    for label in bundle.config.labels:
+        if label.name == ORGAN:
+            return label.value
+    known = ", ".join(label.name for label in bundle.config.labels) or "none"
+    raise InputError(f"{bundle.name}: the demo needs a model with the label {ORGAN!r}; this one has: {known}.")
+
+
+def _run_case(
+    bundle: Bundle,
+    output: Path,
+    organ: int,
+    seed: int,
+    domain: str,
+    on_progress: OnProgress,
+    should_stop: Callable[[], bool],
+) -> tuple[list[ScoreRow], ReportCase]:
+    """One patient in one domain by every method; files, scores and the report's section of the last method."""
+    patient, name = f"phantom-{seed}", f"phantom-{seed}_{domain}"
+    phantom = make_case(seed, domain)
+    truth = ((phantom.labels == LIVER) * organ).astype(np.uint8)
+    _write_case(output, name, phantom, truth, bundle)
+    rows = []
+    for which, (method, config) in enumerate(METHODS.items()):
+        progress = part_of(on_progress, which, len(METHODS), f"{method}: ")
+        found = segment_volume(phantom.image, bundle, config, on_progress=progress, should_stop=should_stop)
+        scores = label_scores(found.labels, truth, label=organ)
+        rows.append(ScoreRow(name, patient, domain, method, ORGAN, scores.dice, scores.jaccard))
+    labels = bundle.config.labels
+    write_labels(output / "segmentations" / f"{name}_seg.nii.gz", found.labels, phantom.image.grid, labels)
+    dice = {row.method: row.dice for row in rows}
+    truth_slices = labels_to_model(truth, found.stack)
+    return rows, report_case(found, bundle, name, domain=domain, truth=truth_slices, scores=dice)
+
+
+def _write_case(output: Path, name: str, phantom: PhantomCase, truth: np.ndarray, bundle: Bundle) -> None:
+    grid = phantom.image.grid
+    write_volume(output / "volumes" / f"{name}.nii.gz", phantom.image.array, grid)
     write_labels(output / "references" / f"{name}.nii.gz", truth, grid, bundle.config.labels)

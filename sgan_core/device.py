@@ -10,7 +10,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" takes CUDA, then Apple's MPS, then the CPU.
+    """ "auto" takes CUDA, then Apple's MPS, then the CPU.
 
     Raises InputError when the device asked for is not there: no silent fallback.
     """
@@ -19,7 +19,9 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no CUDA GPU here. Use --device cpu, or install a CUDA build of torch.")
+        raise InputError(
+            "--device cuda: PyTorch finds no CUDA GPU here. Use --device cpu, or install a CUDA build of torch."
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise InputError("--device mps: PyTorch finds no Apple GPU here. Use --device cpu.")
     return torch.device(name)

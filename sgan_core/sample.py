@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from sgan_core.batch import prepare_folder
 from sgan_core.bundle import Bundle
-from sgan_core.imaging.writers import write_mask_png, write_picture_png
+from sgan_core.imaging.writers import write_mask_png
 from sgan_core.training.samples import colours_of, outline, write_sheet
 
 _BATCH = 32
 _SHEET = 64  # pairs shown on the sheet at most
+_COLUMNS = 8
 
 
 def write_pairs(bundle: Bundle, output: Path, count: int, *, truncation: float = 1.0, seed: int = 0) -> Path:
     """Draw ``count`` pairs into images/ and labels/ of ``output``; returns the contact sheet.
 
-    Images are 8-bit: 0 is the low end of the model's intensity range, 255 the high end. truncation is psi.
+    Images are 8-bit: 0 is the low end of the model's intensity range, 255 the high end. Labels are palette
+    PNG whose pixels are the label values. truncation is psi. The same seed gives the same pairs.
+    Raises InputError when ``output`` cannot be written.
     """
-    (output / "images").mkdir(parents=True, exist_ok=True)
-    (output / "labels").mkdir(exist_ok=True)
+    images, labels = output / "images", output / "labels"
+    for folder in (output, images, labels):
+        prepare_folder(folder)
     z = torch.randn(count, bundle.config.generator.z_dim, generator=torch.Generator().manual_seed(seed))
-    colours, pictures, number = colours_of(bundle.config.labels), [], 0
-    for part in z.split(_BATCH):
+    colours, pictures = colours_of(bundle.config.labels), []
+    for first in range(0, count, _BATCH):
         with torch.no_grad():
-            pair = bundle.generator(part.to(bundle.device), truncation=truncation)
-        for image, labels in zip(pair.image.cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True):
+            pair = bundle.generator(z[first : first + _BATCH].to(bundle.device), truncation=truncation)
+        # (B, C, S, S) in about [-1, 1] and (B, S, S)
+        drawn = zip(pair.image.cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True)
+        for number, (image, labelmap) in enumerate(drawn, start=first):
             name = f"sample_{number:05d}.png"
-            grey = ((np.clip(image, -1, 1) + 1) * 127.5).round().astype(np.uint8)
-            write_picture_png(output / "images" / name, grey)
-            write_mask_png(output / "labels" / name, labels, bundle.config.labels)
+            _write_picture(images / name, image)
+            write_mask_png(labels / name, labelmap, bundle.config.labels)
             if number < _SHEET:
-                pictures.append(outline(image, labels, colours))
-            number += 1
+                pictures.append(outline(image, labelmap, colours))
     sheet = output / "sheet.png"
-    write_sheet(sheet, [pictures[k : k + 8] for k in range(0, len(pictures), 8)])
+    write_sheet(sheet, [pictures[k : k + _COLUMNS] for k in range(0, len(pictures), _COLUMNS)])
     return sheet
+
+
+def _write_picture(path: Path, image: np.ndarray) -> None:
+    """Write an image (C, H, W) in [-1, 1] as 8-bit PNG, grey or colour, whole or not at all."""
+    pixels = ((np.clip(image, -1, 1) + 1) * 127.5).round().astype(np.uint8)
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        picture.save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

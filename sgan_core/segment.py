@@ -18,7 +18,7 @@ from sgan_core.imaging.image import Picture, Volume, in_units
 from sgan_core.imaging.slices import SliceStack, to_model, to_volume
 from sgan_core.inversion import Inversion, PaperReconstruction, invert
 
-OnProgress = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]  # done, total, message
 QUALITIES = ("fast", "standard", "careful")
 RECONSTRUCTIONS = ("auto", "paper")
 
@@ -30,9 +30,9 @@ _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
 class SegmentConfig:
     """How to segment.
 
-    quality: fast (encoder alone, the paper's "Ours-NO"), standard (inversion), careful (a second start from the
-    mean w, 2.5 times the steps). steps: replaces the quality's number. reconstruction: the objective of inversion;
-    "auto" is the bundle's choice, at present always the paper's.
+    quality: fast (encoder alone, the paper's "Ours-NO"), standard (inversion), careful (a second start from
+    the mean w, 2.5 times the steps). steps: replaces the quality's number. reconstruction: the objective of
+    inversion; "auto" is the bundle's choice, at present always the paper's.
     """
 
     quality: str = "standard"
@@ -44,9 +44,12 @@ class SegmentConfig:
         if self.quality not in QUALITIES:
             raise InputError(f"quality is {self.quality!r}, expected one of {', '.join(QUALITIES)}")
         if self.reconstruction not in RECONSTRUCTIONS:
-            raise InputError(f"reconstruction is {self.reconstruction!r}, expected one of {', '.join(RECONSTRUCTIONS)}")
+            known = ", ".join(RECONSTRUCTIONS)
+            raise InputError(f"reconstruction is {self.reconstruction!r}, expected one of {known}")
         if self.steps is not None and self.steps < 0:
             raise InputError(f"steps is {self.steps}, expected 0 or more")
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"batch is {self.batch}, expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,26 @@ class Segmentation:
         return float(np.sqrt(np.square(self.slice_errors).mean()))
 
 
+def part_of(on_progress: OnProgress, number: int, count: int, prefix: str = "") -> OnProgress:
+    """Turn the progress of part ``number`` of ``count`` equal ones into that of the whole, in thousandths a part."""
+
+    def report(done: int, total: int, message: str) -> None:
+        on_progress(1000 * number + 1000 * done // total, 1000 * count, prefix + message)
+
+    return report
+
+
 def choose_intensity(image: Volume | Picture, intensity: Intensity) -> tuple[Intensity, str | None]:
-    """The model's intensity rule, or percentiles with a warning for a volume that cannot be in Hounsfield units."""
-    if intensity.unit != "HU" or isinstance(image, Picture) or image.array.min() < _NO_AIR_HU:
+    """The model's intensity rule, or percentiles with a warning for an image that cannot be in Hounsfield units.
+
+    8-bit pictures are taken to show the model's range, as everywhere.
+    """
+    shows_the_range = isinstance(image, Picture) and image.array.dtype == np.uint8
+    if intensity.unit != "HU" or shows_the_range or image.array.min() < _NO_AIR_HU:
         return intensity, None
     return _FOREIGN_PERCENTILES, (
-        f"no voxel is below {_NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another modality; "
-        "intensities were scaled by percentiles"
+        f"no voxel is below {_NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another "
+        "modality; intensities were scaled by percentiles"
     )
 
 
@@ -99,8 +115,8 @@ def segment_volume(
 ) -> Segmentation:
     """Segment an image with a trained model.
 
-    on_progress counts slices. Raises Cancelled when ``should_stop`` says so, InputError for an image that cannot
-    be brought to the model.
+    on_progress counts optimisation steps of single slices. Raises Cancelled when ``should_stop`` says so,
+    InputError for an image that cannot be brought to the model.
     """
     config = config or SegmentConfig()
     began = time.monotonic()
@@ -109,21 +125,22 @@ def segment_volume(
     image = in_units(image, intensity)
     stack = to_model(image, size=generator.size, intensity=intensity, channels=generator.image_channels)
     inversion = _inversion_config(bundle.config.inversion, config)
+    starts = 2 if config.quality == "careful" else 1
+    steps = starts * inversion.steps  # of one slice
     parts = []
-    total = len(stack.images)
-    for first in range(0, total, inversion.batch):
+    count, total = len(stack.images), len(stack.images) * max(1, steps)
+    for first in range(0, count, inversion.batch):
         target = torch.from_numpy(stack.images[first : first + inversion.batch]).to(bundle.device)
 
-        def on_step(step: int, terms: dict[str, Tensor], first: int = first, count: int = len(target)) -> bool:
-            del terms
+        def on_step(step: int, first: int = first, batch: int = len(target)) -> None:
             if should_stop():
                 raise Cancelled("stopped; nothing was written for this case")
-            done = first + count * step / max(1, inversion.steps)
-            on_progress(int(done), total, f"slice {first + 1} to {first + count}, step {step} of {inversion.steps}")
-            return True
+            done = first * max(1, steps) + batch * step
+            message = f"slice {first + 1} to {first + batch} of {count}"
+            on_progress(done, total, f"{message}, step {step} of {steps}" if steps else message)
 
-        on_step(0, {})
-        parts.append(_best_of_starts(target, bundle, inversion, config, on_step))
+        on_step(0)
+        parts.append(_best_of_starts(target, bundle, inversion, starts, on_step))
     on_progress(total, total, "labelling")
     reconstructions = np.concatenate([part.image.float().cpu().numpy() for part in parts])
     label_probs = np.concatenate([part.label_probs.half().cpu().numpy() for part in parts])
@@ -152,15 +169,28 @@ def _best_of_starts(
     target: Tensor,
     bundle: Bundle,
     inversion: InversionConfig,
-    config: SegmentConfig,
-    on_step: Callable[[int, dict[str, Tensor]], bool],
+    starts: int,
+    on_step: Callable[[int], None],
 ) -> Inversion:
-    """Inversion from the encoder's answer; when careful also from the mean w, the better of both for each slice."""
+    """Inversion from the encoder's answer; with 2 starts also from the mean w, each slice's better one of both.
+
+    on_step(step) counts through both.
+    """
     reconstruction = PaperReconstruction(bundle.perceptual, inversion)
-    first = invert(target, bundle.generator, bundle.encoder, reconstruction, inversion, on_step=on_step)
-    if config.quality != "careful" or not inversion.steps:
+
+    def counted_from(base: int) -> Callable[[int, dict[str, Tensor]], bool]:
+        def report(step: int, terms: dict[str, Tensor]) -> bool:
+            on_step(base + step)
+            return True
+
+        return report
+
+    report = counted_from(0)
+    first = invert(target, bundle.generator, bundle.encoder, reconstruction, inversion, on_step=report)
+    if starts == 1 or not inversion.steps:
         return first
-    second = invert(target, bundle.generator, None, reconstruction, inversion, on_step=on_step)
+    report = counted_from(inversion.steps)
+    second = invert(target, bundle.generator, None, reconstruction, inversion, on_step=report)
     better = second.loss < first.loss  # (B,)
 
     def pick(a: Tensor, b: Tensor) -> Tensor:
@@ -178,20 +208,17 @@ def _best_of_starts(
 def judge(slice_errors: np.ndarray, bundle: Bundle) -> Trust:
     """Compare the reconstruction errors (N,) with those of the validation slices in training.
 
-    A simple first rule: a slice counts as explained when its error is not above the 95th percentile that the
-    encoder alone reached on validation slices.
+    A simple first rule: a slice counts as explained when its error is not above the 95th percentile that
+    the encoder alone reached on validation slices.
     """
     limit = float(bundle.facts.get("validation_rmse_p95", np.inf))
     explained = float((slice_errors <= limit).mean())
     if not np.isfinite(limit):
         return Trust("review", explained, "the model carries no validation errors to compare with")
     if explained >= 0.8:
-        return Trust("ok", explained, f"{explained:.0%} of the slices are explained as well as validation slices were")
-    return Trust(
-        "review",
-        explained,
-        f"only {explained:.0%} of the slices are explained as well as validation slices were; check the mask",
-    )
+        return Trust("ok", explained, f"{explained:.0%} of the slices are explained as well as in validation")
+    reason = f"only {explained:.0%} of the slices are explained as well as in validation; check the mask"
+    return Trust("review", explained, reason)
 
 
 @dataclass(frozen=True)
@@ -208,9 +235,9 @@ def label_volumes(segmentation: Segmentation, bundle: Bundle) -> list[LabelVolum
     """Voxels and millilitres of every label of the model, in the label map."""
     counts = np.bincount(segmentation.labels.ravel(), minlength=256)
     grid = segmentation.stack.grid
-    return [
-        LabelVolume(
-            label.name, label.value, int(counts[label.value]), None if grid is None else float(counts[label.value] * grid.voxel_ml)
-        )
-        for label in bundle.config.labels
-    ]
+    volumes = []
+    for label in bundle.config.labels:
+        voxels = int(counts[label.value])
+        volume_ml = None if grid is None else voxels * grid.voxel_ml
+        volumes.append(LabelVolume(label.name, label.value, voxels, volume_ml))
+    return volumes

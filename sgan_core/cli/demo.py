@@ -20,10 +20,14 @@ the liver by a generator that was trained on CT only, and scores it per patient.
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = app.Parser("sgan-demo", description="Segment phantom CT and MRI with the bundled model.", examples=_EXAMPLES)
+    p = app.Parser(
+        "sgan-demo", description="Segment phantom CT and MRI with the bundled model.", examples=_EXAMPLES
+    )
     p.add_argument("--output", type=Path, default=Path("demo-out"), metavar="DIR", help="default: demo-out")
     p.add_argument("--model", default="phantom-ct-liver", metavar="BUNDLE", help="default: phantom-ct-liver")
-    p.add_argument("--patients", type=int, default=2, metavar="N", help="patients for each domain (default: 2)")
+    p.add_argument(
+        "--patients", type=int, default=2, metavar="N", help="patients for each domain (default: 2)"
+    )
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     return p
 

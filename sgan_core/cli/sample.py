@@ -19,8 +19,12 @@ Writes OUTPUT/images/*.png (8-bit over the model's intensity range), OUTPUT/labe
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = app.Parser("sgan-sample", description="Draw synthetic image + label pairs from a model.", examples=_EXAMPLES)
-    p.add_argument("--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name")
+    p = app.Parser(
+        "sgan-sample", description="Draw synthetic image + label pairs from a model.", examples=_EXAMPLES
+    )
+    p.add_argument(
+        "--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name"
+    )
     p.add_argument("-n", "--number", type=int, default=20, metavar="N", help="pairs to draw (default: 20)")
     p.add_argument("--output", required=True, type=Path, metavar="DIR")
     p.add_argument(

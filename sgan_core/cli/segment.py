@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         examples=_EXAMPLES,
     )
     p.add_argument("input", nargs="+", type=Path, metavar="INPUT", help="image files, or folders of them")
-    p.add_argument("--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name")
+    p.add_argument(
+        "--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name"
+    )
     p.add_argument("--output", required=True, type=Path, metavar="DIR", help="made when it does not exist")
     p.add_argument(
         "--quality",
@@ -51,12 +53,18 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="objective of inversion: paper = perceptual + squared error (default: auto, the model's choice)",
     )
-    p.add_argument("--format", choices=("nifti", "nrrd"), default="nifti", help="of label volumes (default: nifti)")
-    p.add_argument("--probabilities", action="store_true", help="write a probability volume (0 to 1) for each label too")
+    p.add_argument(
+        "--format", choices=("nifti", "nrrd"), default="nifti", help="of label volumes (default: nifti)"
+    )
+    p.add_argument(
+        "--probabilities", action="store_true", help="write a probability volume (0 to 1) for each label too"
+    )
     p.add_argument("--no-report", action="store_true", help="do not write report.html")
     p.add_argument("--batch", type=int, metavar="N", help="slices optimised together (default: the model's)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
-    p.add_argument("--json-progress", action="store_true", help="one JSON object a line on stdout, for programs")
+    p.add_argument(
+        "--json-progress", action="store_true", help="one JSON object a line on stdout, for programs"
+    )
     p.add_argument("--cancel-on-eof", action="store_true", help="stop when stdin ends, for programs")
     return p
 
@@ -98,8 +106,13 @@ def command(args: argparse.Namespace) -> int:
                 batch=args.batch,
             )
             config = BatchConfig(segment, args.format, args.probabilities, not args.no_report)
-            labels = [{"name": x.name, "value": x.value, "rgb": list(x.rgb), "code": x.code} for x in bundle.config.labels]
-            progress.event("start", model=bundle.name, device=describe(device), inputs=len(inputs), labels=labels)
+            labels = [
+                {"name": x.name, "value": x.value, "rgb": list(x.rgb), "code": x.code}
+                for x in bundle.config.labels
+            ]
+            progress.event(
+                "start", model=bundle.name, device=describe(device), inputs=len(inputs), labels=labels
+            )
             log.info("%s on %s", bundle.name, describe(device))
             result = run_batch(
                 inputs,
@@ -149,7 +162,9 @@ def _print_table(cases: list[dict[str, Any]]) -> None:
         for label in case["labels"]:
             volume = "" if label["volume_ml"] is None else f"{label['volume_ml']:.1f}"
             seconds = f"{case['seconds']:.1f}"
-            table.add_row(case["case"], label["name"], volume, case["trust"]["status"], seconds, case["output"])
+            table.add_row(
+                case["case"], label["name"], volume, case["trust"]["status"], seconds, case["output"]
+            )
     Console().print(table)
 
 

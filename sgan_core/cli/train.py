@@ -40,8 +40,12 @@ def parser() -> argparse.ArgumentParser:
         examples=_EXAMPLES,
     )
     p.add_argument("--modality", required=True, choices=("ct", "xray", "dermoscopy", "face"))
-    p.add_argument("--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)")
-    p.add_argument("--labelled", type=int, metavar="N", help="labelled patients to use (default 8, or all when fewer)")
+    p.add_argument(
+        "--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)"
+    )
+    p.add_argument(
+        "--labelled", type=int, metavar="N", help="labelled patients to use (default 8, or all when fewer)"
+    )
     p.add_argument("--output", type=Path, default=Path("sgan-run"), metavar="DIR", help="default: sgan-run")
     p.add_argument(
         "--preset",
@@ -50,17 +54,27 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
     p.add_argument("--stage", choices=("gan", "encoder", "all"), default="all", help="default: all")
-    p.add_argument("--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)")
-    p.add_argument("--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages")
+    p.add_argument(
+        "--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)"
+    )
+    p.add_argument(
+        "--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages"
+    )
     p.add_argument("--resume", action="store_true", help="continue the run in --output")
     p.add_argument("--init-from", type=Path, metavar="DIR", help="start from a run at half the size")
-    p.add_argument("--perceptual", metavar="NAME", help="efficientnet-lite0 (default), lpips-vgg, lpips-alex, discriminator")
+    p.add_argument(
+        "--perceptual",
+        metavar="NAME",
+        help="efficientnet-lite0 (default), lpips-vgg, lpips-alex, discriminator",
+    )
     p.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="weights for lpips when offline")
     p.add_argument("--seed", type=int, help="default 0")
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     p.add_argument("--config", type=Path, metavar="FILE", help="YAML with settings that replace the preset's")
     p.add_argument("--print-config", action="store_true", help="print all settings as YAML and stop")
-    p.add_argument("--dry-run", action="store_true", help="print parameters, memory and time a step, and stop")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print parameters, memory and time a step, and stop"
+    )
     return p
 
 
@@ -93,7 +107,9 @@ def _config(args: argparse.Namespace, cohort: Cohort, device: str) -> TrainConfi
     if name is None:
         name = "tiny" if device == "cpu" else "paper"
         if name == "tiny":
-            log.info("No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Quality needs hours; see docs.")
+            log.info(
+                "No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Quality needs hours; see docs."
+            )
     classes = 1 + max((label.value for label in cohort.labels), default=0)
     config = preset(name, modality=args.modality, num_classes=max(2, classes), size=args.size)
     changes: dict[str, Any] = {"labels": [asdict(label) for label in cohort.labels]}
@@ -164,7 +180,9 @@ def command(args: argparse.Namespace) -> int:
             should_stop=lambda: bool(stop),
         )
         config = training.start(run, config, resume=args.resume)
-        log.info(f"Training {config.preset} at {config.generator.size} px on {describe(device)}; {args.output}")
+        log.info(
+            f"Training {config.preset} at {config.generator.size} px on {describe(device)}; {args.output}"
+        )
         stages = training.STAGES if args.stage == "all" else (args.stage,)
         result = training.train(run, config, cohort, stages=stages)
     if torch.distributed.is_initialized():

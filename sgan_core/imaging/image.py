@@ -32,7 +32,12 @@ def in_units(image: Volume | Picture, intensity: Intensity) -> Volume | Picture:
 
     Volumes, pictures of more bits and percentile rules are returned unchanged.
     """
-    if isinstance(image, Volume) or image.array.dtype != np.uint8 or intensity.low is None or intensity.high is None:
+    if (
+        isinstance(image, Volume)
+        or image.array.dtype != np.uint8
+        or intensity.low is None
+        or intensity.high is None
+    ):
         return image
     span = np.float32(intensity.high - intensity.low)
     return Picture(image.array * (span / np.float32(255)) + np.float32(intensity.low), image.warnings)

@@ -243,8 +243,7 @@ def _grey_or_rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode == "L" or picture.mode[0] in "IF":
         pixels = np.asarray(picture)
         return pixels.astype(pixels.dtype.newbyteorder("="))[None]
-    transparent = picture.has_transparency_data
-    if transparent:
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         picture = Image.new("RGB", rgba.size)
         picture.paste(rgba, mask=rgba.getchannel("A"))

@@ -274,7 +274,9 @@ def _chunks(shape: tuple[int, ...], *, per_slice: int = 1) -> Iterator[slice]:
 
 
 def _float_tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(values).detach().to("cpu", torch.float32)
+    if isinstance(values, torch.Tensor):
+        return values.detach().to("cpu", torch.float32)
+    return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))  # a copy: views may be read-only
 
 
 def _require_model_shape(values: np.ndarray | torch.Tensor, stack: SliceStack) -> None:

@@ -39,16 +39,20 @@ class ImageDiscriminator(nn.Module):
         self.std_group = config.std_group
         self.from_image = EqualConv2d(image_channels, widths[size], 1)
         resolutions = sorted((side for side in widths if side > 4), reverse=True)
-        self.blocks = nn.ModuleDict({str(side): ResidualBlock(widths[side], widths[side // 2]) for side in resolutions})
+        self.blocks = nn.ModuleDict(
+            {str(side): ResidualBlock(widths[side], widths[side // 2]) for side in resolutions}
+        )
         self.final_conv = EqualConv2d(widths[4] + 1, widths[4], 3)
-        self.final = nn.Sequential(EqualLinear(widths[4] * 16, widths[4], act=True), EqualLinear(widths[4], 1))
+        self.final = nn.Sequential(
+            EqualLinear(widths[4] * 16, widths[4], act=True), EqualLinear(widths[4], 1)
+        )
         self.from_half = EqualConv2d(image_channels, widths[size // 2], 1) if grown else None
 
     def features(self, x: Tensor, *, fade: float = 1.0) -> list[Tensor]:
         """The output of every resolution, finest first. x: (B, C, H, W) in [-1, 1]."""
         half = x
         x = self.from_image(x)
-        outputs = []
+        outputs: list[Tensor] = []
         for block in self.blocks.values():
             x = block(x)
             if not outputs and fade < 1.0 and self.from_half is not None:

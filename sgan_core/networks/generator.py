@@ -68,7 +68,9 @@ class Synthesis(nn.Module):
         """The side of each noise map, in the order of the style layers."""
         return [4] + [resolution for resolution in sorted(self.config.channels)[1:] for _ in range(2)]
 
-    def _noise(self, noise: str | list[Tensor], like: Tensor, rng: torch.Generator | None) -> list[Tensor | None]:
+    def _noise(
+        self, noise: str | list[Tensor], like: Tensor, rng: torch.Generator | None
+    ) -> list[Tensor | None]:
         resolutions = self.noise_resolutions()
         if not self.config.noise or noise == "none":
             return [None] * len(resolutions)
@@ -78,7 +80,8 @@ class Synthesis(nn.Module):
             return [self.get_buffer(f"noise_{index}") for index in range(len(resolutions))]
         batch = like.shape[0]
         return [
-            torch.randn(batch, 1, side, side, generator=rng, device=like.device, dtype=like.dtype) for side in resolutions
+            torch.randn(batch, 1, side, side, generator=rng, device=like.device, dtype=like.dtype)
+            for side in resolutions
         ]
 
     def forward(
@@ -94,6 +97,7 @@ class Synthesis(nn.Module):
         image = label_logits = None
         index = 0  # style layer; the heads read the style of the next resolution's first convolution
         for block in self.blocks.values():
+            assert isinstance(block, Block)
             if block.up is not None:
                 x = block.up(x, w_plus[:, index], next(maps))
                 index += 1
@@ -101,7 +105,8 @@ class Synthesis(nn.Module):
             index += 1
             image = block.to_image(x, w_plus[:, index], image)
             label_logits = block.to_label(x, w_plus[:, index], label_logits)
-        assert image is not None and label_logits is not None
+        assert image is not None
+        assert label_logits is not None
         return Pair(image, label_logits)
 
 

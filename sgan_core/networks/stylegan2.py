@@ -41,7 +41,9 @@ def downsample2(x: Tensor) -> Tensor:
 class EqualLinear(nn.Module):
     """Linear layer with equalised learning rate (Karras et al. 2018): weights are scaled at run time."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, lr_mul: float = 1.0, bias: float = 0.0, act: bool = False) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, *, lr_mul: float = 1.0, bias: float = 0.0, act: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / lr_mul)
         self.bias = nn.Parameter(torch.full((out_dim,), float(bias) / lr_mul))
@@ -63,7 +65,9 @@ def leaky_relu(x: Tensor) -> Tensor:
 class EqualConv2d(nn.Module):
     """Convolution with equalised learning rate; ``down`` blurs, then strides."""
 
-    def __init__(self, in_ch: int, out_ch: int, kernel: int, *, down: bool = False, bias: bool = True, act: bool = True):
+    def __init__(
+        self, in_ch: int, out_ch: int, kernel: int, *, down: bool = False, bias: bool = True, act: bool = True
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_ch, in_ch, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_ch)) if bias else None
@@ -89,7 +93,9 @@ class ModulatedConv2d(nn.Module):
     batch: equal to StyleGAN2's per-sample weights (``grouped_modulated_conv``), and faster on a CPU.
     """
 
-    def __init__(self, in_ch: int, out_ch: int, kernel: int, w_dim: int, *, demodulate: bool = True, up: bool = False):
+    def __init__(
+        self, in_ch: int, out_ch: int, kernel: int, w_dim: int, *, demodulate: bool = True, up: bool = False
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_ch, in_ch, kernel, kernel))
         self.affine = EqualLinear(w_dim, in_ch, bias=1.0)

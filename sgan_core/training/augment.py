@@ -24,7 +24,11 @@ def draw(batch: int, strength: float, config: AugmentConfig, rng: torch.Generato
     angle = part(math.radians(config.rotation_deg))
     scale = torch.exp(part(config.scale))
     shift = torch.stack([part(2 * config.shift), part(2 * config.shift)], dim=1)  # grid units: the side is 2
-    flip = torch.where(torch.rand(batch, generator=rng) < 0.5 * strength, -1.0, 1.0) if config.flip else torch.ones(batch)
+    flip = (
+        torch.where(torch.rand(batch, generator=rng) < 0.5 * strength, -1.0, 1.0)
+        if config.flip
+        else torch.ones(batch)
+    )
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     rows = torch.stack([torch.stack([cos * flip, -sin], dim=1), torch.stack([sin * flip, cos], dim=1)], dim=1)
     theta = torch.cat([rows, shift[:, :, None]], dim=2)  # (batch, 2, 3)
@@ -32,7 +36,9 @@ def draw(batch: int, strength: float, config: AugmentConfig, rng: torch.Generato
     return theta, contrast
 
 
-def warp(image: Tensor, theta: Tensor, contrast: Tensor, label_probs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def warp(
+    image: Tensor, theta: Tensor, contrast: Tensor, label_probs: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Apply drawn transforms; image and label move together, outside is air (-1) and background.
 
     image: (B, C, H, W) in [-1, 1]; label_probs: (B, K, H, W) summing to 1, or None.

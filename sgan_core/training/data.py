@@ -32,10 +32,14 @@ class SliceStore:
     case: np.ndarray  # (N,) position of the slice's case in the cohort
     cohort: Cohort
 
-    def slices_of(self, *, split: str, patients: set[str] | None = None, with_label: bool = False) -> np.ndarray:
+    def slices_of(
+        self, *, split: str, patients: set[str] | None = None, with_label: bool = False
+    ) -> np.ndarray:
         """Positions of the slices of a split, in order; optionally of some patients or with a known label."""
         cases = self.cohort.cases
-        keep = np.array([c.split == split and (patients is None or c.patient in patients) for c in cases], dtype=bool)
+        keep = np.array(
+            [c.split == split and (patients is None or c.patient in patients) for c in cases], dtype=bool
+        )
         chosen = keep[self.case]
         if with_label:
             chosen &= np.array([c.label is not None or c.empty for c in cases], dtype=bool)[self.case]
@@ -46,7 +50,9 @@ class SliceStore:
 
         Slices without the organ stay in: leaving them out teaches D_m that every image has a liver.
         """
-        return self.slices_of(split="train", patients=labelled_patients(self.cohort, patients), with_label=True)
+        return self.slices_of(
+            split="train", patients=labelled_patients(self.cohort, patients), with_label=True
+        )
 
     def image_batch(self, index: np.ndarray) -> Tensor:
         """(B, C, S, S) float32 in [-1, 1]."""
@@ -122,7 +128,9 @@ def open_store(
         parts = [path.with_name(path.name + f".{os.getpid()}.part") for path in (images_file, labels_file)]
         try:
             with parts[0].open("wb") as images, parts[1].open("wb") as labels:
-                for done, (stack_images, stack_labels) in enumerate(_stacks(cohort, size, channels, intensity)):
+                for done, (stack_images, stack_labels) in enumerate(
+                    _stacks(cohort, size, channels, intensity)
+                ):
                     images.write(np.ascontiguousarray(stack_images, np.float16).tobytes())
                     labels.write(np.ascontiguousarray(stack_labels, np.uint8).tobytes())
                     counts.append(len(stack_images))

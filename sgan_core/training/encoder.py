@@ -112,7 +112,9 @@ class EncoderTrainer:
     def _synthetic(self) -> tuple[Tensor, Pair]:
         """Generated pairs with their w_plus: half a batch, as this process's share."""
         count = self.train.batch // 2
-        z = torch.randn(count, self.config.generator.z_dim, generator=rng(self.config.seed, self.step_number, "e"))
+        z = torch.randn(
+            count, self.config.generator.z_dim, generator=rng(self.config.seed, self.step_number, "e")
+        )
         w_plus = self.generator.broadcast(self.generator.mapping(share(z).to(self.device)))
         return w_plus, self.generator.synthesis(w_plus)
 

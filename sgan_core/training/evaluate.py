@@ -30,7 +30,9 @@ def spread(positions: np.ndarray, count: int) -> np.ndarray:
     return positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]
 
 
-def draw_samples(generator: Generator, count: int, device: torch.device, seed: int = 0) -> tuple[Tensor, np.ndarray]:
+def draw_samples(
+    generator: Generator, count: int, device: torch.device, seed: int = 0
+) -> tuple[Tensor, np.ndarray]:
     """``count`` generated images (N, C, H, W) with labels (N, H, W), untruncated."""
     z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
     images, labels = [], []
@@ -50,7 +52,9 @@ def mean_dice(predicted: np.ndarray, truth: np.ndarray, patients: list[str], num
             (patient, p[None] == value, t[None] == value)
             for patient, p, t in zip(patients, predicted, truth, strict=True)
         ]
-        values += list(per_patient_dice((name, p.astype(np.uint8), t.astype(np.uint8)) for name, p, t in cases).values())
+        values += list(
+            per_patient_dice((name, p.astype(np.uint8), t.astype(np.uint8)) for name, p, t in cases).values()
+        )
     return mean_without_nan(values)[0]
 
 
@@ -93,8 +97,12 @@ class GanWatch:
         if len(self.validation):
             found["projection_dice"] = self._projection_dice(generator)
         colours = colours_of(self.config.labels)
-        pictures = [outline(i, y, colours, scale=2) for i, y in zip(images[:48].numpy(), labels[:48], strict=True)]
-        write_sheet(self.samples / f"gan_{images_seen:08d}.png", [pictures[k : k + 8] for k in range(0, 48, 8)])
+        pictures = [
+            outline(i, y, colours, scale=2) for i, y in zip(images[:48].numpy(), labels[:48], strict=True)
+        ]
+        write_sheet(
+            self.samples / f"gan_{images_seen:08d}.png", [pictures[k : k + 8] for k in range(0, 48, 8)]
+        )
         return found
 
     def _projection_dice(self, generator: Generator) -> float:
@@ -134,7 +142,10 @@ def encoder_quality(
             pair = generator.synthesis(encoder(target))
             predicted.append(pair.labels().cpu().numpy())
             errors.append((pair.image - target).square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy())
-    found = {"validation_rmse_p95": float(np.percentile(np.concatenate(errors), 95)), "validation_dice": float("nan")}
+    found = {
+        "validation_rmse_p95": float(np.percentile(np.concatenate(errors), 95)),
+        "validation_dice": float("nan"),
+    }
     if len(validation):
         truth, patients = store.labels[validation], store.patients(validation)
         classes = config.generator.num_classes

@@ -89,7 +89,9 @@ def pair_discriminator_step(
         out = discriminator(*(part.detach() for part in mismatched))
         found["mismatch"] = _mean_over_scales(out, lambda x: losses.fake_loss(x, kind), mismatch_weight)
     if r1:
-        found["pair_r1"] = r1 * losses.r1_penalty(torch.cat([x[-1].flatten(1) for x in real_out], dim=1), image, label)
+        found["pair_r1"] = r1 * losses.r1_penalty(
+            torch.cat([x[-1].flatten(1) for x in real_out], dim=1), image, label
+        )
     return found
 
 
@@ -123,15 +125,19 @@ class GanTrainer:
 
     name = "gan"
 
-    def __init__(self, config: TrainConfig, store: SliceStore, device: torch.device, *, grown: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, store: SliceStore, device: torch.device, *, grown: bool = False
+    ) -> None:
         self.config, self.gan, self.device, self.store = config, config.gan, device, store
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             generator = Generator(config.generator)
             channels, classes = config.generator.image_channels, config.generator.num_classes
             image_d = ImageDiscriminator(config.image_discriminator, image_channels=channels, grown=grown)
-            pair_d = PairDiscriminator(config.pair_discriminator, image_channels=channels, num_classes=classes)
-        self.generator, self.image_d, self.pair_d = (net.to(device) for net in (generator, image_d, pair_d))
+            pair_d = PairDiscriminator(
+                config.pair_discriminator, image_channels=channels, num_classes=classes
+            )
+        self.generator, self.image_d, self.pair_d = generator.to(device), image_d.to(device), pair_d.to(device)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         gan = config.gan
         self.g_optimizer = _adam(self.generator, gan.generator_lr, gan.path_every if gan.path_weight else 0)
@@ -311,7 +317,9 @@ class GanTrainer:
         image = self._synthesise(w_plus, "path", count).image
         random = rng(self.config.seed, self.step_number, "path/direction")
         direction = share(torch.randn(count, *image.shape[1:], generator=random)).to(self.device)
-        penalty, mean = losses.path_length_penalty(losses.path_lengths(image, w_plus, direction), self.path_mean)
+        penalty, mean = losses.path_length_penalty(
+            losses.path_lengths(image, w_plus, direction), self.path_mean
+        )
         return self.gan.path_weight * self.gan.path_every * penalty, mean
 
     @torch.no_grad()
@@ -369,12 +377,16 @@ class GanTrainer:
                 for part in ("weight", "bias"):
                     source[f"from_half.{part}"] = source.pop(f"from_image.{part}")
             own = net.state_dict()
-            fits = {key: value for key, value in source.items() if key in own and own[key].shape == value.shape}
+            fits = {
+                key: value for key, value in source.items() if key in own and own[key].shape == value.shape
+            }
             net.load_state_dict(fits, strict=False)
             fresh += [f"{name}.{key}" for key in own if key not in fits]
         for head in ("to_image", "to_label"):
             if f"generator.synthesis.blocks.{size}.{head}.conv.weight" in fresh:
-                nn.init.zeros_(self.generator.synthesis.blocks[size].get_submodule(head).conv.weight)
+                nn.init.zeros_(
+                    self.generator.synthesis.get_submodule(f"blocks.{size}.{head}.conv").get_parameter("weight")
+                )
         self.ema.load_state_dict(self.generator.state_dict())
         return fresh
 

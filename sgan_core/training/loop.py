@@ -115,7 +115,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error}). Delete it to start this stage anew.") from error
+        raise InputError(
+            f"{path}: not a readable checkpoint ({error}). Delete it to start this stage anew."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,14 @@ def fit(
             rate = (trainer.images - first) / (now - began)
             log.write(trainer.name, trainer.images, means | {"images_per_s": rate})
             sums, logged = {}, trainer.images
-        if evaluate is not None and before // limits.evaluate_images < trainer.images // limits.evaluate_images:
+        if (
+            evaluate is not None
+            and before // limits.evaluate_images < trainer.images // limits.evaluate_images
+        ):
             log.write(trainer.name, trainer.images, evaluate())
-        on_progress(trainer.images, limits.max_images, _progress_text(trainer.images - first, now - began, sums))
+        on_progress(
+            trainer.images, limits.max_images, _progress_text(trainer.images - first, now - began, sums)
+        )
         if now - saved > limits.checkpoint_seconds:
             _save(trainer, checkpoint)
             saved = time.monotonic()

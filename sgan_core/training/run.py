@@ -65,7 +65,9 @@ def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
         encoder = replace(stored.encoder_train, max_images=config.encoder_train.max_images)
         return replace(stored, gan=gan, encoder_train=encoder)
     if not resume and run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
-        raise InputError(f"{run.folder}: holds a training run. Pass --resume to continue it, or another --output.")
+        raise InputError(
+            f"{run.folder}: holds a training run. Pass --resume to continue it, or another --output."
+        )
     if rank() == 0:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,9 @@ def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
             part.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
             os.replace(part, file)
         except OSError as error:
-            raise InputError(f"{run.folder}: cannot write there ({error.strerror}). Choose another --output.") from error
+            raise InputError(
+                f"{run.folder}: cannot write there ({error.strerror}). Choose another --output."
+            ) from error
     return config
 
 
@@ -151,7 +155,9 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
     limits = _limits(config, config.gan.max_images, deadline, config.evaluate_images)
     progress = _named(run.on_progress, "gan")
     before = trainer.images
-    reason = fit(trainer, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress)
+    reason = fit(
+        trainer, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress
+    )
     if reason == "stopped":
         raise Cancelled(f"stopped after {trainer.images} images; continue with --resume")
     if trainer.images > before and trainer.images % config.evaluate_images:
@@ -181,13 +187,19 @@ def _perceptual(run: Run, config: TrainConfig) -> Perceptual:
 
         state = load_checkpoint(run.checkpoints / "gan.pt")
         discriminator = ImageDiscriminator(
-            config.image_discriminator, image_channels=config.generator.image_channels, grown=bool(state["grown"])
+            config.image_discriminator,
+            image_channels=config.generator.image_channels,
+            grown=bool(state["grown"]),
         )
         discriminator.load_state_dict(state["image_d"])
-    return make_perceptual(config.perceptual, weights=run.perceptual_weights, image_discriminator=discriminator)
+    return make_perceptual(
+        config.perceptual, weights=run.perceptual_weights, image_discriminator=discriminator
+    )
 
 
-def _train_encoder(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None) -> Path:
+def _train_encoder(
+    run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
+) -> Path:
     checkpoint, best_file = run.checkpoints / "encoder.pt", run.checkpoints / "encoder_best.pt"
     generator, facts = trained_generator(run, config)
     perceptual = _perceptual(run, config)
@@ -218,7 +230,9 @@ def _train_encoder(run: Run, config: TrainConfig, store: SliceStore, log: RunLog
 
     limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
     progress = _named(run.on_progress, "encoder")
-    reason = fit(tagged, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress)
+    reason = fit(
+        tagged, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress
+    )
     if reason == "stopped":
         raise Cancelled(f"stopped after {trainer.images} images of the encoder; continue with --resume")
     log.write("encoder", trainer.images, judge())
@@ -297,7 +311,9 @@ def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
     size, channels = config.generator.size, config.generator.image_channels
     count = 2 * config.gan.batch
     images = np.random.default_rng(0).uniform(-1, 1, (count, channels, size, size)).astype(np.float16)
-    labels = np.random.default_rng(1).integers(0, config.generator.num_classes, (count, size, size), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(
+        0, config.generator.num_classes, (count, size, size), dtype=np.uint8
+    )
     case = Case(id="random", patient="random", image="random", label="random", labelled_rank=0)
     cohort = Cohort("random", config.modality, config.intensity, config.labels, (case,))
     store = SliceStore(images, labels, np.zeros(count, int), cohort)
@@ -306,7 +322,7 @@ def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
     perceptual = make_perceptual("efficientnet-lite0") if config.perceptual == "discriminator" else None
     perceptual = perceptual or make_perceptual(config.perceptual)
     encoder = EncoderTrainer(config, store, device, gan.ema, perceptual)
-    found = {
+    return {
         "generator_m_parameters": _millions(gan.generator),
         "image_discriminator_m_parameters": _millions(gan.image_d),
         "pair_discriminator_m_parameters": _millions(gan.pair_d),
@@ -315,7 +331,6 @@ def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
         "encoder_seconds_per_step": _median_seconds(encoder.step, device),
         "memory_mb": _memory_mb(device),
     }
-    return found
 
 
 def _millions(net: nn.Module) -> float:

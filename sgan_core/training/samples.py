@@ -14,10 +14,14 @@ from sgan_core.cohort import Label
 _DEFAULT_RGB = (221, 130, 101)
 
 
-def outline(image: np.ndarray, labels: np.ndarray, colours: dict[int, tuple[int, int, int]], scale: int = 3) -> np.ndarray:
+def outline(
+    image: np.ndarray, labels: np.ndarray, colours: dict[int, tuple[int, int, int]], scale: int = 3
+) -> np.ndarray:
     """One picture (C, H, W) in [-1, 1], enlarged, with the outline of each label (H, W): (sH, sW, 3) uint8."""
     grey = np.repeat(image, 3, axis=0) if len(image) == 1 else image
-    big = np.stack([zoom(channel, scale, order=1, grid_mode=True, mode="nearest") for channel in grey], axis=-1)
+    big = np.stack(
+        [zoom(channel, scale, order=1, grid_mode=True, mode="nearest") for channel in grey], axis=-1
+    )
     rgb = ((np.clip(big, -1, 1) + 1) * 127.5).astype(np.uint8)
     large = labels.repeat(scale, axis=0).repeat(scale, axis=1)
     for value in np.unique(labels[labels > 0]):

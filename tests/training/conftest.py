@@ -58,8 +58,11 @@ def toy_config() -> Callable[..., TrainConfig]:
     return make
 
 
-def discs(count: int, *, size: int, seed: int, empty: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 1, S, S) of one bright disc on a dark ground, some without, and the labels (N, S, S)."""
+def discs(count: int, *, size: int, seed: int, empty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 1, S, S) of a bright disc with a soft edge on a dark ground, and the labels (N, S, S).
+
+    empty: the probability of an image without a disc.
+    """
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size] + 0.5
     images = np.full((count, 1, size, size), -0.8, np.float16)
@@ -68,8 +71,9 @@ def discs(count: int, *, size: int, seed: int, empty: float = 0.25) -> tuple[np.
         if random.random() >= empty:
             centre_row, centre_column = random.uniform(0.35, 0.65, 2) * size
             radius = random.uniform(0.15, 0.28) * size
-            inside = (rows - centre_row) ** 2 + (columns - centre_column) ** 2 < radius**2
-            image[0, inside], label[inside] = 0.8, 1
+            depth = radius - np.hypot(rows - centre_row, columns - centre_column)
+            image[0] = 0.8 * np.clip(depth / 2.0, -1.0, 1.0)
+            label[depth > 0] = 1
     return images, labels
 
 
@@ -78,9 +82,9 @@ def disc_store() -> Callable[..., SliceStore]:
     """Slices in memory: ``patients`` of ``slices`` slices each, the first ``labelled`` patients with labels."""
 
     def make(
-        *, patients: int = 4, slices: int = 6, labelled: int = 2, size: int = SIZE, seed: int = 0
+        *, patients: int = 4, slices: int = 6, labelled: int = 2, size: int = SIZE, empty: float = 0.25
     ) -> SliceStore:
-        images, labels = discs(patients * slices, size=size, seed=seed)
+        images, labels = discs(patients * slices, size=size, seed=0, empty=empty)
         case = np.repeat(np.arange(patients), slices)
         labels[case >= labelled] = UNLABELLED
         cases = tuple(
