@@ -73,7 +73,9 @@ def _organ_value(bundle: Bundle) -> int:
         if label.name == ORGAN:
             return label.value
     known = ", ".join(label.name for label in bundle.config.labels) or "none"
-    raise InputError(f"{bundle.name}: the demo needs a model with the label {ORGAN!r}; this one has: {known}.")
+    raise InputError(
+        f"{bundle.name}: the demo needs a model with the label {ORGAN!r}; this one has: {known}."
+    )
 
 
 def _run_case(

@@ -31,4 +31,7 @@ def describe(device: torch.device) -> str:
     """The device in words, e.g. for a report."""
     if device.type == "cuda":
         return f"CUDA GPU {torch.cuda.get_device_name(device)}"
-    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

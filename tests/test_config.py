@@ -59,7 +59,7 @@ def test_photographs_may_be_flipped(name):
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_own_presets_avoid_the_known_traps(name):
-    """METHOD.md section 9: noise decides labels, instance norm erases area, hard labels give themselves away."""
+    """Noise decides labels, instance norm erases area, hard labels give themselves away."""
     config = preset(name, modality="ct", num_classes=2)
     assert not config.generator.noise
     assert config.generator.z_dim == config.generator.w_dim == 128
@@ -89,7 +89,11 @@ def test_official_preset_has_the_authors_numbers():
     )
     assert (inversion.lr, inversion.ramp_up, inversion.ramp_down) == (0.1, 0.05, 0.25)
     assert (inversion.mse_weight, inversion.encoder_weight, inversion.steps) == (0.1, 1e-3, 200)
-    assert (config.encoder.trunk, config.encoder.head, config.encoder.fpn_channels) == ("resnet50", "tower", 512)
+    assert (config.encoder.trunk, config.encoder.head, config.encoder.fpn_channels) == (
+        "resnet50",
+        "tower",
+        512,
+    )
 
 
 def test_paper_preset_has_adversarial_losses_only():

@@ -13,22 +13,21 @@ _EXAMPLES = """\
   sgan-demo
   sgan-demo --output demo-out --patients 4 --device cuda
 
-Makes phantom patients that the bundled model never saw, as CT and as T1-weighted MRI in and out of phase, segments
-the liver by a generator that was trained on CT only, and scores it per patient. Open OUTPUT/report.html.
+Makes phantom patients that the bundled model never saw, as CT and as T1-weighted MRI in and out of phase,
+segments the liver by a generator that was trained on CT only, and scores it per patient. Then open
+OUTPUT/report.html in a browser.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = app.Parser(
-        "sgan-demo", description="Segment phantom CT and MRI with the bundled model.", examples=_EXAMPLES
-    )
-    p.add_argument("--output", type=Path, default=Path("demo-out"), metavar="DIR", help="default: demo-out")
-    p.add_argument("--model", default="phantom-ct-liver", metavar="BUNDLE", help="default: phantom-ct-liver")
-    p.add_argument(
-        "--patients", type=int, default=2, metavar="N", help="patients for each domain (default: 2)"
-    )
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    about = "Segment phantom CT and MRI with the bundled model."
+    p = app.Parser("sgan-demo", description=about, examples=_EXAMPLES)
+    add = p.add_argument
+    add("--output", type=Path, default=Path("demo-out"), metavar="DIR", help="default: demo-out")
+    add("--model", default="phantom-ct-liver", metavar="BUNDLE", help="default: phantom-ct-liver")
+    add("--patients", type=int, default=2, metavar="N", help="patients, each in three domains (default: 2)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     return p
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from types import TracebackType
@@ -36,7 +37,7 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # file names may hold brackets
             )
             self._bar = Bar(*columns, console=Console(file=self.stream), transient=True)
             self._bar.start()
@@ -67,7 +68,7 @@ class Progress:
                 self._task = self._bar.add_task(message, total=total)
             self._bar.update(self._task, completed=done, total=total, description=message)
         elif now - self._last > _SECONDS_BETWEEN_LINES or done == total:
-            eta = "" if left is None else f", about {left / 60:.0f} min left"
+            eta = f", about {math.ceil(left / 60)} min left" if left else ""
             self.stream.write(f"{done}/{total} {message}{eta}\n")
             self.stream.flush()
             self._last = now

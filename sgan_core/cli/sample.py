@@ -19,23 +19,21 @@ Writes OUTPUT/images/*.png (8-bit over the model's intensity range), OUTPUT/labe
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = app.Parser(
-        "sgan-sample", description="Draw synthetic image + label pairs from a model.", examples=_EXAMPLES
-    )
-    p.add_argument(
-        "--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name"
-    )
-    p.add_argument("-n", "--number", type=int, default=20, metavar="N", help="pairs to draw (default: 20)")
-    p.add_argument("--output", required=True, type=Path, metavar="DIR")
-    p.add_argument(
+    about = "Draw synthetic image + label pairs from a model."
+    p = app.Parser("sgan-sample", description=about, examples=_EXAMPLES)
+    add = p.add_argument
+    add("--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name")
+    add("-n", "--number", type=int, default=20, metavar="N", help="pairs to draw (default: 20)")
+    add("--output", required=True, type=Path, metavar="DIR", help="made when it does not exist")
+    add(
         "--truncation",
         type=float,
         default=1.0,
         metavar="PSI",
         help="0 (always the mean) to 1 (full variety; the default); 0.7 gives typical, cleaner pairs",
     )
-    p.add_argument("--seed", type=int, default=0, help="default: 0")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    add("--seed", type=int, default=0, help="the same seed draws the same pairs (default: 0)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     return p
 
 

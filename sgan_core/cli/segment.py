@@ -9,9 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgan_core.cli import app
+
+if TYPE_CHECKING:
+    from sgan_core.bundle import Bundle
+    from sgan_core.cli.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +24,10 @@ _EXAMPLES = """\
   sgan-segment scans/ --model runs/liver/bundle --output out --quality careful
   sgan-segment xray.png --model lungs.zip --output out --quality fast --device cpu
 
-Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.png for pictures), OUTPUT/run.json with
-volumes in mL and reconstruction errors, and OUTPUT/report.html. Research use only, not a medical device.
+Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.png for pictures), OUTPUT/run.json
+with volumes in mL and reconstruction errors, and OUTPUT/report.html. In a folder, every image is segmented;
+one that cannot be read does not stop the others. Research use only, not a medical device.
+
 exit codes: 0 done, 1 some inputs failed, 2 wrong input or options, 3 cancelled, 70 our own error
 """
 
@@ -30,42 +36,40 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = app.Parser(
         "sgan-segment",
-        description="Segment volumes (NIfTI, NRRD) or pictures (PNG, JPEG, TIFF), one by one or a folder of them,\n"
-        "by inverting the model's generator.",
+        description="Segment volumes (NIfTI, NRRD, MetaImage) or pictures (PNG, JPEG, BMP, TIFF), one by one or\n"
+        "a folder of them, by inverting the model's generator.",
         examples=_EXAMPLES,
     )
-    p.add_argument("input", nargs="+", type=Path, metavar="INPUT", help="image files, or folders of them")
-    p.add_argument(
-        "--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name"
-    )
-    p.add_argument("--output", required=True, type=Path, metavar="DIR", help="made when it does not exist")
-    p.add_argument(
+    add = p.add_argument
+    add("input", nargs="+", type=Path, metavar="INPUT", help="image files, or folders of them")
+    add("--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name")
+    add("--output", required=True, type=Path, metavar="DIR", help="made when it does not exist")
+    add(
         "--quality",
         choices=("fast", "standard", "careful"),
         default="standard",
-        help="fast: one pass of the encoder; standard: inversion; careful: more starts and steps (default: standard)",
+        help="fast: one pass of the encoder; standard: inversion; careful: a second start and 2.5 times the "
+        "steps (default: standard)",
     )
-    p.add_argument("--encoder-only", action="store_true", help="the encoder's answer without optimisation")
-    p.add_argument("--steps", type=int, metavar="N", help="optimisation steps (default: the model's)")
-    p.add_argument(
+    add("--encoder-only", action="store_true", help="the encoder's answer without optimisation")
+    add("--steps", type=int, metavar="N", help="optimisation steps of a slice (default: the model's)")
+    add(
         "--reconstruction",
         choices=("auto", "paper"),
         default="auto",
         help="objective of inversion: paper = perceptual + squared error (default: auto, the model's choice)",
     )
-    p.add_argument(
-        "--format", choices=("nifti", "nrrd"), default="nifti", help="of label volumes (default: nifti)"
+    add("--format", choices=("nifti", "nrrd"), default="nifti", help="of label volumes (default: nifti)")
+    add(
+        "--probabilities",
+        action="store_true",
+        help="also write each label's probability: volumes of 0 to 1, pictures of 0 to 255",
     )
-    p.add_argument(
-        "--probabilities", action="store_true", help="write a probability volume (0 to 1) for each label too"
-    )
-    p.add_argument("--no-report", action="store_true", help="do not write report.html")
-    p.add_argument("--batch", type=int, metavar="N", help="slices optimised together (default: the model's)")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
-    p.add_argument(
-        "--json-progress", action="store_true", help="one JSON object a line on stdout, for programs"
-    )
-    p.add_argument("--cancel-on-eof", action="store_true", help="stop when stdin ends, for programs")
+    add("--no-report", action="store_true", help="do not write report.html")
+    add("--batch", type=int, metavar="N", help="slices optimised together (default: the model's)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    add("--json-progress", action="store_true", help="one JSON object a line on stdout, for programs")
+    add("--cancel-on-eof", action="store_true", help="stop when stdin ends, for programs")
     return p
 
 
@@ -88,11 +92,8 @@ def command(args: argparse.Namespace) -> int:
     from sgan_core.bundle import load_bundle
     from sgan_core.cli.progress import Progress
     from sgan_core.device import choose_device, describe
-    from sgan_core.errors import Cancelled, InputError
     from sgan_core.segment import SegmentConfig
 
-    if args.batch is not None and args.batch < 1:
-        raise InputError(f"--batch {args.batch}: expected 1 or more")
     should_stop = stop_on_eof() if args.cancel_on_eof else lambda: False
     with Progress(as_json=args.json_progress) as progress:
         try:
@@ -106,13 +107,7 @@ def command(args: argparse.Namespace) -> int:
                 batch=args.batch,
             )
             config = BatchConfig(segment, args.format, args.probabilities, not args.no_report)
-            labels = [
-                {"name": x.name, "value": x.value, "rgb": list(x.rgb), "code": x.code}
-                for x in bundle.config.labels
-            ]
-            progress.event(
-                "start", model=bundle.name, device=describe(device), inputs=len(inputs), labels=labels
-            )
+            progress.event("start", inputs=len(inputs), **_described(bundle))
             log.info("%s on %s", bundle.name, describe(device))
             result = run_batch(
                 inputs,
@@ -124,7 +119,7 @@ def command(args: argparse.Namespace) -> int:
                 on_case=lambda case: _tell(case, progress),
                 should_stop=should_stop,
             )
-        except (InputError, Cancelled) as error:
+        except (Exception, KeyboardInterrupt) as error:
             progress.event("error", message=str(error) or "cancelled")
             raise
         progress.event("done", output=str(args.output), failed=result.failed)
@@ -133,13 +128,23 @@ def command(args: argparse.Namespace) -> int:
     return app.PARTLY_FAILED if result.failed else app.DONE
 
 
+def _described(bundle: Bundle) -> dict[str, Any]:
+    from sgan_core.device import describe
+
+    labels = [
+        {"name": label.name, "value": label.value, "rgb": list(label.rgb), "code": label.code}
+        for label in bundle.config.labels
+    ]
+    return {"model": bundle.name, "device": describe(bundle.device), "labels": labels}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def _tell(case: dict[str, Any], progress: Any) -> None:
+def _tell(case: dict[str, Any], progress: Progress) -> None:
     for warning in case["warnings"]:
         log.warning("%s: %s", case["case"], warning)
         progress.event("warning", case=case["case"], message=warning)
@@ -149,23 +154,19 @@ def _tell(case: dict[str, Any], progress: Any) -> None:
 
 
 def _print_table(cases: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from sgan_core.evaluation.tables import Table, print_table
 
-    table = Table()
-    for heading in ("case", "label", "volume (mL)", "trust", "seconds", "result"):
-        table.add_column(heading, justify="right" if heading in ("volume (mL)", "seconds") else "left")
+    header = ("case", "result", "trust", "label", "volume (mL)", "voxels", "seconds")
+    rows: list[tuple[str, ...]] = []
     for case in cases:
-        if case["status"] == "failed":
-            table.add_row(case["case"], "", "", "failed", "", case["error"])
+        if case["status"] == "failed":  # why: in the error above and in run.json
+            rows.append((case["case"], "failed", "", "", "", "", ""))
             continue
         for label in case["labels"]:
             volume = "" if label["volume_ml"] is None else f"{label['volume_ml']:.1f}"
-            seconds = f"{case['seconds']:.1f}"
-            table.add_row(
-                case["case"], label["name"], volume, case["trust"]["status"], seconds, case["output"]
-            )
-    Console().print(table)
+            figures = (volume, f"{label['voxels']:,}", f"{case['seconds']:.1f}")
+            rows.append((case["case"], case["output"], case["trust"]["status"], label["name"], *figures))
+    print_table(Table("", header, tuple(rows), numbers_from=4))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

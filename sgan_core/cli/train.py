@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sgan_core.cli import app
 
 if TYPE_CHECKING:
+    import torch
+
     from sgan_core.cohort import Cohort
     from sgan_core.config import TrainConfig
 
@@ -39,42 +42,33 @@ def parser() -> argparse.ArgumentParser:
         "labels, then the encoder that inverts it.",
         examples=_EXAMPLES,
     )
-    p.add_argument("--modality", required=True, choices=("ct", "xray", "dermoscopy", "face"))
-    p.add_argument(
-        "--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)"
-    )
-    p.add_argument(
-        "--labelled", type=int, metavar="N", help="labelled patients to use (default 8, or all when fewer)"
-    )
-    p.add_argument("--output", type=Path, default=Path("sgan-run"), metavar="DIR", help="default: sgan-run")
-    p.add_argument(
+    add = p.add_argument
+    add("--modality", required=True, choices=("ct", "xray", "dermoscopy", "face"), help="kind of image")
+    add("--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)")
+    add("--labelled", type=int, metavar="N", help="labelled patients to use (default 8, or all when fewer)")
+    add("--output", type=Path, default=Path("sgan-run"), metavar="DIR", help="default: sgan-run")
+    add(
         "--preset",
         choices=("tiny", "small", "paper", "official"),
         help="tiny 64 px, small 128 px, paper and official 256 px (default: tiny on a CPU, paper on a GPU)",
     )
-    p.add_argument("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
-    p.add_argument("--stage", choices=("gan", "encoder", "all"), default="all", help="default: all")
-    p.add_argument(
-        "--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)"
-    )
-    p.add_argument(
-        "--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages"
-    )
-    p.add_argument("--resume", action="store_true", help="continue the run in --output")
-    p.add_argument("--init-from", type=Path, metavar="DIR", help="start from a run at half the size")
-    p.add_argument(
+    add("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
+    add("--stage", choices=("gan", "encoder", "all"), default="all", help="default: all")
+    add("--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)")
+    add("--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages")
+    add("--resume", action="store_true", help="continue the run in --output; only limits may change")
+    add("--init-from", type=Path, metavar="DIR", help="start from a run at half the size")
+    add(
         "--perceptual",
         metavar="NAME",
         help="efficientnet-lite0 (default), lpips-vgg, lpips-alex, discriminator",
     )
-    p.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="weights for lpips when offline")
-    p.add_argument("--seed", type=int, help="default 0")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
-    p.add_argument("--config", type=Path, metavar="FILE", help="YAML with settings that replace the preset's")
-    p.add_argument("--print-config", action="store_true", help="print all settings as YAML and stop")
-    p.add_argument(
-        "--dry-run", action="store_true", help="print parameters, memory and time a step, and stop"
-    )
+    add("--perceptual-weights", type=Path, metavar="FILE", help="weights for lpips when offline")
+    add("--seed", type=int, help="default 0")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    add("--config", type=Path, metavar="FILE", help="YAML with settings that replace the preset's")
+    add("--print-config", action="store_true", help="print all settings as YAML and stop")
+    add("--dry-run", action="store_true", help="print parameters, memory and time a step, and stop")
     return p
 
 
@@ -95,42 +89,95 @@ def _cohort(args: argparse.Namespace) -> Cohort:
     return load_cohort(args.data)
 
 
-def _config(args: argparse.Namespace, cohort: Cohort, device: str) -> TrainConfig:
-    from dataclasses import asdict
-
+def _settings_asked_for(args: argparse.Namespace) -> dict[str, Any]:
+    """What the user said: the YAML file with the options laid over it."""
     import yaml
 
-    from sgan_core.config import TrainConfig, merge, preset
+    from sgan_core.config import merge
     from sgan_core.errors import InputError
 
-    name = args.preset
+    settings: dict[str, Any] = {}
+    if args.config is not None:
+        try:
+            settings = yaml.safe_load(args.config.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{args.config}: not readable YAML ({error})") from error
+        if not isinstance(settings, dict):
+            raise InputError(f"{args.config}: expected a table of settings, as --print-config prints it")
+    options: dict[str, Any] = {"modality": args.modality}
+    for name in ("preset", "labelled", "seed", "perceptual"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    if args.size is not None:
+        options["generator"] = {"size": args.size}
+    if args.max_images is not None:
+        options["gan"] = {"max_images": args.max_images}
+    return merge(settings, options)
+
+
+def _new_config(asked: dict[str, Any], cohort: Cohort, device: str) -> TrainConfig:
+    """The preset, what the cohort says about itself, and over both what the user asked for."""
+    from dataclasses import asdict
+
+    from sgan_core.config import TrainConfig, merge, preset
+
+    name = asked.get("preset")
     if name is None:
         name = "tiny" if device == "cpu" else "paper"
         if name == "tiny":
-            log.info(
-                "No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Quality needs hours; see docs."
+            log.warning(
+                "No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Good quality takes hours, see "
+                "--dry-run."
             )
-    classes = 1 + max((label.value for label in cohort.labels), default=0)
-    config = preset(name, modality=args.modality, num_classes=max(2, classes), size=args.size)
-    changes: dict[str, Any] = {"labels": [asdict(label) for label in cohort.labels]}
-    changes["intensity"] = asdict(cohort.intensity)
+    generator = asked.get("generator")
+    size = generator.get("size") if isinstance(generator, dict) else None
+    classes = 1 + max((label.value for label in cohort.labels), default=1)
+    config = preset(name, modality=asked["modality"], num_classes=classes, size=size)
     available = len({case.patient for case in cohort.cases if case.labelled_rank is not None})
-    changes["labelled"] = args.labelled if args.labelled is not None else min(8, available)
-    if args.seed is not None:
-        changes["seed"] = args.seed
-    if args.perceptual:
-        changes["perceptual"] = args.perceptual
-    if args.config is not None:
-        try:
-            own = yaml.safe_load(args.config.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{args.config}: not readable YAML ({error})") from error
-        if not isinstance(own, dict):
-            raise InputError(f"{args.config}: expected a table of settings, as --print-config prints it")
-        changes = merge(changes, own)
-    if args.max_images is not None:
-        changes = merge(changes, {"gan": {"max_images": args.max_images}})
-    return TrainConfig.from_dict(merge(config.to_dict(), changes))
+    of_cohort = {
+        "labels": [asdict(label) for label in cohort.labels],
+        "intensity": asdict(cohort.intensity),
+        "labelled": min(8, available),
+    }
+    return TrainConfig.from_dict(merge(merge(config.to_dict(), of_cohort), asked))
+
+
+def _resumed_config(asked: dict[str, Any], cohort: Cohort, file: Path) -> TrainConfig:
+    """The run's own config with new limits. Raises InputError when something else is to change."""
+    from sgan_core.config import TrainConfig, merge
+    from sgan_core.errors import InputError
+    from sgan_core.training.run import read_config
+
+    stored = read_config(file)
+    if {label.value for label in stored.labels} != {label.value for label in cohort.labels}:
+        names = [
+            "/".join(label.name for label in labels) or "none" for labels in (stored.labels, cohort.labels)
+        ]
+        raise InputError(
+            f"{file.parent}: this run learns {names[0]}, the cohort has {names[1]}. Resume with the run's own --data."
+        )
+    wanted = merge(stored.to_dict(), asked)
+    changed = [name for name in _differences(stored.to_dict(), wanted) if name not in _LIMITS]
+    if changed:
+        raise InputError(
+            f"{file.parent}: {changed[0]} differs from the run's config.yaml; on --resume only limits may change. "
+            "Leave it out, or choose another --output."
+        )
+    return TrainConfig.from_dict(wanted)
+
+
+_LIMITS = ("gan.max_images", "encoder_train.max_images")
+
+
+def _differences(first: Any, second: Any, name: str = "") -> list[str]:
+    """Dotted names of the settings that differ; YAML's lists and keys count as what they stand for."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        one, other = ({str(key): value for key, value in table.items()} for table in (first, second))
+        parts = [_differences(one.get(key), other.get(key), f"{name}.{key}") for key in one | other]
+        return [found for part in parts for found in part]
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
+        return [found for pair in zip(first, second, strict=True) for found in _differences(*pair, name)]
+    return [] if first == second else [name.lstrip(".")]
 
 
 def _distributed(device: str) -> None:
@@ -153,18 +200,24 @@ def command(args: argparse.Namespace) -> int:
     from sgan_core.errors import InputError
     from sgan_core.training import run as training
     from sgan_core.training.loop import StopSignal
+    from sgan_core.training.parallel import rank
 
     device = choose_device(args.device)
+    asked = _settings_asked_for(args)
     cohort = _cohort(args)
     if cohort.modality != args.modality:
-        log.warning(f"the cohort is {cohort.modality}, --modality says {args.modality}.")
-    config = _config(args, cohort, device.type)
+        log.warning("the cohort is %s, --modality says %s.", cohort.modality, args.modality)
+    stored = args.output / "config.yaml"
+    # The encoder alone goes on from a run's GAN; it may be the first call of this stage.
+    again = args.stage == "encoder" and not (args.output / "checkpoints" / "encoder.pt").exists()
+    resume = (args.resume or again) and stored.is_file()
+    config = _resumed_config(asked, cohort, stored) if resume else _new_config(asked, cohort, device.type)
     if args.print_config:
         sys.stdout.write(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        return 0
+        return app.DONE
     if args.dry_run:
         sys.stdout.write(json.dumps(_cost(config, device), indent=2) + "\n")
-        return 0
+        return app.DONE
     if args.max_minutes is not None and args.max_minutes <= 0:
         raise InputError(f"--max-minutes {args.max_minutes}: give a positive number of minutes")
     _distributed(device.type)
@@ -176,29 +229,30 @@ def command(args: argparse.Namespace) -> int:
             max_minutes=args.max_minutes,
             init_from=args.init_from,
             perceptual_weights=args.perceptual_weights,
-            on_progress=progress,
+            on_progress=progress if rank() == 0 else lambda done, total, message: None,
             should_stop=lambda: bool(stop),
         )
-        config = training.start(run, config, resume=args.resume)
-        log.info(
-            f"Training {config.preset} at {config.generator.size} px on {describe(device)}; {args.output}"
-        )
+        config = training.start(run, config, resume=resume)
+        size = config.generator.size
+        log.info("Training %s at %d px on %s into %s", config.preset, size, describe(device), args.output)
         stages = training.STAGES if args.stage == "all" else (args.stage,)
         result = training.train(run, config, cohort, stages=stages)
+    if rank() == 0:
+        sys.stdout.write(f"{result}\n")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    sys.stdout.write(f"{result}\n")
-    return 0
+    return app.DONE
 
 
-def _cost(config: TrainConfig, device: Any) -> dict[str, float]:
+def _cost(config: TrainConfig, device: torch.device) -> dict[str, float | None]:
     from sgan_core.training.run import cost
 
     found = cost(config, device)
     gan = config.gan.max_images / config.gan.batch * found["gan_seconds_per_step"]
     encoder = config.encoder_train.max_images / config.encoder_train.batch * found["encoder_seconds_per_step"]
     found |= {"gan_hours": gan / 3600, "encoder_hours": encoder / 3600}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    # JSON has no NaN: what cannot be measured here is null.
+    return {name: float(f"{value:.4g}") if math.isfinite(value) else None for name, value in found.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The two judges: D_r for images, D_m for image + label pairs (METHOD.md section 1)."""
+"""The two judges: D_r for images, D_m for image + label pairs (docs/method.md section 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generator: one style code to an image with its label (METHOD.md section 1)."""
+"""The generator: one style code to an image with its label (docs/method.md section 1)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ def test_official_pair_discriminator_has_the_published_size():
 def test_image_discriminator_judges_every_size(size, image_channels):
     discriminator = _image_discriminator(size, image_channels=image_channels)
     assert discriminator(torch.randn(2, image_channels, size, size)).shape == (2, 1)
-    sides = [feature.shape[-1] for feature in discriminator.features(torch.randn(1, image_channels, size, size))]
+    sides = [
+        feature.shape[-1] for feature in discriminator.features(torch.randn(1, image_channels, size, size))
+    ]
     assert sides == [size // 2**power for power in range(1, len(sides) + 1)]
     assert sides[-1] == 4
 

@@ -9,7 +9,9 @@ from sgan_core.config import GeneratorConfig, preset
 from sgan_core.networks.generator import Generator
 
 
-def _config(size: int = 32, *, image_channels: int = 1, num_classes: int = 3, noise: bool = False) -> GeneratorConfig:
+def _config(
+    size: int = 32, *, image_channels: int = 1, num_classes: int = 3, noise: bool = False
+) -> GeneratorConfig:
     widths = {2**power: 4 for power in range(2, size.bit_length())}
     return GeneratorConfig(
         size=size,

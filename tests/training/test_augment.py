@@ -89,14 +89,15 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not():
 
 
 def test_image_and_label_move_together():
-    image, label = _pair(_blob(12, 18).expand(16, -1, -1, -1))
+    columns = range(8, 24)
+    image, label = _pair(torch.cat([_blob(12, column) for column in columns]))
     theta, _ = augment.draw(16, 1.0, AugmentConfig(flip=True), _rng())
     moved, label_moved = augment.warp(image, theta, STILL.expand(16, -1), label)
     assert label_moved is not None
     torch.testing.assert_close((moved + 1.0) / 2.0, label_moved[:, 1:], atol=1e-5, rtol=0.0)
-    for blob in label_moved[:, 1]:  # and it did move
-        row, column = _centre(blob)
-        assert abs(row - 12) + abs(column - 18) > 0.1
+    for blob, column in zip(label_moved[:, 1], columns, strict=True):  # and it did move
+        row, moved_column = _centre(blob)
+        assert abs(row - 12) + abs(moved_column - column) > 0.1
 
 
 def test_shift_moves_by_the_drawn_fraction_of_the_side():

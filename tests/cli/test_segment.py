@@ -1,0 +1,333 @@
+"""sgan-segment: what it writes, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from sgan_core import __version__
+from sgan_core.cli.progress import Progress
+from sgan_core.cli.segment import main
+
+WriteScan = Callable[..., Path]
+Leftovers = Callable[[Path], list[str]]
+Output = pytest.CaptureFixture[str]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def record(output: Path) -> dict[str, Any]:
+    return json.loads((output / "run.json").read_text(encoding="utf-8"))
+
+
+def assert_same_grid(written: Path, scan: Path) -> None:
+    """By SimpleITK: size, origin, spacing, direction."""
+    ours, input_ = (sitk.ReadImage(str(path)) for path in (written, scan))
+    assert ours.GetSize() == input_.GetSize()
+    np.testing.assert_allclose(ours.GetOrigin(), input_.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(ours.GetSpacing(), input_.GetSpacing(), atol=1e-5)
+    np.testing.assert_allclose(ours.GetDirection(), input_.GetDirection(), atol=1e-5)
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def test_label_volume_lies_on_its_scan(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    assert main([str(scan), "--model", str(tiny_bundle), "--output", str(output)]) == 0
+    assert files(output) == {"scan_seg.nii.gz", "run.json", "report.html"}
+    ours, input_ = nib.load(output / "scan_seg.nii.gz"), nib.load(scan)
+    assert ours.shape == input_.shape
+    np.testing.assert_allclose(ours.affine, input_.affine, atol=1e-5)
+    assert ours.get_data_dtype() == np.uint8
+    assert_same_grid(output / "scan_seg.nii.gz", scan)
+
+
+def test_run_json_holds_what_machines_need(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    assert main([str(scan), "--model", str(tiny_bundle), "--output", str(output), "--steps", "3"]) == 0
+    run = record(output)
+    assert {"schema", "tool_version", "bundle", "device", "seed", "options", "cases"} == run.keys()
+    assert run["tool_version"] == __version__
+    assert run["bundle"]["name"] == "tiny-ct-liver"
+    assert len(run["bundle"]["hash"]) == 64
+    assert run["options"]["steps"] == 3
+    (case,) = run["cases"]
+    assert (case["status"], case["method"], case["steps"], case["warnings"]) == ("done", "inversion", 3, [])
+    assert (case["input"], case["output"]) == (str(scan), str(output / "scan_seg.nii.gz"))
+    assert case["grid"]["shape"] == [23, 17, 5]
+    spacing_mm = nib.affines.voxel_sizes(nib.load(scan).affine)
+    np.testing.assert_allclose(case["grid"]["spacing_mm"], spacing_mm, atol=1e-5)
+    voxels = int((np.asarray(nib.load(output / "scan_seg.nii.gz").dataobj) == 1).sum())
+    voxel_ml = abs(np.linalg.det(nib.load(scan).affine[:3, :3])) / 1000
+    (label,) = case["labels"]
+    assert (label["name"], label["value"], label["voxels"]) == ("liver", 1, voxels)
+    assert label["volume_ml"] == pytest.approx(voxels * voxel_ml)
+    assert len(case["reconstruction_error"]["slices"]) == 5
+    assert case["reconstruction_error"]["case"] > 0
+    assert case["trust"].keys() == {"status", "score", "reason"}
+    assert case["seconds"] > 0
+
+
+def test_nrrd_carries_segments(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    options = ["--model", str(tiny_bundle), "--output", str(output), "--format", "nrrd", "--no-report"]
+    assert main([str(scan), *options]) == 0
+    assert files(output) == {"scan_seg.seg.nrrd", "run.json"}
+    assert_same_grid(output / "scan_seg.seg.nrrd", scan)
+    assert sitk.ReadImage(str(output / "scan_seg.seg.nrrd")).GetMetaData("Segment0_Name") == "liver"
+
+
+def test_probabilities_lie_on_the_scan(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    assert main([str(scan), "--model", str(tiny_bundle), "--output", str(output), "--probabilities"]) == 0
+    assert_same_grid(output / "scan_liver_prob.nii.gz", scan)
+    probability = np.asarray(nib.load(output / "scan_liver_prob.nii.gz").dataobj)
+    assert probability.min() >= 0
+    assert probability.max() <= 1
+    labels = np.asarray(nib.load(output / "scan_seg.nii.gz").dataobj)
+    clear = abs(probability - 0.5) > 1e-3
+    np.testing.assert_array_equal((probability > 0.5)[clear], (labels == 1)[clear])
+
+
+def test_picture_gets_a_mask_of_its_size(tiny_bundle: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (41, 29, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    output = tmp_path / "out"
+    options = ["--model", str(tiny_bundle), "--output", str(output), "--probabilities"]
+    assert main([str(tmp_path / "photo.png"), *options]) == 0
+    assert files(output) == {"photo_seg.png", "photo_liver_prob.png", "run.json", "report.html"}
+    mask = Image.open(output / "photo_seg.png")
+    assert (mask.size, mask.mode) == ((29, 41), "P")
+    assert set(np.unique(mask)) <= {0, 1}
+    assert Image.open(output / "photo_liver_prob.png").size == (29, 41)
+    (case,) = record(output)["cases"]
+    assert case["grid"] == {"shape": [41, 29], "spacing_mm": None}
+    assert case["labels"][0]["volume_ml"] is None
+
+
+def test_zipped_model(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    model = shutil.make_archive(str(tmp_path / "model"), "zip", tiny_bundle)
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    assert main([str(scan), "--model", model, "--output", str(tmp_path / "out")]) == 0
+
+
+# --- quality ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", [["--encoder-only"], ["--quality", "fast"]])
+def test_encoder_alone(option: list[str], tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    assert main([str(scan), "--model", str(tiny_bundle), "--output", str(output), *option]) == 0
+    (case,) = record(output)["cases"]
+    assert (case["method"], case["steps"]) == ("encoder", 0)
+
+
+def test_careful_is_never_worse_and_counts_to_its_end(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    errors = {}
+    for quality in ("standard", "careful"):
+        output = tmp_path / quality
+        options = ["--output", str(output), "--quality", quality, "--batch", "2", "--json-progress"]
+        assert main([str(scan), "--model", str(tiny_bundle), *options]) == 0
+        (case,) = record(output)["cases"]
+        errors[quality] = (case["steps"], case["reconstruction_error"]["case"])
+        steps = [event for event in events(capsys.readouterr().out) if event["event"] == "progress"]
+        done = [event["done"] for event in steps]
+        assert done == sorted(done)
+        assert done[-1] == steps[-1]["total"]
+    assert errors["standard"][0] == 4
+    assert errors["careful"][0] == 10  # 2.5 times
+    assert errors["careful"][1] <= errors["standard"][1] + 0.05
+
+
+def test_same_input_twice_gives_the_same_labels(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path
+) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    maps = []
+    for output in (tmp_path / "first", tmp_path / "second"):
+        assert main([str(scan), "--model", str(tiny_bundle), "--output", str(output), "--no-report"]) == 0
+        maps.append(np.asarray(nib.load(output / "scan_seg.nii.gz").dataobj))
+    np.testing.assert_array_equal(*maps)
+    assert len(np.unique(maps[0])) == 2  # or the test would compare nothing
+
+
+# --- batches ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_with_a_broken_scan(write_scan: WriteScan, tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    write_scan(folder / "a.nii.gz", seed=1)
+    (folder / "b.nii.gz").write_text("not a scan")
+    write_scan(folder / "c.nii.gz", seed=2, shape=(9, 8, 3))
+    (folder / "readme.txt").write_text("not an image")
+    return folder
+
+
+def test_broken_scan_does_not_stop_the_others(
+    tiny_bundle: Path, folder_with_a_broken_scan: Path, tmp_path: Path, capsys: Output
+) -> None:
+    output = tmp_path / "out"
+    options = ["--model", str(tiny_bundle), "--output", str(output)]
+    assert main([str(folder_with_a_broken_scan), *options]) == 1
+    assert files(output) == {"a_seg.nii.gz", "c_seg.nii.gz", "run.json", "report.html"}
+    cases = {case["case"]: case for case in record(output)["cases"]}
+    assert [case["status"] for case in cases.values()] == ["done", "failed", "done"]
+    assert "truncated, damaged or not a NIfTI file" in cases["b"]["error"]
+    printed = capsys.readouterr()
+    assert printed.err.count("b.nii.gz: truncated") == 1
+    assert "Traceback" not in printed.err
+    assert "failed" in printed.out
+
+
+def events(stdout: str) -> list[dict[str, Any]]:
+    """Every line of stdout is a JSON object."""
+    return [json.loads(line) for line in stdout.splitlines()]
+
+
+def test_json_progress_of_a_batch(
+    tiny_bundle: Path, folder_with_a_broken_scan: Path, tmp_path: Path, capsys: Output
+) -> None:
+    options = ["--model", str(tiny_bundle), "--output", str(tmp_path / "out"), "--json-progress"]
+    assert main([str(folder_with_a_broken_scan), *options]) == 1
+    told = events(capsys.readouterr().out)
+    assert told[0]["event"] == "start"
+    assert told[0]["labels"] == [{"name": "liver", "value": 1, "rgb": [200, 90, 60], "code": "10200004"}]
+    assert told[-1] == {"event": "done", "output": str(tmp_path / "out"), "failed": 1}
+    cases = [event for event in told if event["event"] == "case"]
+    assert [(case["case"], case["status"]) for case in cases] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    steps = [event for event in told if event["event"] == "progress"]
+    assert {step["total"] for step in steps} == {steps[0]["total"]}
+    assert all(step.keys() == {"event", "done", "total", "message", "eta_s"} for step in steps)
+    done = [step["done"] for step in steps]
+    assert done == sorted(done)
+    assert done[-1] == steps[0]["total"]
+
+
+def test_error_is_an_event_too(tiny_bundle: Path, tmp_path: Path, capsys: Output) -> None:
+    options = ["--model", str(tiny_bundle), "--output", str(tmp_path / "out"), "--json-progress"]
+    assert main([str(tmp_path / "missing.nii.gz"), *options]) == 2
+    (error,) = events(capsys.readouterr().out)
+    assert error["event"] == "error"
+    assert "missing.nii.gz: no such file" in error["message"]
+
+
+def test_two_inputs_of_one_name_are_refused(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    scans = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        scans.append(str(write_scan(folder / "scan.nii.gz")))
+    assert main([*scans, "--model", str(tiny_bundle), "--output", str(tmp_path / "out")]) == 2
+    assert "two inputs are named 'scan'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# --- cancelling ------------------------------------------------------------------------------------
+
+
+def when_case_is_reached(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], None]) -> None:
+    """Do something once the progress of the case ``name`` shows its second step."""
+    show = Progress.__call__
+
+    def spy(self: Progress, done: int, total: int, message: str) -> None:
+        show(self, done, total, message)
+        if message.startswith(name) and "step 1 of" in message:
+            act()
+
+    monkeypatch.setattr(Progress, "__call__", spy)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that reaches a handler in this process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_keeps_finished_cases(
+    number: signal.Signals,
+    tiny_bundle: Path,
+    folder_with_a_broken_scan: Path,
+    tmp_path: Path,
+    leftovers: Leftovers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+) -> None:
+    when_case_is_reached(monkeypatch, "c ", lambda: os.kill(os.getpid(), number))
+    output = tmp_path / "out"
+    options = ["--model", str(tiny_bundle), "--output", str(output), "--json-progress"]
+    assert main([str(folder_with_a_broken_scan), *options]) == 3
+    assert (output / "a_seg.nii.gz").is_file()
+    assert not (output / "c_seg.nii.gz").exists()
+    assert leftovers(output) == []
+    assert [case["case"] for case in record(output)["cases"]] == ["a", "b"]
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("sgan-segment: cancelled:")
+    assert events(printed.out)[-1]["event"] == "error"
+
+
+def test_end_of_stdin_cancels(
+    tiny_bundle: Path,
+    folder_with_a_broken_scan: Path,
+    tmp_path: Path,
+    leftovers: Leftovers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, writing = os.pipe()
+    output = tmp_path / "out"
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "wb") as caller:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        when_case_is_reached(monkeypatch, "c ", caller.close)
+        options = ["--model", str(tiny_bundle), "--output", str(output), "--cancel-on-eof"]
+        # So many steps that the watcher is sure to see the end before the last.
+        assert main([str(folder_with_a_broken_scan), *options, "--steps", "300"]) == 3
+    assert (output / "a_seg.nii.gz").is_file()
+    assert not (output / "c_seg.nii.gz").exists()
+    assert leftovers(output) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="terminate() on Windows lets a process do nothing more")
+def test_terminated_process_leaves_nothing(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path
+) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    command = [sys.executable, "-m", "sgan_core.cli.segment", str(scan), "--model", str(tiny_bundle)]
+    command += ["--output", str(output), "--steps", "1000000", "--json-progress"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "progress":
+                process.terminate()
+                break
+        process.stdout.read()
+        assert process.wait() == 3
+    assert not output.exists()
+
+
+def test_console_entry(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    command = [sys.executable, "-m", "sgan_core.cli.segment", str(scan), "--model", str(tiny_bundle)]
+    done = subprocess.run(
+        [*command, "--output", str(output)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    assert "liver" in done.stdout
+    assert "tiny-ct-liver on" in done.stderr
+    assert files(output) == {"scan_seg.nii.gz", "run.json", "report.html"}

@@ -1,0 +1,315 @@
+"""Inversion in W+ (Eq. 7-8) on images that the generator itself can draw."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgan_core import inversion
+from sgan_core.config import EncoderConfig, GeneratorConfig, InversionConfig
+from sgan_core.inversion import PaperReconstruction, invert, learning_rate
+from sgan_core.networks.encoder import Encoder
+from sgan_core.networks.generator import Generator
+from sgan_core.networks.perceptual import Perceptual, make_perceptual
+
+CONFIG = InversionConfig(steps=12, lr=0.05)
+
+
+class Coarse(Perceptual):
+    """Stands for a perceptual network: the image at two sizes. Counts how often it looks."""
+
+    def __init__(self) -> None:
+        super().__init__("coarse")
+        self.looks = 0
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        self.looks += 1
+        return [x, F.avg_pool2d(x, 4)]
+
+
+@pytest.fixture
+def generator() -> Generator:
+    torch.manual_seed(0)
+    widths = {4: 8, 8: 8, 16: 8, 32: 8}
+    config = GeneratorConfig(32, 1, 3, z_dim=8, w_dim=8, mapping_layers=2, channels=widths, noise=False)
+    generator = Generator(config).double()
+    generator.update_mean_w(samples=256)
+    return generator.eval()
+
+
+@pytest.fixture
+def encoder(generator: Generator) -> Encoder:
+    torch.manual_seed(1)
+    config = EncoderConfig("resnet18", 8, 16, "light", "group", stem_stride=False, from_mean_w=True)
+    encoder = Encoder(config, size=32, image_channels=1, num_ws=generator.num_ws, w_dim=8).double()
+    encoder.mean_w.copy_(generator.mean_w)
+    return encoder.eval()
+
+
+@pytest.fixture
+def target(generator: Generator) -> Tensor:
+    """Three images that the generator can draw."""
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    with torch.no_grad():
+        return generator(z).image
+
+
+def _paper(config: InversionConfig = CONFIG) -> PaperReconstruction:
+    return PaperReconstruction(Coarse(), config)
+
+
+def _objective(image: Tensor, target: Tensor, config: InversionConfig = CONFIG) -> Tensor:
+    """Eq. 7 for each slice, written out for the stand-in features."""
+    distance = sum(
+        (a - b).square().sum(1).mean((1, 2))
+        for a, b in ((image, target), (F.avg_pool2d(image, 4), F.avg_pool2d(target, 4)))
+    )
+    return config.perceptual_weight * distance + config.mse_weight * (image - target).square().mean((1, 2, 3))
+
+
+# --- what it reaches
+
+
+def test_optimisation_lowers_the_loss_of_every_slice(generator, encoder, target):
+    start = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=0))
+    found = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=60))
+    assert (found.loss < 0.3 * start.loss).all()
+    assert found.steps == 60
+
+
+def test_it_also_starts_from_the_mean_w(generator, target):
+    start = invert(target, generator, None, _paper(), replace(CONFIG, steps=0))
+    assert torch.equal(start.w_plus, generator.broadcast(generator.mean_w[None]).expand(3, -1, -1))
+    found = invert(target, generator, None, _paper(), replace(CONFIG, steps=30))
+    assert (found.loss < 0.5 * start.loss).all()
+
+
+def test_result_belongs_together(generator, encoder, target):
+    """Image, label and loss are those of the returned code."""
+    found = invert(target, generator, encoder, _paper(), CONFIG)
+    with torch.no_grad():
+        pair = generator.synthesis(found.w_plus)
+    torch.testing.assert_close(found.image, pair.image)
+    torch.testing.assert_close(found.label_probs, pair.label_logits.softmax(dim=1))
+    torch.testing.assert_close(found.loss, _objective(found.image, target))
+    torch.testing.assert_close(found.label_probs.sum(dim=1), torch.ones(3, 32, 32, dtype=torch.float64))
+    assert not found.w_plus.requires_grad
+
+
+def test_steps_zero_is_the_encoders_answer(generator, encoder, target):
+    found = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=0))
+    with torch.no_grad():
+        torch.testing.assert_close(found.w_plus, encoder(target))
+    assert found.steps == 0
+
+
+def test_the_best_iterate_of_each_slice_is_kept(generator, encoder, target):
+    """A rate that is far too large: later steps are worse, each slice at its own time."""
+    seen: list[Tensor] = []
+    wild = replace(CONFIG, lr=3.0, steps=15)
+
+    def watch(_step: int, terms: dict[str, Tensor]) -> bool:
+        seen.append(sum(terms.values()))
+        return True
+
+    found = invert(target, generator, encoder, _paper(), wild, on_step=watch)
+    losses = torch.stack(seen)
+    assert (found.loss <= losses[0]).all()
+    assert (found.loss <= losses.min(dim=0).values).all()
+    torch.testing.assert_close(found.loss, _objective(found.image, target))
+    assert (losses[-1] > found.loss).any()  # the last one was not the best
+
+
+def test_a_batch_gives_each_slice_its_own_result(generator, encoder, target):
+    together = invert(target, generator, encoder, _paper(), CONFIG)
+    for index in range(3):
+        alone = invert(target[index : index + 1], generator, encoder, _paper(), CONFIG)
+        torch.testing.assert_close(together.w_plus[index], alone.w_plus[0], atol=1e-4, rtol=0.0)
+        torch.testing.assert_close(together.label_probs[index], alone.label_probs[0], atol=1e-4, rtol=0.0)
+
+
+def test_the_generator_is_left_as_it_was(generator, encoder, target):
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    invert(target, generator, encoder, _paper(), CONFIG)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert all(p.grad is None for p in generator.parameters())
+
+
+def test_a_generator_with_noise_gives_the_same_answer_twice(target):
+    torch.manual_seed(0)
+    widths = {4: 8, 8: 8, 16: 8, 32: 8}
+    noisy = Generator(GeneratorConfig(32, 1, 3, 8, 8, 2, widths, noise=True)).double()
+    first, second = (invert(target, noisy, None, _paper(), replace(CONFIG, steps=3)) for _ in range(2))
+    assert torch.equal(first.w_plus, second.w_plus)
+    assert torch.equal(first.label_probs, second.label_probs)
+
+
+# --- progress and stop
+
+
+def test_on_step_sees_every_step_and_the_terms_of_each_slice(generator, encoder, target):
+    seen = []
+    invert(target, generator, encoder, _paper(), CONFIG, on_step=lambda *news: seen.append(news) or True)
+    assert [step for step, _ in seen] == list(range(CONFIG.steps))
+    for _, terms in seen:
+        assert set(terms) == {"perceptual", "mse"}
+        assert all(term.shape == (3,) and not term.requires_grad for term in terms.values())
+
+
+def test_on_step_false_stops_with_the_best_so_far(generator, encoder, target):
+    found = invert(target, generator, encoder, _paper(), CONFIG, on_step=lambda step, _: step < 4)
+    full = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=0))
+    assert found.steps == 4
+    assert (found.loss <= full.loss).all()
+    torch.testing.assert_close(found.loss, _objective(found.image, target))
+
+
+def test_on_step_false_at_once_returns_the_start(generator, encoder, target):
+    found = invert(target, generator, encoder, _paper(), CONFIG, on_step=lambda *_: False)
+    start = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=0))
+    assert torch.equal(found.w_plus, start.w_plus)
+
+
+# --- the objective
+
+
+def test_features_of_the_target_are_computed_once(generator, encoder, target):
+    paper = _paper()
+    invert(target, generator, encoder, paper, CONFIG)
+    assert paper.perceptual.looks == 1 + CONFIG.steps + 1
+
+
+def test_paper_reconstruction_is_weighted_eq_7(target):
+    config = replace(CONFIG, perceptual_weight=2.0, mse_weight=0.3)
+    paper = _paper(config)
+    paper.aim(target)
+    image = target.flip(0)
+    torch.testing.assert_close(sum(paper.terms(image).values()), _objective(image, target, config))
+    assert all(float(term.abs().max()) == 0.0 for term in paper.terms(target).values())
+
+
+class Blind:
+    """A reconstruction that likes every image: only the encoder term is left."""
+
+    def aim(self, target: Tensor) -> None:
+        self.target = target
+
+    def terms(self, image: Tensor) -> dict[str, Tensor]:
+        return {"nothing": 0.0 * image.square().mean(dim=(1, 2, 3))}
+
+
+class Reader(nn.Module):
+    """An encoder that answers with a learned constant plus the mean of the image."""
+
+    def __init__(self, num_ws: int, w_dim: int) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(torch.zeros(num_ws, w_dim, dtype=torch.float64))
+        self.with_gradient = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.answer[None] + x.mean(dim=(1, 2, 3))[:, None, None]
+        self.with_gradient += found.requires_grad
+        return found
+
+
+def _codes_of_encoder_term(generator: Generator, target: Tensor, reader: Reader) -> Tensor:
+    """Where the encoder term alone drives w_plus in five steps."""
+    codes: list[Tensor] = []
+    hook = generator.synthesis.register_forward_pre_hook(
+        lambda _module, args: codes.append(args[0].detach().clone())
+    )
+    invert(target, generator, reader, Blind(), replace(CONFIG, steps=5, encoder_weight=1.0))
+    hook.remove()
+    return torch.stack(codes[:6])
+
+
+def test_the_encoders_answer_is_a_constant_of_each_step(generator, target):
+    """The gradient of |w - a|^2 with a held: the path of Adam on exactly that, worked out here."""
+    reader = Reader(generator.num_ws, 8)
+    with torch.no_grad():
+        reader.answer.normal_(generator=torch.Generator().manual_seed(3))
+    found = _codes_of_encoder_term(generator, target, reader)
+    assert reader.answer.grad is None
+    assert reader.with_gradient == 0
+
+    w = found[0].clone()
+    first, second = torch.zeros_like(w), torch.zeros_like(w)
+    settings = replace(CONFIG, steps=5)
+    for step in range(5):
+        with torch.no_grad():
+            answer = reader(generator.synthesis(w).image)
+        gradient = 2.0 * (w - answer) / w[0].numel()
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
+        rate = learning_rate(step, settings)
+        w = w - rate * (first / (1 - 0.9 ** (step + 1))) / (
+            (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+        )
+        torch.testing.assert_close(found[step + 1], w)
+
+
+def test_without_the_stop_gradient_would_flow_through_the_encoder(generator, target, monkeypatch):
+    held, flowing = (Reader(generator.num_ws, 8) for _ in range(2))
+    before = _codes_of_encoder_term(generator, target, held)
+    monkeypatch.setattr(inversion.torch, "no_grad", nullcontext)
+    after = _codes_of_encoder_term(generator, target, flowing)
+    assert flowing.with_gradient > 0
+    assert flowing.answer.grad is not None
+    assert not torch.allclose(before, after)
+
+
+def test_encoder_weight_zero_does_not_ask_the_encoder_again(generator, target):
+    asked = []
+    reader = Reader(generator.num_ws, 8)
+    reader.register_forward_hook(lambda *_: asked.append(1))
+    invert(target, generator, reader, _paper(), replace(CONFIG, encoder_weight=0.0))
+    assert len(asked) == 1
+
+
+def test_another_objective_can_be_plugged_in(generator, target):
+    class Brightness:
+        """Only the mean brightness has to fit."""
+
+        def aim(self, target: Tensor) -> None:
+            self.mean = target.mean(dim=(1, 2, 3))
+
+        def terms(self, image: Tensor) -> dict[str, Tensor]:
+            return {"brightness": (image.mean(dim=(1, 2, 3)) - self.mean).square()}
+
+    start = invert(target, generator, None, Brightness(), replace(CONFIG, steps=0))
+    found = invert(target, generator, None, Brightness(), replace(CONFIG, steps=20))
+    assert (found.loss < 0.1 * start.loss + 1e-6).all()
+
+
+def test_it_works_with_the_default_perceptual_network(generator, target):
+    perceptual = make_perceptual("efficientnet-lite0")
+    config = replace(CONFIG, steps=3)
+    plain = generator.float()
+    start = invert(
+        target[:1].float(), plain, None, PaperReconstruction(perceptual, config), replace(config, steps=0)
+    )
+    found = invert(target[:1].float(), plain, None, PaperReconstruction(perceptual, config), config)
+    assert (found.loss < start.loss).all()
+
+
+# --- the rate
+
+
+def test_rate_ramps_up_holds_and_ramps_down():
+    config = InversionConfig(steps=100, lr=0.1, ramp_up=0.05, ramp_down=0.25)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert rates[5:76] == pytest.approx([0.1] * 71)
+    expected = [0.1 * (0.5 - 0.5 * math.cos(math.pi * (100 - step) / 25)) for step in range(75, 101)]
+    assert rates[75:] == pytest.approx(expected, abs=1e-7)
+    assert rates[100] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_rate_without_ramps_is_constant():
+    config = InversionConfig(steps=10, lr=0.1, ramp_up=0.0, ramp_down=0.0)
+    assert [learning_rate(step, config) for step in range(10)] == pytest.approx([0.1] * 10)
