@@ -22,7 +22,9 @@ PANELS = (
 
 def curve(lines: list[dict], stage: str, name: str) -> tuple[list[float], list[float]]:
     """Thousands of images and values of one figure."""
-    points = [(line["images"] / 1000, line[name]) for line in lines if line["stage"] == stage and name in line]
+    points = [
+        (line["images"] / 1000, line[name]) for line in lines if line["stage"] == stage and name in line
+    ]
     return [x for x, _ in points], [y for _, y in points]
 
 

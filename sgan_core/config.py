@@ -205,7 +205,7 @@ class TrainConfig:
     labelled: int = 8  # labelled patients
     seed: int = 0
     gan_share: float = 0.75  # of the time limit; the encoder has the rest
-    checkpoint_minutes: float = 3.0
+    checkpoint_minutes: float = 1.0
     evaluate_images: int = 20_000
     amp: bool = True  # half precision on a GPU; never on the CPU
 

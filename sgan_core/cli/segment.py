@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sgan_core.bundle import Bundle
     from sgan_core.cli.progress import Progress
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sgan_core.cli.segment")  # __name__ is another with "python -m"
 
 _EXAMPLES = """\
   sgan-segment scan.nii.gz --model phantom-ct-liver --output out

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sgan_core.cohort import Cohort
     from sgan_core.config import TrainConfig
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sgan_core.cli.train")  # __name__ is another with "python -m"
 
 _EXAMPLES = """\
   sgan-train --modality ct --max-minutes 5 --output runs/first        five minutes on the built-in phantom

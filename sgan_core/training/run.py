@@ -18,7 +18,7 @@ from torch import nn
 
 from sgan_core import __version__
 from sgan_core.bundle import save_bundle
-from sgan_core.cohort import Case, Cohort, labelled_patients
+from sgan_core.cohort import BUILT_IN, Case, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.networks.generator import Generator
@@ -32,6 +32,7 @@ from sgan_core.training.parallel import rank
 
 OnProgress = Callable[[int, int, str], None]
 STAGES = ("gan", "encoder")
+LABEL_TIE = 0.02
 
 
 @dataclass(frozen=True)
@@ -135,21 +136,21 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         trainer.load_state_dict(state)
     elif smaller is not None:
         trainer.init_from(smaller)
-    best = float(load_checkpoint(best_file)["quality"]) if best_file.exists() else -1.0
+    best = load_checkpoint(best_file)["figures"] if best_file.exists() else None
     watch: evaluate.GanWatch | None = None
+    judged = -1
 
     def judge() -> dict[str, float]:
-        nonlocal best, watch
+        nonlocal best, watch, judged
         if rank():
             return {}
         watch = watch or evaluate.GanWatch(config, store, run.device, run.folder / "samples")
         found = watch(trainer.ema, trainer.images)
-        # Label quality decides; without validation patients the most realistic images do.
-        quality = found.get("projection_dice", 1.0 / (1.0 + found["frechet"]))
-        if quality > best and trainer.fade >= 1.0:
-            best = quality
-            kept = {"generator": trainer.ema.state_dict(), "images": trainer.images, "quality": quality}
-            save_checkpoint(kept | {"figures": found}, best_file)
+        judged = trainer.images
+        if trainer.fade >= 1.0 and (best is None or better_generator(found, best)):
+            best = found
+            kept = {"generator": trainer.ema.state_dict(), "images": trainer.images, "figures": found}
+            save_checkpoint(kept, best_file)
         return found
 
     limits = _limits(config, config.gan.max_images, deadline, config.evaluate_images)
@@ -160,8 +161,18 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
     )
     if reason == "stopped":
         raise Cancelled(f"stopped after {trainer.images} images; continue with --resume")
-    if trainer.images > before and trainer.images % config.evaluate_images:
+    stage_two_began = trainer.images == before and (run.checkpoints / "encoder.pt").exists()
+    if judged != trainer.images and not stage_two_began:
         log.write("gan", trainer.images, judge())
+
+
+def better_generator(found: dict[str, float], best: dict[str, float]) -> bool:
+    """Whether figures of ``GanWatch`` beat the best so far: label quality decides, realism where labels tie.
+
+    Differences of DICE within ``LABEL_TIE`` are chance (64 slices), so the lower Frechet distance wins there.
+    """
+    gain = found.get("projection_dice", 0.0) - best.get("projection_dice", 0.0)
+    return gain > LABEL_TIE or (gain >= -LABEL_TIE and found["frechet"] < best["frechet"])
 
 
 def trained_generator(run: Run, config: TrainConfig) -> tuple[Generator, dict[str, Any]]:
@@ -251,6 +262,8 @@ def _train_encoder(
     }
     if rank():
         return run.folder / "bundle"
+    if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
+        facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
     name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
     return save_bundle(
         run.folder / "bundle",

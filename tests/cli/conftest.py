@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,17 @@ from sgan_core.networks.perceptual import make_perceptual
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other's threads; the commands started here know it too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 32 px with random weights: CT in HU, one label, 4 steps of inversion."""
@@ -43,9 +54,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         generator = Generator(config.generator)
         generator.update_mean_w(64)
         judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
-        encoder = Encoder(
-            config.encoder, size=32, image_channels=1, num_ws=config.generator.num_ws, w_dim=8
-        )
+        encoder = Encoder(config.encoder, size=32, image_channels=1, num_ws=config.generator.num_ws, w_dim=8)
     return save_bundle(
         tmp_path_factory.mktemp("models") / "bundle",
         name="tiny-ct-liver",

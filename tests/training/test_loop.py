@@ -84,7 +84,7 @@ def test_a_finished_stage_takes_no_further_step(tmp_path, checkpoint):
 
 def test_ends_at_the_deadline_with_a_checkpoint(tmp_path, checkpoint):
     trainer = Counting()
-    limits = Limits(max_images=10**9, deadline=time.monotonic() - 1.0)
+    limits = Limits(max_images=10_000, deadline=time.monotonic() - 1.0)
     assert fit(trainer, checkpoint, limits, RunLog(tmp_path)) == "time"
     assert trainer.steps == 1
     assert load_checkpoint(checkpoint)["steps"] == 1
@@ -95,7 +95,7 @@ def test_ends_when_asked_with_a_checkpoint(tmp_path, checkpoint):
     found = fit(
         trainer,
         checkpoint,
-        Limits(max_images=10**9),
+        Limits(max_images=10_000),
         RunLog(tmp_path),
         should_stop=lambda: trainer.steps >= 4,
     )
@@ -116,7 +116,7 @@ def test_a_signal_stops_the_loop_and_saves(tmp_path, checkpoint, number):
         found = fit(
             trainer,
             checkpoint,
-            Limits(max_images=10**6),
+            Limits(max_images=10_000),
             RunLog(tmp_path),
             should_stop=lambda: bool(stop),
             on_progress=press,

@@ -1,0 +1,310 @@
+"""sgan-train: from slices to a bundle, stopped and resumed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sgan_core.bundle import load_bundle
+from sgan_core.cli import segment
+from sgan_core.cli.progress import Progress
+from sgan_core.cli.train import main
+
+Leftovers = Callable[[Path], list[str]]
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def command(disc_cohort: Path, toy_settings: Path) -> list[str]:
+    """A run of 48 images on the discs; ``--output`` and what differs are added."""
+    return ["--modality", "ct", "--data", str(disc_cohort), "--config", str(toy_settings), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended; no test changes it."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert main([*command, "--output", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A run that ended, to go on with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def facts(run: Path) -> dict[str, Any]:
+    return load_bundle(run / "bundle").facts
+
+
+# --- a run -----------------------------------------------------------------------------------------
+
+
+def test_run_folder_holds_everything(finished: Path, leftovers: Leftovers) -> None:
+    for path in ("config.yaml", "log.jsonl", "bundle/configs/semanticgan.json", "checkpoints/gan.pt"):
+        assert (finished / path).is_file(), path
+    assert list((finished / "samples").glob("*.png"))
+    assert leftovers(finished) == []
+    figures = [line for line in log(finished) if line["stage"] == "gan" and "frechet" in line]
+    assert figures[-1]["images"] == 48
+    assert 0 <= figures[-1]["projection_dice"] <= 1
+    assert log(finished)[-1]["stage"] == "encoder"
+    assert 0 <= log(finished)[-1]["validation_dice"] <= 1
+
+
+def test_bundle_says_what_it_was_trained_on(finished: Path) -> None:
+    told = facts(finished)
+    assert (told["cohort"], told["gan_images"], told["encoder_images"]) == ("discs", 48, 24)
+    assert (told["labelled_patients"], told["slices"], told["labelled_slices"]) == (2, 24, 8)
+
+
+def test_bundle_segments_a_slice(finished: Path, disc_cohort: Path, tmp_path: Path) -> None:
+    options = ["--model", str(finished / "bundle"), "--output", str(tmp_path / "out")]
+    assert segment.main([str(disc_cohort / "p5_0.png"), *options]) == 0
+    assert (tmp_path / "out" / "p5_0_seg.png").is_file()
+
+
+# --- resume ----------------------------------------------------------------------------------------
+
+
+def test_resume_goes_on_to_the_new_limit(command: list[str], run: Path) -> None:
+    assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 0
+    assert facts(run)["gan_images"] in (48, 64)  # the better of both by label quality
+    assert max(line["images"] for line in log(run) if line["stage"] == "gan") == 64
+
+
+def test_resume_without_a_limit_keeps_the_runs_own(command: list[str], toy_settings: Path, run: Path) -> None:
+    without_settings = [part for part in command if part not in ("--config", str(toy_settings))]
+    assert main([*without_settings, "--output", str(run), "--resume"]) == 0
+    assert max(line["images"] for line in log(run) if line["stage"] == "gan") == 48
+
+
+def test_folder_with_a_run_is_not_overwritten(command: list[str], run: Path, capsys: Output) -> None:
+    before = (run / "checkpoints" / "gan.pt").read_bytes()
+    assert main([*command, "--output", str(run)]) == 2
+    assert "Pass --resume to continue it, or another --output" in capsys.readouterr().err
+    assert (run / "checkpoints" / "gan.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [(["--labelled", "1"], "labelled"), (["--seed", "7"], "seed"), (["--size", "64"], "generator.size")],
+)
+def test_resume_changes_nothing_but_limits(
+    option: list[str], setting: str, command: list[str], run: Path, capsys: Output
+) -> None:
+    assert main([*command, "--output", str(run), "--resume", *option]) == 2
+    assert f"{setting} differs from the run's config.yaml" in capsys.readouterr().err
+
+
+def test_resume_with_nothing_there_starts(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--output", str(tmp_path / "run"), "--resume", "--max-images", "4"]) == 0
+    assert (tmp_path / "run" / "bundle").is_dir()
+
+
+def test_damaged_checkpoint_is_named(command: list[str], run: Path, capsys: Output) -> None:
+    checkpoint = run / "checkpoints" / "gan.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "gan.pt: not a readable checkpoint" in error
+
+
+# --- stopping --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that reaches a handler in this process")
+@pytest.mark.parametrize(
+    ("stage", "number"), [("gan", signal.SIGTERM), ("encoder", signal.SIGINT), ("preparing", signal.SIGTERM)]
+)
+def test_signal_saves_and_resume_finishes(
+    stage: str,
+    number: signal.Signals,
+    command: list[str],
+    tmp_path: Path,
+    leftovers: Leftovers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+) -> None:
+    show = Progress.__call__
+
+    def spy(self: Progress, done: int, total: int, message: str) -> None:
+        show(self, done, total, message)
+        if message.startswith(stage):
+            os.kill(os.getpid(), number)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", spy)
+        assert main([*command, "--output", str(run)]) == 3
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sgan-train: cancelled: stopped")
+    assert leftovers(run) == []
+    assert not (run / "bundle").exists()
+    assert main([*command, "--output", str(run), "--resume"]) == 0
+    assert facts(run)["gan_images"] == 48
+    assert facts(run)["encoder_images"] == 24
+
+
+def test_killed_run_is_resumed(command: list[str], toy_settings: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(toy_settings.read_text(encoding="utf-8")) | {"checkpoint_minutes": 1e-4}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoints" / "gan.pt"
+    options = [*command, "--config", str(tmp_path / "settings.yaml"), "--output", str(run)]
+    program = [sys.executable, "-m", "sgan_core.cli.train", *options, "--max-images", "100000000"]
+    with subprocess.Popen(program, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.poll() is None, "ended before its first checkpoint"
+        process.kill()
+    assert checkpoint.exists()
+    assert main([*options, "--resume", "--max-images", "8"]) == 0
+    assert facts(run)["gan_images"] >= 4
+
+
+def test_time_is_up(command: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    limits = ["--max-images", "100000000", "--max-minutes", "0.02"]
+    assert main([*command, "--output", str(run), *limits]) == 0
+    assert facts(run)["gan_images"] < 100_000
+
+
+# --- stages ----------------------------------------------------------------------------------------
+
+
+def test_one_stage_after_the_other(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    run = tmp_path / "run"
+    assert main([*command, "--output", str(run), "--stage", "gan"]) == 0
+    assert not (run / "bundle").exists()
+    assert main([*command, "--output", str(run), "--stage", "encoder"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "bundle")
+    assert facts(run)["gan_images"] == 48
+    # Now there is an encoder to continue or to spare.
+    assert main([*command, "--output", str(run), "--stage", "encoder"]) == 2
+
+
+def test_encoder_needs_a_gan(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    assert main([*command, "--output", str(tmp_path / "run"), "--stage", "encoder"]) == 2
+    assert "gan.pt: no such checkpoint" in capsys.readouterr().err
+
+
+def test_growing_from_a_smaller_run(command: list[str], finished: Path, tmp_path: Path) -> None:
+    grown = {"generator": {"size": 64, "channels": {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}}}
+    grown["image_discriminator"] = {"channels": grown["generator"]["channels"]}  # type: ignore[assignment]
+    settings = yaml.safe_load(Path(command[5]).read_text(encoding="utf-8"))
+    for part, values in grown.items():
+        settings[part] |= values
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    options = [*command, "--config", str(tmp_path / "settings.yaml"), "--output", str(tmp_path / "run")]
+    assert main([*options, "--stage", "gan", "--init-from", str(finished), "--max-images", "8"]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "gan.pt").is_file()
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+def printed_config(capsys: Output, *options: str) -> dict[str, Any]:
+    assert main(["--print-config", *options]) == 0
+    values: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return values
+
+
+def test_printed_config_is_read_back(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    first = printed_config(capsys, *command, "--labelled", "1", "--seed", "5", "--max-images", "99")
+    assert (first["labelled"], first["seed"], first["gan"]["max_images"]) == (1, 5, 99)
+    assert first["labels"][0]["name"] == "disc"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(first), encoding="utf-8")
+    again = printed_config(capsys, *command, "--config", str(tmp_path / "own.yaml"))
+    assert again == first
+
+
+def test_option_beats_the_settings_file(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    (tmp_path / "own.yaml").write_text("seed: 3\nlabelled: 2\n")
+    options = [*command, "--config", str(tmp_path / "own.yaml")]
+    config = printed_config(capsys, *options, "--seed", "5")
+    assert (config["seed"], config["labelled"]) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- a\n- b\n", "expected a table of settings"),
+        ("seed: [", "not readable YAML"),
+        ("sead: 3", "sead"),
+        ("gan: {batch: 1}", "batch is 1"),
+        ("generator: {size: 48}", "size is 48"),
+        ("generator: 3", "config:"),
+        ("preset: huge", "preset is 'huge'"),
+    ],
+)
+def test_wrong_settings_file(
+    text: str, reason: str, disc_cohort: Path, tmp_path: Path, capsys: Output
+) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    options = ["--modality", "ct", "--data", str(disc_cohort), "--config", str(tmp_path / "own.yaml")]
+    assert main([*options, "--output", str(tmp_path / "run")]) == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_tells_the_cost(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    assert main([*command, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
+    costs = json.loads(capsys.readouterr().out)
+    wanted = {"generator_m_parameters", "gan_seconds_per_step", "encoder_seconds_per_step", "memory_mb"}
+    assert wanted | {"gan_hours", "encoder_hours"} <= costs.keys()
+    assert all(value is None or value > 0 for value in costs.values())
+    assert not (tmp_path / "run").exists()
+
+
+def test_small_preset_on_a_cpu_says_what_it_is(capsys: Output, disc_cohort: Path) -> None:
+    options = ["--modality", "ct", "--data", str(disc_cohort), "--device", "cpu", "--print-config"]
+    assert main(options) == 0
+    printed = capsys.readouterr()
+    assert "using 'tiny' (64 px)" in printed.err
+    assert yaml.safe_load(printed.out)["generator"]["size"] == 64
+
+
+# --- data ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["xray", "dermoscopy", "face"])
+def test_modality_without_data_gets_advice(modality: str, tmp_path: Path, capsys: Output) -> None:
+    assert main(["--modality", modality, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"--modality {modality} needs --data" in error
+    assert "sgan-data list" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_ct_without_data_is_the_phantom_and_says_so(capsys: Output) -> None:
+    assert main(["--modality", "ct", "--preset", "tiny", "--print-config"]) == 0
+    printed = capsys.readouterr()
+    assert "built-in phantom patients" in printed.err
+    assert [label["name"] for label in yaml.safe_load(printed.out)["labels"]] == ["liver"]
+
+
+def test_other_modality_than_the_cohorts_is_a_warning(disc_cohort: Path, capsys: Output) -> None:
+    options = ["--modality", "xray", "--preset", "tiny", "--data", str(disc_cohort), "--print-config"]
+    assert main(options) == 0
+    assert "warning: the cohort is ct, --modality says xray" in capsys.readouterr().err
+
+
+def test_no_time_is_refused(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    assert main([*command, "--output", str(tmp_path / "run"), "--max-minutes", "0"]) == 2
+    assert "give a positive number of minutes" in capsys.readouterr().err
