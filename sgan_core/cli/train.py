@@ -180,11 +180,21 @@ def _differences(first: Any, second: Any, name: str = "") -> list[str]:
     return [] if first == second else [name.lstrip(".")]
 
 
-def _distributed(device: str) -> None:
+def _distributed(device: str, config: TrainConfig) -> None:
     """Join the other processes of torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
         import torch
 
+        from sgan_core.errors import InputError
+
+        # Every process takes an equal part: of the GAN's batch, and of the encoder's labelled half.
+        for name, batch in (
+            ("gan.batch", config.gan.batch),
+            ("encoder_train.batch", config.encoder_train.batch // 2),
+        ):
+            if batch % processes:
+                raise InputError(f"{name}: {batch} images cannot be divided between {processes} processes")
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -220,7 +230,7 @@ def command(args: argparse.Namespace) -> int:
         return app.DONE
     if args.max_minutes is not None and args.max_minutes <= 0:
         raise InputError(f"--max-minutes {args.max_minutes}: give a positive number of minutes")
-    _distributed(device.type)
+    _distributed(device.type, config)
     stop = StopSignal()
     with Progress() as progress, stop.listening():
         run = training.Run(

@@ -121,6 +121,23 @@ def test_picture_gets_a_mask_of_its_size(tiny_bundle: Path, tmp_path: Path) -> N
     assert case["labels"][0]["volume_ml"] is None
 
 
+def test_real_ct_keeps_its_grid(tiny_bundle: Path, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data" / "CHAOS" / "Train_Sets" / "CT" / "3" / "DICOM_anon"
+    if not folder.is_dir():
+        pytest.skip("CHAOS CT 3 is not among the shared data")
+    # Every fourth slice: SimpleITK scales the spacing itself.
+    series = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    scan, output = tmp_path / "ct3.nii.gz", tmp_path / "out"
+    sitk.WriteImage(sitk.Cast(series[::2, ::2, ::4], sitk.sitkInt16), str(scan))
+    options = ["--model", str(tiny_bundle), "--output", str(output), "--encoder-only"]
+    assert main([str(scan), *options]) == 0
+    ours, input_ = nib.load(output / "ct3_seg.nii.gz"), nib.load(scan)
+    assert ours.shape == input_.shape
+    np.testing.assert_allclose(ours.affine, input_.affine, atol=1e-4)
+    assert_same_grid(output / "ct3_seg.nii.gz", scan)
+    assert record(output)["cases"][0]["warnings"] == []  # real HU
+
+
 def test_zipped_model(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
     model = shutil.make_archive(str(tmp_path / "model"), "zip", tiny_bundle)
     scan = write_scan(tmp_path / "scan.nii.gz")

@@ -1,0 +1,43 @@
+"""--help of every command: at once, with examples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMANDS = ("segment", "train", "demo", "sample", "evaluate", "data", "bundle")
+HEAVY = ("torch", "numpy", "monai", "nibabel", "SimpleITK", "matplotlib")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command: str) -> None:
+    check = (
+        f"import sys; from sgan_core.cli.{command} import main; code = main(['--help']); "
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    assert f"sgan-{command}" in done.stdout
+    assert "examples:" in done.stdout
+
+
+def test_help_answers_within_a_second() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "sgan_core.cli.train", "--help"], capture_output=True, check=True
+        )
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0  # the best of three: other programs run here too
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_version(command: str) -> None:
+    check = f"import sys; from sgan_core.cli.{command} import main; sys.exit(main(['--version']))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0]) == (0, f"sgan-{command}")

@@ -1,0 +1,242 @@
+"""Segmentation of one image: intensities, starts, stopping, trust, volumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sgan_core.bundle import Bundle
+from sgan_core.cohort import Intensity, Label
+from sgan_core.config import EncoderConfig, InversionConfig, preset
+from sgan_core.errors import Cancelled, InputError
+from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.image import Picture, Volume
+from sgan_core.networks.discriminators import ImageDiscriminator
+from sgan_core.networks.encoder import Encoder
+from sgan_core.networks.generator import Generator
+from sgan_core.networks.perceptual import make_perceptual
+from sgan_core.segment import (
+    SegmentConfig,
+    choose_intensity,
+    judge,
+    label_volumes,
+    part_of,
+    segment_volume,
+)
+
+HU = Intensity(-160.0, 240.0, "HU")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """An untrained CT model of 32 px with two labels."""
+    channels = {4: 8, 8: 8, 16: 8, 32: 8}
+    config = preset("tiny", modality="ct", num_classes=3, size=32)
+    config = replace(
+        config,
+        generator=replace(config.generator, channels=channels, w_dim=8, z_dim=8),
+        image_discriminator=replace(config.image_discriminator, channels=channels),
+        encoder=EncoderConfig("resnet18", 8, 8, "light", "group", stem_stride=False),
+        inversion=InversionConfig(steps=3),
+        perceptual="discriminator",
+        intensity=HU,
+        labels=(Label(1, "liver", (200, 90, 60)), Label(2, "spleen", (90, 90, 200))),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = Generator(config.generator)
+        generator.update_mean_w(64)
+        encoder = Encoder(
+            config.encoder, size=32, image_channels=1, num_ws=config.generator.num_ws, w_dim=8
+        ).eval()
+        judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
+    perceptual = make_perceptual("discriminator", image_discriminator=judge)
+    facts = {"validation_rmse_p95": 0.2}
+    return Bundle(
+        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, torch.device("cpu")
+    )
+
+
+def scan(slices: int = 5, seed: int = 0) -> Volume:
+    """CT (20, 18, slices) in HU: a bright block in air; 2 x 2 x 5 mm."""
+    array = np.random.default_rng(seed).normal(-900, 30, (20, 18, slices)).astype(np.float32)
+    array[4:15, 5:14] += 950
+    return Volume(array, Grid(array.shape, np.diag([-2.0, -2.0, 5.0, 1.0])), ("read with care",))
+
+
+# --- intensities -----------------------------------------------------------------------------------
+
+
+def volume_of(*values: float) -> Volume:
+    return Volume(np.array(values, np.float32).reshape(-1, 1, 1), scan().grid)
+
+
+@pytest.mark.parametrize(
+    ("image", "rule", "foreign"),
+    [
+        (volume_of(-1000, 40), HU, False),
+        (volume_of(-150, 40), HU, True),
+        (volume_of(0, 900), HU, True),
+        (volume_of(0, 900), Intensity(percentiles=(0.5, 99.5)), False),
+        (Picture(np.array([[[0, 255]]], np.uint8)), HU, False),
+        (Picture(np.array([[[0, 4000]]], np.uint16)), HU, True),
+        (Picture(np.array([[[0, 255]]], np.uint8)), Intensity(0.0, 255.0), False),
+    ],
+)
+def test_images_that_cannot_be_in_hu_are_scaled_by_percentiles(
+    image: Volume | Picture, rule: Intensity, foreign: bool
+) -> None:
+    chosen, warning = choose_intensity(image, rule)
+    assert (chosen.percentiles == (1.0, 99.0), warning is not None) == (foreign, foreign)
+    assert foreign or chosen is rule
+
+
+def test_warnings_of_the_reader_come_before_our_own(bundle: Bundle) -> None:
+    image = scan()
+    mri = Volume(np.abs(image.array), image.grid, image.warnings)
+    first, second = segment_volume(mri, bundle, SegmentConfig("fast")).warnings
+    assert first == "read with care"
+    assert "another modality" in second
+
+
+# --- what comes out --------------------------------------------------------------------------------
+
+
+def test_shapes_and_ranges(bundle: Bundle) -> None:
+    found = segment_volume(scan(), bundle)
+    assert (found.labels.shape, found.labels.dtype) == ((20, 18, 5), np.uint8)
+    assert found.reconstructions.shape == (5, 1, 32, 32)
+    assert found.label_probs.shape == (5, 3, 32, 32)
+    np.testing.assert_allclose(found.label_probs.sum(axis=1, dtype=np.float32), 1, atol=2e-3)
+    assert found.slice_errors.shape == (5,)
+    assert found.error == pytest.approx(np.sqrt((found.slice_errors**2).mean()))
+    assert (found.method, found.steps) == ("inversion", 3)
+
+
+def test_batches_change_nothing(bundle: Bundle) -> None:
+    together, apart = (segment_volume(scan(), bundle, SegmentConfig(batch=size)) for size in (16, 2))
+    np.testing.assert_allclose(together.reconstructions, apart.reconstructions, atol=2e-3)
+
+
+def test_inversion_explains_better_than_the_encoder(bundle: Bundle) -> None:
+    encoder = segment_volume(scan(), bundle, SegmentConfig("fast"))
+    inversion = segment_volume(scan(), bundle, SegmentConfig(steps=30))
+    assert inversion.error < encoder.error
+
+
+def test_careful_takes_the_better_start_for_each_slice(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sgan_core.segment
+
+    seen: list[Any] = []
+    invert = sgan_core.segment.invert
+
+    def spy(target: Tensor, *arguments: Any, **options: Any) -> Any:
+        seen.append(invert(target, *arguments, **options))
+        # The slices disagree on which start is better.
+        loss = torch.arange(len(target), dtype=torch.float32)
+        seen[-1] = replace(seen[-1], loss=loss if len(seen) == 1 else loss.flip(0))
+        return seen[-1]
+
+    monkeypatch.setattr(sgan_core.segment, "invert", spy)
+    found = segment_volume(scan(4), bundle, SegmentConfig("careful", steps=2))
+    first, second = (part.image.numpy() for part in seen)
+    np.testing.assert_array_equal(found.reconstructions[:2], first[:2])
+    np.testing.assert_array_equal(found.reconstructions[2:], second[2:])
+
+
+# --- progress, stopping ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "careful"])
+def test_progress_rises_to_its_total(quality: str, bundle: Bundle) -> None:
+    seen: list[tuple[int, int, str]] = []
+    config = SegmentConfig(quality, batch=2)
+    segment_volume(scan(), bundle, config, on_progress=lambda *progress: seen.append(progress))
+    done = [number for number, _, _ in seen]
+    totals = {total for _, total, _ in seen}
+    assert done == sorted(done)
+    assert totals == {done[-1]}
+    assert "slice 1 to 2 of 5" in seen[0][2]
+
+
+def test_stop_is_heard_between_steps(bundle: Bundle) -> None:
+    seen: list[int] = []
+    with pytest.raises(Cancelled):
+        segment_volume(
+            scan(),
+            bundle,
+            SegmentConfig(steps=100),
+            on_progress=lambda done, total, message: seen.append(done),
+            should_stop=lambda: len(seen) > 3,
+        )
+    assert len(seen) == 4
+
+
+def test_part_of_the_whole() -> None:
+    seen: list[tuple[int, int, str]] = []
+    report = part_of(lambda *progress: seen.append(progress), 1, 4, "second: ")
+    report(0, 7, "begins")
+    report(7, 7, "ends")
+    assert seen == [(1000, 4000, "second: begins"), (2000, 4000, "second: ends")]
+
+
+# --- trust, volumes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("errors", "limit", "status", "score"),
+    [
+        ([0.1, 0.1, 0.1, 0.1, 0.3], 0.2, "ok", 0.8),
+        ([0.1, 0.1, 0.1, 0.3, 0.3], 0.2, "review", 0.6),
+        ([0.1, 0.1], None, "review", 1.0),
+    ],
+)
+def test_trust_follows_the_share_of_explained_slices(
+    errors: list[float], limit: float | None, status: str, score: float, bundle: Bundle
+) -> None:
+    facts = {} if limit is None else {"validation_rmse_p95": limit}
+    found = judge(np.array(errors), replace(bundle, facts=facts))
+    assert (found.status, found.score) == (status, pytest.approx(score))
+    assert found.reason
+
+
+def test_volumes_are_voxels_times_their_size(bundle: Bundle) -> None:
+    labels = np.zeros((20, 18, 5), np.uint8)
+    labels[:3, 0, 0], labels[4, 4, :2] = 1, 2
+    found: Any = SimpleNamespace(labels=labels, stack=SimpleNamespace(grid=scan().grid))
+    liver, spleen = label_volumes(found, bundle)
+    assert (liver.name, liver.value, liver.voxels, liver.volume_ml) == ("liver", 1, 3, pytest.approx(0.06))
+    assert (spleen.name, spleen.value, spleen.voxels) == ("spleen", 2, 2)
+
+
+def test_picture_has_no_millilitres(bundle: Bundle) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 30, 21), dtype=np.uint8)
+    found = segment_volume(Picture(pixels), bundle, SegmentConfig("fast"))
+    assert found.labels.shape == (30, 21)
+    assert [volume.volume_ml for volume in label_volumes(found, bundle)] == [None, None]
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"quality": "best"}, "quality is 'best'"),
+        ({"reconstruction": "mine"}, "reconstruction is 'mine'"),
+        ({"steps": -1}, "steps is -1"),
+        ({"batch": 0}, "batch is 0"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        SegmentConfig(**settings)
