@@ -21,11 +21,18 @@ PANELS = (
 
 
 def curve(lines: list[dict], stage: str, name: str) -> tuple[list[float], list[float]]:
-    """Thousands of images and values of one figure."""
-    points = [
-        (line["images"] / 1000, line[name]) for line in lines if line["stage"] == stage and name in line
-    ]
-    return [x for x, _ in points], [y for _, y in points]
+    """Thousands of images and values of one figure; a gap where a stage began anew."""
+    x: list[float] = []
+    y: list[float] = []
+    for line in lines:
+        if line["stage"] != stage or line.get(name) is None:
+            continue
+        if x and line["images"] / 1000 < x[-1]:
+            x.append(x[-1])
+            y.append(float("nan"))
+        x.append(line["images"] / 1000)
+        y.append(line[name])
+    return x, y
 
 
 def main(log: Path, picture: Path) -> None:

@@ -25,15 +25,25 @@ from sgan_core.networks.perceptual import make_perceptual
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 
 
+_THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Networks this small only wait for each other's threads; the commands started here know it too."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(_THREADS)
+
+
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """For a model of real size."""
+    torch.set_num_threads(_THREADS)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

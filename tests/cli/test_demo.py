@@ -121,6 +121,7 @@ def test_progress_rises_to_its_total(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.skipif("phantom-ct-liver" not in bundled_models(), reason="the bundled model is not there yet")
 def test_bundled_model_finds_the_liver(tmp_path: Path) -> None:
     assert main(["--patients", "1", "--output", str(tmp_path / "out")]) == 0
