@@ -55,12 +55,13 @@ class BatchResult:
 def find_inputs(paths: Sequence[Path]) -> list[Path]:
     """The images among files and folders (not recursive, sorted by name).
 
+    In a folder, the results of an earlier run (``X_seg.*``) are no inputs; named one by one they are.
     Raises InputError for a missing path and for a folder without an image.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.is_file() and _readable(file))
+            inside = sorted(file for file in path.iterdir() if file.is_file() and _is_input(file))
             if not inside:
                 known = ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
                 raise InputError(f"{path}: no image in this folder. Supported are {known}.")
@@ -72,8 +73,9 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _readable(path: Path) -> bool:
-    return not path.name.startswith(".") and image_suffix(path) != ""
+def _is_input(path: Path) -> bool:
+    hidden, result = path.name.startswith("."), case_name(path).endswith(("_seg", "_seg.seg"))
+    return image_suffix(path) != "" and not hidden and not result
 
 
 def case_name(path: Path) -> str:

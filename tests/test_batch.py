@@ -34,6 +34,14 @@ def test_folder_means_its_images_in_order(tmp_path: Path) -> None:
     assert [path.name for path in find_inputs([tmp_path])] == ["a.PNG", "b.nii.gz", "c.mha"]
 
 
+@pytest.mark.parametrize("name", ["a_seg.nii.gz", "a_seg.seg.nrrd", "a_seg.png"])
+def test_results_of_an_earlier_run_are_no_inputs_of_a_folder(name: str, tmp_path: Path) -> None:
+    for file in ("a.nii.gz", name):
+        (tmp_path / file).touch()
+    assert [path.name for path in find_inputs([tmp_path])] == ["a.nii.gz"]
+    assert find_inputs([tmp_path / name]) == [tmp_path / name]
+
+
 def test_named_files_keep_their_order(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("b.nii", "a.nii")]
     for path in paths:
