@@ -137,7 +137,11 @@ class GanTrainer:
             pair_d = PairDiscriminator(
                 config.pair_discriminator, image_channels=channels, num_classes=classes
             )
-        self.generator, self.image_d, self.pair_d = generator.to(device), image_d.to(device), pair_d.to(device)
+        self.generator, self.image_d, self.pair_d = (
+            generator.to(device),
+            image_d.to(device),
+            pair_d.to(device),
+        )
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         gan = config.gan
         self.g_optimizer = _adam(self.generator, gan.generator_lr, gan.path_every if gan.path_weight else 0)
@@ -385,7 +389,9 @@ class GanTrainer:
         for head in ("to_image", "to_label"):
             if f"generator.synthesis.blocks.{size}.{head}.conv.weight" in fresh:
                 nn.init.zeros_(
-                    self.generator.synthesis.get_submodule(f"blocks.{size}.{head}.conv").get_parameter("weight")
+                    self.generator.synthesis.get_submodule(f"blocks.{size}.{head}.conv").get_parameter(
+                        "weight"
+                    )
                 )
         self.ema.load_state_dict(self.generator.state_dict())
         return fresh
