@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sgan_core.bundle import bundled_models, load_bundle
+from sgan_core.bundle import load_bundle
 from sgan_core.cli.demo import main
 from sgan_core.demo import run_demo
 from sgan_core.errors import Cancelled, InputError
@@ -122,7 +122,6 @@ def test_progress_rises_to_its_total(tiny_bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_threads")
-@pytest.mark.skipif("phantom-ct-liver" not in bundled_models(), reason="the bundled model is not there yet")
 def test_bundled_model_finds_the_liver(tmp_path: Path) -> None:
     assert main(["--patients", "1", "--output", str(tmp_path / "out")]) == 0
     mean = scores(tmp_path / "out")["mean_dice"]
