@@ -1,4 +1,4 @@
-"""sgan-demo: the files that CLI.md names, with scores that mean something."""
+"""sgan-demo: the files it promises, with scores that mean something."""
 
 from __future__ import annotations
 
