@@ -22,6 +22,7 @@ OnProgress = Callable[[int, int, str], None]  # done, total, message
 QUALITIES = ("fast", "standard", "careful")
 RECONSTRUCTIONS = ("auto", "paper")
 
+_POOR_DICE = 0.8
 _NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
 
@@ -209,12 +210,17 @@ def judge(slice_errors: np.ndarray, bundle: Bundle) -> Trust:
     """Compare the reconstruction errors (N,) with those of the validation slices in training.
 
     A simple first rule: a slice counts as explained when its error is not above the 95th percentile that
-    the encoder alone reached on validation slices.
+    the encoder alone reached on validation slices. That limit is lenient for a poor model, so one whose own
+    validation DICE was below ``_POOR_DICE`` is never "ok".
     """
     limit = float(bundle.facts.get("validation_rmse_p95", np.inf))
     explained = float((slice_errors <= limit).mean())
     if not np.isfinite(limit):
         return Trust("review", explained, "the model carries no validation errors to compare with")
+    dice = float(bundle.facts.get("validation_dice", np.nan))  # absent without validation patients
+    if dice < _POOR_DICE:
+        reason = f"the model itself reached only DICE {dice:.2f} on its validation patients; check the mask"
+        return Trust("review", explained, reason)
     if explained >= 0.8:
         return Trust("ok", explained, f"{explained:.0%} of the slices are explained as well as in validation")
     reason = f"only {explained:.0%} of the slices are explained as well as in validation; check the mask"

@@ -209,6 +209,14 @@ def test_trust_follows_the_share_of_explained_slices(
     assert found.reason
 
 
+@pytest.mark.parametrize(("dice", "status"), [(0.79, "review"), (0.81, "ok")])
+def test_poor_model_is_never_trusted(bundle: Bundle, dice: float, status: str) -> None:
+    facts = {"validation_rmse_p95": 0.3, "validation_dice": dice}
+    found = judge(np.array([0.1, 0.2]), replace(bundle, facts=facts))
+    assert found.status == status
+    assert (f"DICE {dice:.2f}" in found.reason) == (status == "review")
+
+
 def test_volumes_are_voxels_times_their_size(bundle: Bundle) -> None:
     labels = np.zeros((20, 18, 5), np.uint8)
     labels[:3, 0, 0], labels[4, 4, :2] = 1, 2
