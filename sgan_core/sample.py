@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sgan_core.batch import prepare_folder
 from sgan_core.bundle import Bundle
-from sgan_core.imaging.writers import write_mask_png
+from sgan_core.imaging.writers import write_mask_png, write_picture
 from sgan_core.training.samples import colours_of, outline, write_sheet
 
 _BATCH = 32
@@ -38,7 +36,7 @@ def write_pairs(bundle: Bundle, output: Path, count: int, *, truncation: float =
         drawn = zip(pair.image.cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True)
         for number, (image, labelmap) in enumerate(drawn, start=first):
             name = f"sample_{number:05d}.png"
-            _write_picture(images / name, image)
+            write_picture(images / name, _as_bytes(image))
             write_mask_png(labels / name, labelmap, bundle.config.labels)
             if number < _SHEET:
                 pictures.append(outline(image, labelmap, colours))
@@ -47,13 +45,6 @@ def write_pairs(bundle: Bundle, output: Path, count: int, *, truncation: float =
     return sheet
 
 
-def _write_picture(path: Path, image: np.ndarray) -> None:
-    """Write an image (C, H, W) in [-1, 1] as 8-bit PNG, grey or colour, whole or not at all."""
-    pixels = ((np.clip(image, -1, 1) + 1) * 127.5).round().astype(np.uint8)
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _as_bytes(image: np.ndarray) -> np.ndarray:
+    """[-1, 1] as 0 .. 255, uint8."""
+    return ((np.clip(image, -1, 1) + 1) * 127.5).round().astype(np.uint8)

@@ -1,11 +1,28 @@
-"""What every test may use: the shared real data, when it is there."""
+"""What every test may use: the shared real data, when it is there, and DICOM files made by pydicom."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MRImageStorage,
+    VLPhotographicImageStorage,
+    generate_uid,
+)
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +35,170 @@ def shared() -> Path:
             pytest.fail(f"SGAN_SHARED={folder} is not a folder")
         pytest.skip("real test data not found; set SGAN_SHARED")
     return folder.resolve()
+
+
+# --- DICOM files ---
+
+_CLASSES = {
+    "CT": CTImageStorage,
+    "MR": MRImageStorage,
+    "DX": DigitalXRayImageStorageForPresentation,
+    "XC": VLPhotographicImageStorage,
+}
+
+
+class DicomFiles:
+    """Writes images as DICOM. Positions and directions are DICOM's: LPS, mm."""
+
+    def image(self, pixels: np.ndarray, modality: str = "CT", **attributes: Any) -> Dataset:
+        """One image: pixels (rows, columns) integers, (rows, columns, 3) uint8 or (frames, rows, columns)."""
+        colour = pixels.ndim == 3 and pixels.shape[2] == 3
+        dataset = Dataset()
+        dataset.SOPClassUID = _CLASSES[modality]
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.StudyInstanceUID = dataset.SeriesInstanceUID = "1.2.3"
+        dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = (
+            "SECRET^Name",
+            "SECRET1",
+            "19010203",
+        )
+        dataset.Modality = modality
+        dataset.Rows, dataset.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
+        if pixels.ndim == 3 and not colour:
+            dataset.NumberOfFrames = len(pixels)
+        dataset.SamplesPerPixel = 3 if colour else 1
+        dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+        if colour:
+            dataset.PlanarConfiguration = 0
+        dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
+        dataset.HighBit = dataset.BitsStored - 1
+        dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+        content = pixels.tobytes()
+        dataset.add_new(
+            "PixelData", "OB" if dataset.BitsAllocated == 8 else "OW", content + b"\0" * (len(content) % 2)
+        )
+        for keyword, value in attributes.items():
+            setattr(dataset, keyword, value)
+        return dataset
+
+    def save(self, path: Path, dataset: Dataset, syntax: str = ExplicitVRLittleEndian) -> Path:
+        """Write a data set as a file with preamble, compressed when ``syntax`` is a compression."""
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        if syntax == JPEG2000Lossless:
+            openjpeg = pytest.importorskip("openjpeg.utils")  # pydicom's encoder asks for pylibjpeg too
+            encoded = openjpeg.encode_array(dataset.pixel_array, bits_stored=dataset.BitsStored)
+            dataset.PixelData = encapsulate([encoded])
+            dataset["PixelData"].is_undefined_length = True
+            dataset.file_meta.TransferSyntaxUID = syntax
+        elif syntax != ExplicitVRLittleEndian:
+            dataset.compress(syntax, generate_instance_uid=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(path, enforce_file_format=True)
+        return path
+
+    def place(
+        self,
+        dataset: Dataset,
+        position: Sequence[float],
+        directions: np.ndarray | None = None,
+        spacing: tuple[float, float] = (0.7, 0.8),
+    ) -> Dataset:
+        """Give an image a position. directions (3, 2): along a row, along a column; spacing: columns, rows."""
+        directions = np.eye(3)[:, :2] if directions is None else directions
+        dataset.ImagePositionPatient = [_decimal(value) for value in position]
+        dataset.ImageOrientationPatient = [_decimal(value) for value in directions.T.ravel()]
+        dataset.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]
+        return dataset
+
+    def stack(
+        self,
+        array: np.ndarray,
+        *,
+        origin: Sequence[float] = (-10.0, -20.0, 30.0),
+        directions: np.ndarray | None = None,
+        spacing: tuple[float, float, float] = (0.7, 0.8, 2.0),
+        positions: np.ndarray | None = None,
+        **attributes: Any,
+    ) -> list[Dataset]:
+        """The slices of an array (I, J, K). positions (K, 3) replace the regular ones along the normal."""
+        directions = np.eye(3)[:, :2] if directions is None else directions
+        normal = np.cross(directions[:, 0], directions[:, 1])
+        if positions is None:
+            positions = np.array(origin) + np.arange(array.shape[2])[:, None] * spacing[2] * normal
+        images = [
+            self.image(np.ascontiguousarray(array[:, :, k].T), **attributes) for k in range(array.shape[2])
+        ]
+        for k, (image, position) in enumerate(zip(images, positions, strict=True)):
+            self.place(image, position, directions, spacing[:2]).InstanceNumber = k + 1
+        return images
+
+    def save_all(self, folder: Path, images: Sequence[Dataset], seed: int = 0) -> Path:
+        """Write images under names whose order says nothing."""
+        names = np.random.default_rng(seed).permutation(len(images))
+        for image, name in zip(images, names, strict=True):
+            self.save(folder / f"{name:04d}", image)
+        return folder
+
+    def enhanced(
+        self,
+        array: np.ndarray,
+        modality: str = "CT",
+        *,
+        order: Sequence[int] | None = None,
+        shared: bool = True,
+        echo_times: Sequence[float] = (),
+        spacing: tuple[float, float, float] = (0.7, 0.8, 2.0),
+        slopes: Sequence[float] | None = None,
+        **attributes: Any,
+    ) -> Dataset:
+        """A multi-frame object of an array (I, J, K), frames in ``order``.
+
+        shared: whether what all frames have alike stands once for all of them.
+        """
+        order = list(range(array.shape[2])) if order is None else order
+        frames = np.ascontiguousarray(array[:, :, order].transpose(2, 1, 0))
+        dataset = self.image(frames, modality, **attributes)
+        dataset.SOPClassUID = EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage
+        measures, orientation, values = Dataset(), Dataset(), Dataset()
+        measures.PixelSpacing, measures.SliceThickness = [spacing[1], spacing[0]], 9.0
+        orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, -1000, "HU"
+        alike = {"PixelMeasuresSequence": measures, "PlaneOrientationSequence": orientation}
+        if slopes is None:
+            alike["PixelValueTransformationSequence"] = values
+        dataset.SharedFunctionalGroupsSequence = Items([_groups(alike) if shared else Dataset()])
+        items = []
+        for frame, k in enumerate(order):
+            position = Dataset()
+            position.ImagePositionPatient = [-10.0, -20.0, 30.0 + spacing[2] * k]
+            groups = {"PlanePositionSequence": position} | ({} if shared else alike)
+            if slopes is not None:
+                own = Dataset()
+                own.RescaleSlope, own.RescaleIntercept, own.RescaleType = slopes[k], 0, "US"
+                groups["PixelValueTransformationSequence"] = own
+            if echo_times:
+                echo = Dataset()
+                echo.EffectiveEchoTime = echo_times[frame]
+                groups["MREchoSequence"] = echo
+            items.append(_groups(groups))
+        dataset.PerFrameFunctionalGroupsSequence = Items(items)
+        return dataset
+
+
+def _groups(groups: dict[str, Dataset]) -> Dataset:
+    item = Dataset()
+    for keyword, group in groups.items():
+        setattr(item, keyword, Items([group]))
+    return item
+
+
+def _decimal(value: float) -> str:
+    """A decimal string of at most 16 characters."""
+    return f"{float(value):.9f}"[:16]
+
+
+@pytest.fixture(scope="session")
+def dicom_files() -> DicomFiles:
+    """Writes DICOM files."""
+    return DicomFiles()

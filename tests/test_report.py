@@ -179,7 +179,7 @@ def test_write_replaces_whole_files_only(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sgan_core.evaluation.tables.os.replace", full)
+    monkeypatch.setattr("sgan_core.files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_report(path, "Second", [report_case()], facts={})
     assert "<h1>First</h1>" in path.read_text(encoding="utf-8")

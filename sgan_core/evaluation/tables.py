@@ -6,16 +6,14 @@ import csv
 import io
 import json
 import math
-import os
-import secrets
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from sgan_core.evaluation.metrics import mean_without_nan
+from sgan_core.files import replacing
 
 UNDEFINED = "–"  # how NaN is shown
 
@@ -150,8 +148,11 @@ def markdown(table: Table) -> str:
     return f"**{table.title}**\n\n{text}\n" if table.title else text + "\n"
 
 
-def print_table(table: Table, file: TextIO | None = None) -> None:
-    """Print the table to a stream, standard output if left out. Lines are never cut, even when piped."""
+def print_table(table: Table, file: TextIO | None = None, *, wrap_at: int | None = None) -> None:
+    """Print the table to a stream, standard output if left out. Lines are never cut, even when piped.
+
+    wrap_at: long texts go on in a next line once the table is as wide as this, or as the terminal if wider.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -159,12 +160,13 @@ def print_table(table: Table, file: TextIO | None = None) -> None:
     console = Console(file=file, markup=False, highlight=False, emoji=False)
     drawn = RichTable(title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for column, name in enumerate(table.header):
-        drawn.add_column(name, justify="left" if column < table.numbers_from else "right", no_wrap=True)
+        drawn.add_column(
+            name, justify="left" if column < table.numbers_from else "right", no_wrap=not wrap_at
+        )
     for line in table.rows:
-        drawn.add_row(*line, style="bold" if "mean" in line[:2] else None)
-    console.width = max(
-        console.width, console.measure(drawn, options=console.options.update(width=10_000)).maximum
-    )
+        drawn.add_row(*line, end_section=bool(wrap_at), style="bold" if "mean" in line[:2] else None)
+    widest = console.measure(drawn, options=console.options.update(width=10_000)).maximum
+    console.width = max(console.width, wrap_at or widest)
     console.print(drawn)
 
 
@@ -197,10 +199,5 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all, making its folder when needed. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    try:
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgan_core.cohort import Intensity
 from sgan_core.imaging.grid import Grid
 
 
@@ -25,19 +24,3 @@ class Picture:
 
     array: np.ndarray  # (C, H, W), C in {1, 3}
     warnings: tuple[str, ...] = ()
-
-
-def in_units(image: Volume | Picture, intensity: Intensity) -> Volume | Picture:
-    """Give an 8-bit picture the units of a fixed intensity range: 0 shows ``low`` and 255 shows ``high``.
-
-    Volumes, pictures of more bits and percentile rules are returned unchanged.
-    """
-    if (
-        isinstance(image, Volume)
-        or image.array.dtype != np.uint8
-        or intensity.low is None
-        or intensity.high is None
-    ):
-        return image
-    span = np.float32(intensity.high - intensity.low)
-    return Picture(image.array * (span / np.float32(255)) + np.float32(intensity.low), image.warnings)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import math
 import struct
 import zlib
 from collections.abc import Collection
@@ -21,24 +24,55 @@ from sgan_core.imaging.image import Picture, Volume
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # usual, not needed: DICOM is known by its content
 
 # Header entries of two files of one scan differ by float32 rounding; a shift that matters is far larger.
 GRID_TOLERANCE_MM = 1e-3
 _INTEGER_TOLERANCE = 1e-3  # label values after scl_slope in float32
+_LARGEST_DEFLATION = 1100  # a gzip stream cannot unpack to more times its size (zlib's limit is 1032)
+# What nibabel raises on garbage, beside its own errors.
+_NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ArithmeticError, ValueError)
+
+
+class BoundedReader(io.BufferedReader):
+    """A file that never makes room for more than it can hold: how much is read at a time stands in its header.
+
+    A stream's ``read(n)`` takes n bytes of memory first, and n may be damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        packed = path.name.lower().endswith(".gz")
+        self.limit = path.stat().st_size * (_LARGEST_DEFLATION if packed else 1)
+        super().__init__(gzip.GzipFile(path) if packed else io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self.limit if size is None or size < 0 else min(size, self.limit))
 
 
 def image_suffix(path: str | Path) -> str:
     """The supported ending of a file name in lower case, e.g. ``.nii.gz``; ``""`` when it has none."""
     name = Path(path).name.lower()
-    return next((suffix for suffix in VOLUME_SUFFIXES + PICTURE_SUFFIXES if name.endswith(suffix)), "")
+    known = VOLUME_SUFFIXES + PICTURE_SUFFIXES + DICOM_SUFFIXES
+    return next((suffix for suffix in known if name.endswith(suffix)), "")
 
 
 def read_image(path: str | Path) -> Volume | Picture:
-    """Read a volume or a picture, whichever the file name says.
+    """Read a volume or a picture, whichever the file name says; DICOM files also without an ending.
 
-    Raises InputError as ``read_volume`` and ``read_picture`` do, or when the name has no supported ending.
+    A folder is read as the one DICOM series in it and its subfolders; a DICOM file is read alone.
+    Raises InputError as ``read_volume``, ``read_picture`` and ``dicom.read_series`` do, when a folder holds
+    no DICOM series or several, or when the name has no supported ending.
     """
+    path = Path(path)
+    suffix = image_suffix(path)
+    if path.is_dir() or suffix in DICOM_SUFFIXES or not suffix:
+        from sgan_core.imaging import dicom  # here, as that module needs this one
+
+        if suffix in DICOM_SUFFIXES and not path.is_dir():
+            _require_file(path)
+        if suffix in DICOM_SUFFIXES or path.is_dir() or dicom.is_dicom(path):
+            return dicom.read_series(dicom.choose_series(dicom.find_series(path), None, path))
     return read_picture(path) if _checked_suffix(path) in PICTURE_SUFFIXES else read_volume(path)
 
 
@@ -54,12 +88,12 @@ def read_volume(path: str | Path) -> Volume:
     path = Path(path)
     array, grid, warnings = _load_volume(path)
     array, replaced = _replace_not_finite(array, path)
-    _refuse_constant(array, path)
+    refuse_constant(array, path)
     return Volume(array, grid, (*warnings, *replaced))
 
 
 def read_picture(path: str | Path) -> Picture:
-    """Read a 2-D picture: PNG, JPEG, BMP or TIFF, turned upright as its EXIF entry says.
+    """Read a 2-D picture: PNG, JPEG, BMP, TIFF or GIF, turned upright as its EXIF entry says.
 
     Returns array (C, H, W): C is 1 for grey (uint8, uint16, int32 or float32 as stored; 1-bit becomes
     0 and 255) and 3 for colour (uint8 RGB; palettes are resolved, transparent pixels blend into black).
@@ -69,7 +103,7 @@ def read_picture(path: str | Path) -> Picture:
     picture, warnings = _load_picture(path)
     array = _grey_or_rgb(picture)
     array, replaced = _replace_not_finite(array, path)
-    _refuse_constant(array, path)
+    refuse_constant(array, path)
     return Picture(array, (*warnings, *replaced))
 
 
@@ -121,7 +155,8 @@ def require_same_grid(
 def _load_volume(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     suffix = _checked_suffix(path)
     if suffix not in VOLUME_SUFFIXES:
-        raise InputError(f"{path}: a volume is needed ({', '.join(VOLUME_SUFFIXES)}), this is a 2-D picture.")
+        kind = "DICOM" if suffix in DICOM_SUFFIXES else "a 2-D picture"
+        raise InputError(f"{path}: a volume is needed ({', '.join(VOLUME_SUFFIXES)}), this is {kind}.")
     _require_file(path)
     if suffix in NIFTI_SUFFIXES:
         array, affine, warnings = _load_nifti(path)
@@ -138,25 +173,34 @@ def _load_volume(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
 
 def _load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     try:
-        # No memory map: it would keep the file open (Windows) and fault on a truncated file.
-        image = nib.load(path, mmap=False)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise _damaged(path, "NIfTI", error) from error
-    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 included
-        raise InputError(f"{path}: not a NIfTI file. Convert it to .nii.gz or .nrrd.")
-    if image.header.get_data_dtype().fields is not None:
-        raise InputError(f"{path}: a colour volume; one value a voxel is needed. Convert it to grey values.")
-    shape = _scalar_shape(image.shape, path)
-    scaling = (getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0))
-    dtype = None if scaling == (1.0, 0.0) else np.float32  # None: as stored, no copy in float64
-    try:
-        array = np.asanyarray(image.dataobj, dtype=dtype)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        with BoundedReader(path) as stream:
+            image = _nifti_image(path, stream)
+            shape = _scalar_shape(image.shape, path)
+            scaling = (getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0))
+            dtype = None if scaling == (1.0, 0.0) else np.float32  # None: as stored, no copy in float64
+            offset = getattr(image.dataobj, "offset", 0)
+            announced = offset + math.prod(shape) * image.header.get_data_dtype().itemsize
+            if announced > stream.limit:
+                raise ImageFileError(f"{_times(shape)} voxels are announced, the file holds fewer")
+            array = np.asanyarray(image.dataobj, dtype=dtype)
+    except _NIFTI_ERRORS as error:
         raise _damaged(path, "NIfTI", error) from error
     except MemoryError as error:
-        raise _too_big(path, shape) from error
+        raise InputError(f"{path}: no memory for its voxels. Crop the scan.") from error
     affine = np.asarray(image.affine, dtype=np.float64)
     return array.reshape(shape, order="A"), affine, _nifti_warnings(image, path, shape)
+
+
+def _nifti_image(path: Path, stream: BoundedReader) -> nib.Nifti1Image:
+    """The image, its voxels still in the file."""
+    kind = next((kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.path_maybe_image(path)[0]), None)
+    if kind is None:
+        raise InputError(f"{path}: not a NIfTI file. Convert it to .nii.gz or .nrrd.")
+    # No memory map: it would keep the file open (Windows) and fault on a truncated file.
+    image = kind.from_file_map({"image": nib.FileHolder(fileobj=stream)}, mmap=False)
+    if image.header.get_data_dtype().fields is not None:
+        raise InputError(f"{path}: a colour volume; one value a voxel is needed. Convert it to grey values.")
+    return image
 
 
 def _nifti_warnings(image: nib.Nifti1Image, path: Path, shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -193,8 +237,11 @@ def _load_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 def _scalar_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
     """(I, J, K) of a file's shape: axes of length 1 added or taken off at the end."""
-    if 0 in shape:
-        raise InputError(f"{path}: the image has an axis of length 0 ({_times(shape)}); it holds no voxel.")
+    shortest = min(shape, default=0)
+    if shortest < 1:
+        raise InputError(
+            f"{path}: the image has an axis of length {shortest} ({_times(shape)}); it holds no voxel."
+        )
     if any(size != 1 for size in shape[3:]):
         raise InputError(
             f"{path}: {len(shape)}-D ({_times(shape)}); one 3-D volume is needed. "
@@ -306,7 +353,7 @@ def _checked_labels(array: np.ndarray, path: Path, values: Collection[int] | Non
 def _checked_suffix(path: str | Path) -> str:
     suffix = image_suffix(path)
     if not suffix:
-        known = ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
+        known = "DICOM, " + ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
         raise InputError(f"{path}: unknown kind of file; supported are {known}.")
     return suffix
 
@@ -328,12 +375,6 @@ def _damaged(path: Path, kind: str, error: Exception) -> InputError:
     return InputError(f"{path}: truncated, damaged or not a {kind} file{reason}. Copy or export it again.")
 
 
-def _too_big(path: Path, shape: tuple[int, ...]) -> InputError:
-    return InputError(
-        f"{path}: no memory for {_times(shape)} voxels. Is the header damaged? If not, crop the scan."
-    )
-
-
 def _replace_not_finite(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if array.dtype.kind != "f":
         return array, ()
@@ -351,7 +392,8 @@ def _replace_not_finite(array: np.ndarray, path: Path) -> tuple[np.ndarray, tupl
     return np.where(finite, array, lowest), (warning,)
 
 
-def _refuse_constant(array: np.ndarray, path: Path) -> None:
+def refuse_constant(array: np.ndarray, path: Path) -> None:
+    """Raise InputError naming the file when every value of an image is the same."""
     if array.min() == array.max():
         raise InputError(
             f"{path}: every value is {array.flat[0]:g}; there is nothing to segment. Export the image again."

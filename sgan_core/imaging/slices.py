@@ -14,14 +14,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
 from sgan_core.cohort import Intensity
-from sgan_core.errors import InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.intensity import intensity_range, luminance, prepare_intensities
 
-DEFAULT_PERCENTILES = (0.5, 99.5)
 AIR = -1.0  # model intensity of air or black, also the padding
 
-_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _CHUNK_VALUES = 1 << 23  # float32 values held at native size at one time: 32 MiB
 
 
@@ -41,17 +39,26 @@ class SliceStack:
     transform: Compose  # native slices (channels, H, W) to (channels, S, S), invertible
 
 
-def to_model(image: Volume | Picture, *, size: int, intensity: Intensity, channels: int = 1) -> SliceStack:
+def to_model(
+    image: Volume | Picture,
+    *,
+    size: int,
+    intensity: Intensity,
+    channels: int = 1,
+    squash: bool = False,
+) -> SliceStack:
     """Cut an image into model slices.
 
-    Intensities: the fixed range of ``intensity``, or its percentiles over the finite values of the whole
-    volume or picture (0.5 and 99.5 when it says nothing), mapped linearly to [-1, 1] and clipped.
+    Intensities: corrected as ``intensity`` asks for (``prepare_intensities``), then its fixed range or
+    percentiles (``intensity_range``), mapped linearly to [-1, 1] and clipped.
     In the plane, pixels become square in mm, the longer side fills ``size``, the other is padded with -1.
+    ``squash``: each slice is stretched to the whole square instead, whatever its spacing and aspect.
     ``channels`` 1 or 3: colour becomes luminance, grey is repeated.
     Raises InputError when the intensity range is empty (a constant image).
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
+    image = prepare_intensities(image, intensity)
     if isinstance(image, Picture):
         native = _with_channels(image.array, channels)  # (C, H, W)
         shape, grid, spacing_mm = native.shape[1:], None, (1.0, 1.0)
@@ -59,8 +66,9 @@ def to_model(image: Volume | Picture, *, size: int, intensity: Intensity, channe
         native = _axial_view(image.array, image.grid)  # (N, H, W)
         _, row_mm, column_mm = _axial_view_spacing(image.grid)
         shape, grid, spacing_mm = image.array.shape, image.grid, (row_mm, column_mm)
-    low, high = _intensity_range(native, intensity)
-    transform = _model_transform((native.shape[1], native.shape[2]), spacing_mm, size)
+    low, high = intensity_range(native, intensity)
+    plane = (native.shape[1], native.shape[2])
+    transform = _model_transform(plane, _squashed_spacing(plane) if squash else spacing_mm, size)
 
     # Slices (or colour channels) stand where MONAI expects channels: one call does many.
     slices = np.empty((len(native), size, size), np.float32)
@@ -68,7 +76,9 @@ def to_model(image: Volume | Picture, *, size: int, intensity: Intensity, channe
         slices[chunk] = transform(MetaTensor(_to_unit_range(native[chunk], low, high))).numpy()
     slices.clip(-1.0, 1.0, out=slices)  # averaging overshoots by a rounding error
     # Colours of one slice (C, S, S) -> (1, C, S, S); many slices (N, S, S) -> (N, C, S, S)
-    images = slices[None] if grid is None else np.repeat(slices[:, None], channels, axis=1)
+    images = slices[None] if grid is None else slices[:, None]
+    if images.shape[1] != channels:  # a copy: only for models of colour pictures
+        images = np.repeat(images, channels, axis=1)
     return SliceStack(images, grid, shape, low, high, transform)
 
 
@@ -164,6 +174,11 @@ def _model_transform(shape: tuple[int, int], spacing_mm: tuple[float, float], si
     return Compose([AntialiasedResize((height, width)), SpatialPad((size, size), mode="constant", value=AIR)])
 
 
+def _squashed_spacing(shape: tuple[int, int]) -> tuple[float, float]:
+    """The spacing at which an image of this shape is square."""
+    return 1.0 / shape[0], 1.0 / shape[1]
+
+
 def _to_model_size(slices: torch.Tensor, transform: Compose) -> torch.Tensor:
     """(n, K, H, W) float32 to (n, K, S, S)."""
     flat = transform(MetaTensor(slices.flatten(0, 1)))  # (n, K, H, W) -> (n * K, H, W) -> (n * K, S, S)
@@ -217,42 +232,7 @@ def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
         return array
     if channels == 3:
         return np.broadcast_to(array, (3, *array.shape[1:]))
-    return np.tensordot(_LUMINANCE, array, axes=1)[None].astype(np.float32)  # (3, H, W) -> (1, H, W)
-
-
-def _intensity_range(native: np.ndarray, intensity: Intensity) -> tuple[float, float]:
-    if intensity.percentiles is None and intensity.low is not None and intensity.high is not None:
-        low, high = intensity.low, intensity.high
-        if not low < high:
-            raise InputError(f"intensity range {low:g} to {high:g} is empty; low must be below high.")
-        return float(low), float(high)
-    low, high = _percentiles(native, intensity.percentiles or DEFAULT_PERCENTILES)
-    if low < high:
-        return low, high
-    low, high = _percentiles(native, (0.0, 100.0))  # nearly all values are equal: show the rare ones
-    if low < high:
-        return low, high
-    raise InputError(f"every value of the image is {low:g}; there is nothing to segment.")
-
-
-def _percentiles(native: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """As np.percentile over the finite values; small integers are counted, which is far faster."""
-    if native.dtype.kind in "iu" and native.dtype.itemsize <= 2:
-        lowest, highest = int(native.min()), int(native.max())
-        counts = np.zeros(highest - lowest + 1, np.int64)
-        for plane in native:
-            counts += np.bincount(plane.ravel().astype(np.int64) - lowest, minlength=len(counts))
-        rank_ends = np.cumsum(counts)
-        positions = np.array(percentiles) / 100.0 * (native.size - 1)
-        below = np.searchsorted(rank_ends, np.floor(positions), side="right")
-        above = np.searchsorted(rank_ends, np.ceil(positions), side="right")
-        low, high = lowest + below + (positions % 1.0) * (above - below)
-        return float(low), float(high)
-    values = native[np.isfinite(native)]
-    if not values.size:
-        raise InputError("every value of the image is NaN or infinite; there is nothing to segment.")
-    low, high = np.percentile(values, percentiles, overwrite_input=True)
-    return float(low), float(high)
+    return luminance(array)
 
 
 def _to_unit_range(native: np.ndarray, low: float, high: float) -> torch.Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -15,18 +17,23 @@ from PIL import Image
 
 from sgan_core.cohort import Label
 from sgan_core.errors import InputError
+from sgan_core.files import replacing
 from sgan_core.imaging.grid import Grid, ras_from_lps
 from sgan_core.imaging.readers import ITK_SUFFIXES, NIFTI_SUFFIXES, VOLUME_SUFFIXES, image_suffix
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+PRIVATE_SCHEME = "99SGAN"  # DICOM PS3.3 8.2: designators of private coding schemes begin with 99
+_LESION = re.compile(  # as a word of its own; "_" parts words
+    r"(?<![^\W_])(lesion|tumou?r|nodule|cyst|metastas[ei]s|neoplasm|cancer|carcinoma|melanoma|infarct)s?(?![^\W_])"
+)
 
 
 def write_labels(path: str | Path, labelmap: np.ndarray, grid: Grid, labels: Sequence[Label] = ()) -> None:
     """Write a label map (I, J, K), values 0 to 255, as uint8 on its grid.
 
     NIfTI gets the label intent, and names and colours as a JSON comment. NRRD (best named ``.seg.nrrd``)
-    gets the segment table that 3D Slicer shows. The file appears whole or not at all.
-    Raises InputError naming the folder when it cannot be written, or for an unknown ending.
+    gets the segment table that 3D Slicer shows, with the codes of ``label_codes``. The file appears whole or
+    not at all. Raises InputError naming the folder when it cannot be written, or for an unknown ending.
     """
     labelmap = _as_uint8(labelmap)
     if _volume_suffix(path) in NIFTI_SUFFIXES:
@@ -39,7 +46,7 @@ def write_labels(path: str | Path, labelmap: np.ndarray, grid: Grid, labels: Seq
         _save_nifti(path, image)
     else:
         segmentation = _itk(labelmap, grid)
-        for key, value in _segment_table(labelmap, labels).items():
+        for key, value in _segment_table(grid, labels).items():
             segmentation.SetMetaData(key, value)
         _save_itk(path, segmentation)
 
@@ -69,8 +76,56 @@ def write_mask_png(path: str | Path, labelmap: np.ndarray, labels: Sequence[Labe
         for label in labels:
             palette[label.value] = label.rgb
         picture.putpalette(palette.tobytes(), "RGB")  # grey becomes palette, the pixel values stay
-    with _replacing(path, ".png") as partial:
+    with writing(path, ".png") as partial:
         picture.save(partial)
+
+
+def write_picture(path: str | Path, pixels: np.ndarray) -> None:
+    """Write a picture (C, H, W) as PNG: grey (C = 1) uint8 or uint16, colour (C = 3) uint8.
+
+    The values are stored as they are. The file appears whole or not at all. Raises InputError naming the
+    folder when it cannot be written.
+    """
+    grey = len(pixels) == 1
+    kinds = {1: (np.uint8, np.uint16), 3: (np.uint8,)}.get(len(pixels), ())
+    if pixels.ndim != 3 or pixels.dtype not in kinds:
+        raise ValueError(f"a picture of shape {pixels.shape} and type {pixels.dtype} does not fit into a PNG")
+    # (1, H, W) -> (H, W); (3, H, W) -> (H, W, 3)
+    picture = Image.fromarray(pixels[0] if grey else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    with writing(path, ".png") as partial:
+        picture.save(partial)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A term of a coding scheme (SCT: SNOMED CT)."""
+
+    scheme: str
+    value: str
+    meaning: str  # as ``header_text`` gives it
+
+
+def label_codes(label: Label) -> tuple[Code, Code]:
+    """What a segment of this label is: its category and its type, as DICOM and 3D Slicer ask for.
+
+    Category: a morphologically altered structure when the name speaks of a lesion, else an anatomical
+    structure (with the codes of 3D Slicer's anatomy list). Type: ``label.code`` with the label's name for
+    its meaning; where there is no SNOMED CT code, one of ``PRIVATE_SCHEME`` that only the name decides.
+    """
+    name = header_text(label.name) or f"label {label.value}"
+    if _LESION.search(name.lower()):
+        category = Code("SCT", "49755003", "Morphologically Altered Structure")
+    else:
+        category = Code("SCT", "123037004", "Anatomical Structure")
+    if re.fullmatch("[0-9]{6,18}", label.code):  # SNOMED CT identifiers have 6 to 18 digits
+        return category, Code("SCT", label.code, name)
+    private = hashlib.sha256(name.lower().encode("utf-8")).hexdigest()[:12].upper()
+    return category, Code(PRIVATE_SCHEME, private, name)
+
+
+def header_text(text: str) -> str:
+    """Text for a field of a header: one line, at most 64 characters, no separator of DICOM or 3D Slicer."""
+    return " ".join(re.sub(r"[\\^~|&\x00-\x1f\x7f]", " ", text).split())[:64].strip()
 
 
 def _as_uint8(labelmap: np.ndarray) -> np.ndarray:
@@ -108,33 +163,55 @@ def _itk(array: np.ndarray, grid: Grid) -> sitk.Image:
     return image
 
 
-def _segment_table(labelmap: np.ndarray, labels: Sequence[Label]) -> dict[str, str]:
-    """3D Slicer's description of a segmentation (.seg.nrrd): one layer, one segment a label."""
+def _segment_table(grid: Grid, labels: Sequence[Label]) -> dict[str, str]:
+    """3D Slicer's description of a segmentation: one layer, one segment a label, listed even when absent.
+
+    Fields as in the developer guide of 3D Slicer, "Segmentation labelmap file format (.seg.nrrd)".
+    """
     if not labels:
         return {}
-    extent = " ".join(f"0 {size - 1}" for size in labelmap.shape)
+    extent = " ".join(f"0 {size - 1}" for size in grid.shape)
     table = {
-        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_SourceRepresentation": "Binary labelmap",
+        "Segmentation_MasterRepresentation": "Binary labelmap",  # the older name of the same
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_ConversionParameters": _reference_geometry(grid),
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
     }
     for index, label in enumerate(labels):
         segment = {
             "ID": f"Segment_{label.value}",
-            "Name": label.name,
+            "Name": " ".join(label.name.split()),  # a line break would end the header's line
             "NameAutoGenerated": "0",
             "Color": " ".join(f"{channel / 255:.6f}" for channel in label.rgb),
             "ColorAutoGenerated": "0",
             "LabelValue": str(label.value),
             "Layer": "0",
+            # The whole image: some versions of 3D Slicer crop every segment of a layer to the first's extent.
             "Extent": extent,
+            "Tags": f"TerminologyEntry:{_terminology(label)}|",
         }
         table |= {f"Segment{index}_{key}": value for key, value in segment.items()}
     return table
 
 
+def _terminology(label: Label) -> str:
+    """3D Slicer's terminology entry: context, category, type, modifier, anatomic context, region, modifier."""
+    category, kind = ("^".join((code.scheme, code.value, code.meaning)) for code in label_codes(label))
+    context = "Segmentation category and type - 3D Slicer General Anatomy list"
+    return "~".join((context, category, kind, "^^", "Anatomic codes - DICOM master list", "^^", "^^"))
+
+
+def _reference_geometry(grid: Grid) -> str:
+    """The grid that segments edited or added in 3D Slicer are drawn on: RAS matrix by rows, then extent."""
+    extent = [number for size in grid.shape for number in (0, size - 1)]
+    numbers = [float(value) for value in grid.affine.ravel()] + extent
+    geometry = "".join(f"{number!r};" for number in numbers)
+    return f"Reference image geometry|{geometry}|Geometry of the segmented image.&"
+
+
 def _save_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
-    with _replacing(path, image_suffix(path)) as partial:
+    with writing(path, image_suffix(path)) as partial:
         nib.save(image, partial)
 
 
@@ -142,19 +219,17 @@ def _save_itk(path: str | Path, image: sitk.Image) -> None:
     suffix = image_suffix(path)
     if suffix not in (".nrrd", ".mha"):
         raise InputError(f"{path}: {suffix} spreads over two files; use .nrrd or .mha.")
-    with _replacing(path, suffix) as partial:
+    with writing(path, suffix) as partial:
         sitk.WriteImage(image, str(partial), useCompression=True)
 
 
 @contextmanager
-def _replacing(path: str | Path, suffix: str) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place on success and vanishes on failure."""
+def writing(path: str | Path, suffix: str) -> Iterator[Path]:
+    """``files.replacing`` whose failure is the user's to mend: InputError naming the folder and the reason."""
     path = Path(path)
-    # The ending stays last: nibabel, ITK and PIL choose the format by it.
-    partial = path.parent / f".{secrets.token_hex(8)}.partial{suffix}"
     try:
-        yield partial
-        partial.replace(path)
+        with replacing(path, suffix) as partial:
+            yield partial
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and suffix not in ITK_SUFFIXES:
             raise
@@ -163,6 +238,3 @@ def _replacing(path: str | Path, suffix: str) -> Iterator[Path]:
             f"{path.parent}: cannot write {path.name} there ({reason}). "
             "Free some space or choose another output folder."
         ) from error
-    finally:
-        with suppress(OSError):  # the folder itself may be unusable; that error is already on its way
-            partial.unlink(missing_ok=True)

@@ -133,7 +133,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sgan_core.evaluation.tables.os.replace", full)
+    monkeypatch.setattr("sgan_core.files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_text(path, "new")
     assert [p.name for p in path.parent.iterdir()] == ["scores.json"]

@@ -388,6 +388,17 @@ def test_further_pages_are_reported(tmp_path: Path) -> None:
     assert "2 pages" in picture.warnings[0]
 
 
+def test_gif_is_read_with_its_first_frame(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(rgb_pixels()[..., channel]) for channel in (0, 1))
+    first.save(tmp_path / "scan.gif", save_all=True, append_images=[second])
+    picture = read_image(tmp_path / "scan.gif")
+    assert isinstance(picture, Picture)
+    np.testing.assert_array_equal(
+        picture.array, rgb_pixels()[..., 0][None].repeat(len(picture.array), axis=0)
+    )
+    assert "2 pages" in picture.warnings[0]
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 

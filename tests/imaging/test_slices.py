@@ -168,6 +168,84 @@ def test_blobs_do_not_drift() -> None:
 
 
 @quick
+@given(grids(), st.sampled_from([16, 33]), st.data())
+def test_squashed_blob_comes_back_within_half_a_model_pixel(
+    grid: Grid, size: int, data: st.DataObject
+) -> None:
+    stack = to_model(noise_volume(grid), size=size, intensity=HU, squash=True)
+    rows_columns = np.array(radiological(np.zeros(grid.shape, np.uint8), grid).shape[1:])
+    pixel = rows_columns / size  # one model pixel, in native ones
+    centre = data.draw(st.tuples(*[st.floats(0, side - 1) for side in rows_columns]))
+    offsets = np.indices(rows_columns).transpose(1, 2, 0) - centre
+    radius = data.draw(st.floats(2.5, size / 2))
+    ellipse = np.linalg.norm(offsets / np.maximum(pixel, 1e-9), axis=-1) <= radius  # a disc for the model
+    assume(ellipse.any())
+    blob = np.zeros(grid.shape, np.uint8)
+    slices_module._axial_view(blob, grid)[:] = ellipse
+
+    back = to_volume(one_hot(labels_to_model(blob, stack), 2), stack)
+
+    assert back.shape == grid.shape
+    for plane in radiological(back, grid):
+        shift = np.argwhere(plane).mean(axis=0) - np.argwhere(ellipse).mean(axis=0)
+        assert (np.abs(shift) <= 0.5 * (pixel + 1.0)).all()
+
+
+@quick
+@given(grids(), st.integers(2, 5))
+def test_squashing_to_the_size_that_is_there_changes_nothing(grid: Grid, classes: int) -> None:
+    """Seven voxels each way, whatever their spacing: labels and images come back exactly."""
+    cube = Grid((7, 7, 7), grid.affine)
+    labels = np.random.default_rng(0).integers(0, classes, cube.shape).astype(np.uint8)
+    stack = to_model(noise_volume(cube), size=7, intensity=HU, squash=True)
+    model_labels = labels_to_model(labels, stack)
+    np.testing.assert_array_equal(model_labels, radiological(labels, cube))
+    np.testing.assert_array_equal(to_volume(one_hot(model_labels, classes), stack), labels)
+    expected = np.clip((noise_volume(cube).array + 160.0) / 200.0 - 1.0, -1.0, 1.0)
+    np.testing.assert_allclose(images_to_volume(stack.images, stack), expected, atol=1e-5)
+
+
+@quick
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 31, 64]))
+def test_squashed_picture_fills_the_square_and_is_undone(height: int, width: int, size: int) -> None:
+    bright = Picture(np.full((1, height, width), 500, np.int16))
+    stack = to_model(bright, size=size, intensity=HU, squash=True)
+    np.testing.assert_allclose(stack.images, 1.0, atol=1e-6)  # no padding
+    rows, columns = ((np.arange(side) + 0.5) / side for side in (height, width))
+    ramp = (rows[:, None] - columns)[None].astype(np.float32)
+    stack = to_model(Picture(ramp), size=size, intensity=Intensity(low=-1.0, high=1.0), squash=True)
+    back = images_to_volume(stack.images, stack)
+    assert back.shape == ramp.shape
+    # Half a model pixel at the borders, where there is nothing to interpolate with
+    np.testing.assert_allclose(back, ramp, atol=2.0 / min(size, height, width))
+
+
+@quick
+@given(grids())
+def test_squashing_does_not_look_at_millimetres(grid: Grid) -> None:
+    first, second = (
+        to_model(Volume(noise_volume(grid).array, other), size=16, intensity=HU, squash=True).images
+        for other in (grid, Grid(grid.shape, grid.affine * [[0.5, 1.0, 2.0, 1.0]]))
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_squashed_copy_and_its_original_look_the_same() -> None:
+    """What the option is for: a release squashed to a square, and a new image that is not."""
+    rows, columns = np.indices((120, 80)) / [[[120]], [[80]]]
+    original = (100 * np.sin(5 * rows) * np.cos(4 * columns)).astype(np.float32)
+    released = np.asarray(Image.fromarray(original).resize((60, 60), Image.Resampling.BILINEAR))
+    range_ = Intensity(low=-100.0, high=100.0)
+    new, trained = (
+        to_model(Picture(array[None]), size=30, intensity=range_, squash=True).images
+        for array in (original, released)
+    )
+    assert np.abs(new - trained).max() < 0.03
+    padded = to_model(Picture(original[None]), size=30, intensity=range_).images
+    assert np.abs(padded - trained).max() > 0.5
+
+
+@quick
 @given(grids(), st.integers(2, 5))
 def test_volume_of_model_size_comes_back_untouched(grid: Grid, classes: int) -> None:
     square = Grid((7, 7, 7), grid.affine / np.append(grid.spacing_mm, 1.0))

@@ -1,0 +1,657 @@
+"""DICOM files to series of images, and a series to a volume or a picture.
+
+Headers are read first and pixels later, slice by slice.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.pixels import apply_color_lut
+from scipy import ndimage
+
+from sgan_core.errors import InputError
+from sgan_core.imaging.dicom_headers import (
+    COLOUR,
+    EXPORT_AGAIN,
+    GREY,
+    LARGEST_VALUE,
+    PALETTE,
+    UNUSUAL,
+    Header,
+    Plane,
+    Slice,
+    is_readable_dicom,
+    quiet,
+    read_header,
+    starts_as_dicom,
+)
+from sgan_core.imaging.dicom_pixels import is_whole, keeps_units, stored_frames, value_frames
+from sgan_core.imaging.grid import Grid, ras_from_lps
+from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.readers import refuse_constant
+
+# Tolerances. Positions are decimal strings that scanners round, often to 0.01 mm.
+_SAME_POSITION_MM = 1e-3  # nearer slices lie in one place
+_STEP_TOLERANCE = 0.01  # of the slice distance: how far a slice may be from where a regular grid has it ...
+_ROUNDING_MM = 0.02  # ... or this much, where that is less than a tenth of the slice distance
+_SIDEWAYS_MM = 0.05  # how far slices may lie beside the line along the normal
+_DIRECTION_TOLERANCE = 1e-3  # of the direction cosines: length 1, right angles, equality within a stack
+_SPACING_TOLERANCE = 1e-4  # relative, of the pixel spacing within a stack
+_MISSING = 1.5  # slice distances from which a gap is a missing slice rather than an uneven one
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of images found on disk; only headers were read."""
+
+    uid: str
+    study_uid: str
+    number: int | None
+    description: str
+    modality: str  # "CT", "MR", "DX", ...
+    files: tuple[Path, ...]  # of a volume: along the slice normal, as the slices; of a picture: one
+    slices: int
+    rows: int
+    columns: int
+    spacing_mm: tuple[float, float, float] | None  # along (i, j, k); None for pictures
+    echo_time_ms: float | None = None  # set when one DICOM series was split by echo
+    # Where each slice is, ascending along the normal: (index in files, frame in that file).
+    frames: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+
+
+# --- finding and choosing --------------------------------------------------------------------------
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is DICOM by its content: the mark ``DICM`` after 128 bytes, or a bare data set.
+
+    Reads the first bytes only, a little more for a file without the mark. False for folders, missing files.
+    """
+    try:
+        return starts_as_dicom(Path(path))
+    except OSError:
+        return False
+
+
+def find_series(path: str | Path) -> list[Series]:
+    """The series of images in a file, or in a folder and its subfolders, sorted by series number.
+
+    Files that are not DICOM, and DICOM objects that are no images (reports, segmentations, plans, DICOMDIR)
+    are left out. A DICOMDIR is not followed, nor are symbolic links inside the folder. One DICOM series
+    becomes several entries where its images cannot be one stack: by size, orientation, or echo time if there
+    is more than one echo at a position. Pictures (no position, or colour) are one entry a file.
+    Raises InputError naming the file: missing, not readable, or a damaged image.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder. Check the path.")
+    groups: dict[tuple[str, ...], list[Slice]] = {}
+    for file in _files(path):
+        header = read_header(file) if is_readable_dicom(file) else None
+        for one in _slices(header) if header else ():
+            groups.setdefault(_group_key(one), []).append(one)
+    found = [series for group in groups.values() for series in _split(group)]
+    return sorted(found, key=lambda series: (series.number is None, series.number or 0))
+
+
+def series_table(found: Sequence[Series]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of text, the header first: series, description, modality, slices, spacing in mm.
+
+    The first column is what ``choose_series`` takes: the series number, with ``.1``, ``.2`` where several
+    entries have one number (0 where there is none).
+    """
+    rows = [("series", "description", "modality", "slices", "spacing in mm")]
+    for label, series in zip(_labels(found), found, strict=True):
+        spacing = " x ".join(f"{mm:.4g}" for mm in series.spacing_mm) if series.spacing_mm else "none"
+        rows.append((label, series.description or "-", series.modality or "-", str(series.slices), spacing))
+    return rows
+
+
+def choose_series(found: Sequence[Series], wanted: str | None, source: str | Path) -> Series:
+    """One of the series found in ``source``.
+
+    wanted: what the first column of ``series_table`` shows, a series number, a UID, or a description (upper
+    and lower case alike). None: the only one.
+    Raises InputError with the table of series: several and none wanted, unknown, or ambiguous; or nothing
+    was found.
+    """
+    if not found:
+        kind = "a folder without DICOM images" if Path(source).is_dir() else "not a DICOM image"
+        raise InputError(f"{source}: {kind}. Name an image file, or a folder with DICOM images.")
+    if wanted is None:
+        if len(found) == 1:
+            return found[0]
+        raise InputError(
+            f"{source}: {len(found)} series of images; say which one with --series:\n{_table_text(found)}"
+        )
+    wanted = wanted.strip()
+    labelled = [series for label, series in zip(_labels(found), found, strict=True) if label == wanted]
+    matching = labelled or [series for series in found if _is_called(series, wanted)]
+    if len(matching) != 1:
+        problem = "more than one series is" if matching else "no series is"
+        raise InputError(
+            f"{source}: {problem} called {wanted!r}. Choose by the first column with --series:\n"
+            f"{_table_text(found)}"
+        )
+    return matching[0]
+
+
+def _is_called(series: Series, wanted: str) -> bool:
+    description, wanted = series.description.casefold(), wanted.casefold()
+    return (
+        wanted in (str(series.number), series.uid)
+        or bool(wanted)
+        and (description == wanted or description.startswith(f"{wanted} ("))
+    )
+
+
+def _labels(found: Sequence[Series]) -> list[str]:
+    """Names that differ, one for each series."""
+    numbers = [series.number or 0 for series in found]
+    seen: dict[int, int] = {}
+    labels = []
+    for number in numbers:
+        seen[number] = seen.get(number, 0) + 1
+        labels.append(f"{number}.{seen[number]}" if numbers.count(number) > 1 else str(number))
+    return labels
+
+
+def _table_text(found: Sequence[Series]) -> str:
+    rows = series_table(found)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, or the regular files below a folder in order of their names."""
+    if not path.is_dir():
+        yield path
+        return
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"{error.filename}: cannot read the folder ({error.strerror}). Check its permissions."
+        )
+
+    for parent, folders, names in os.walk(path, onerror=refuse):  # does not go into linked folders
+        folders.sort()
+        for name in sorted(names):
+            file = Path(parent, name)
+            # lstat: a link may lead out of the folder, and a pipe would block.
+            if stat.S_ISREG(file.lstat().st_mode):
+                yield file
+
+
+# --- series of slices ---
+
+
+def _slices(header: Header) -> list[Slice]:
+    return [Slice(header, frame) for frame in range(len(header.planes))]
+
+
+def _group_key(one: Slice) -> tuple[str, ...]:
+    header = one.header
+    # Without a UID, files of one folder are all that can be said to belong together.
+    series = (header.study_uid, header.uid, "" if header.uid else str(header.path.parent))
+    if one.is_placed:
+        return (*series, "placed")
+    return (*series, "unplaced") if header.is_scan else (*series, str(header.path))
+
+
+def _split(group: list[Slice]) -> list[Series]:
+    """The stacks in one series; what sets a stack apart goes into its description."""
+    if not group[0].is_placed:
+        return [_series(group, "")]
+    stacks: list[list[Slice]] = []
+    for one in group:
+        fitting = next((stack for stack in stacks if not _difference(stack[0], one)), None)
+        if fitting is None:
+            stacks.append([one])
+        else:
+            fitting.append(one)
+    parts = []
+    for stack in stacks:
+        apart = _apart(stack, stacks)
+        for echo_time_ms, echo in _echoes(sorted(stack, key=_distance_mm)):
+            named = f"echo {echo_time_ms:.2f} ms" if echo_time_ms is not None else ""
+            parts.append((echo, ", ".join(filter(None, (*apart, named))), echo_time_ms))
+    names = [name for _, name, _ in parts]
+    return [
+        _series(part, name if names.count(name) == 1 else f"{name}, part {number}".lstrip(", "), echo_time_ms)
+        for number, (part, name, echo_time_ms) in enumerate(parts, start=1)
+    ]
+
+
+def _difference(first: Slice, second: Slice) -> str:
+    """Why two placed slices cannot be in one stack; empty when they can."""
+    ours, theirs = first.plane, second.plane
+    sizes = [_size_name(one.header) for one in (first, second)]
+    if sizes[0] != sizes[1]:
+        return f"sizes ({sizes[0]} and {sizes[1]})"
+    our_mm, their_mm = (plane.spacing_mm or (0.0, 0.0) for plane in (ours, theirs))
+    if not np.allclose(our_mm, their_mm, rtol=_SPACING_TOLERANCE, atol=0.0):
+        return "pixel spacings"
+    directions = [np.concatenate([plane.row, plane.column]) for plane in (ours, theirs)]
+    if np.abs(directions[0] - directions[1]).max() > _DIRECTION_TOLERANCE:
+        return f"orientations ({_plane_name(ours)} and {_plane_name(theirs)})"
+    return ""
+
+
+def _apart(stack: list[Slice], stacks: list[list[Slice]]) -> list[str]:
+    """What tells a stack from the others of its series, in words."""
+    ways = [_plane_name(one[0].plane) for one in stacks], [_size_name(one[0].header) for one in stacks]
+    number = stacks.index(stack)
+    return [names[number] for names in ways if len(set(names)) > 1]
+
+
+def _size_name(header: Header) -> str:
+    return f"{header.columns} x {header.rows}"
+
+
+def _echoes(stack: list[Slice]) -> list[tuple[float | None, list[Slice]]]:
+    """The stack by echo time where positions repeat, else as it is. Several echoes share one series (T1-DUAL)."""
+    echoes: dict[float | None, list[Slice]] = {}
+    for one in stack:
+        time = one.plane.echo_time_ms
+        echoes.setdefault(None if time is None else round(time, 2), []).append(one)
+    repeated = (np.diff([_distance_mm(one) for one in stack]) <= _SAME_POSITION_MM).any()
+    if len(echoes) == 1 or not repeated:
+        return [(None, stack)]
+    return sorted(echoes.items(), key=lambda echo: echo[0] or 0.0)
+
+
+def _series(slices: list[Slice], part: str, echo_time_ms: float | None = None) -> Series:
+    header = slices[0].header
+    files = tuple(dict.fromkeys(one.header.path for one in slices))
+    index = {file: number for number, file in enumerate(files)}
+    return Series(
+        uid=header.uid,
+        study_uid=header.study_uid,
+        number=header.number,
+        description=f"{header.description} ({part})".strip() if part else header.description,
+        modality=header.modality,
+        files=files,
+        slices=max(len(slices), header.frames if len(header.planes) == 1 else 1),
+        rows=header.rows,
+        columns=header.columns,
+        spacing_mm=_spacing_mm(slices) if slices[0].is_placed else None,
+        echo_time_ms=echo_time_ms,
+        frames=tuple((index[one.header.path], one.frame) for one in slices),
+    )
+
+
+def _spacing_mm(slices: list[Slice]) -> tuple[float, float, float] | None:
+    plane = slices[0].plane
+    gaps = np.diff([_distance_mm(one) for one in slices])
+    gaps = gaps[gaps > _SAME_POSITION_MM]
+    step = _usual(gaps) if gaps.size else plane.thickness_mm
+    return None if plane.spacing_mm is None or step is None else (*plane.spacing_mm, step)
+
+
+def _usual(gaps_mm: np.ndarray) -> float:
+    """The lower median: of two gaps, a missing slice makes the larger one."""
+    return float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
+
+
+def _distance_mm(one: Slice) -> float:
+    """How far along the slice normal a placed slice lies."""
+    return float(np.dot(one.plane.position_mm, _normal(one.plane)))
+
+
+def _normal(plane: Plane) -> np.ndarray:
+    """(3,); rows times columns, as ITK has it, so that the array axes (i, j, k) are right-handed in LPS."""
+    return np.cross(plane.row, plane.column)
+
+
+def _plane_name(plane: Plane) -> str:
+    return ("sagittal", "coronal", "axial")[int(np.abs(_normal(plane)).argmax())]
+
+
+# --- reading a series ------------------------------------------------------------------------------
+
+
+def read_series(series: Series, *, resample_gaps: bool = False) -> Volume | Picture:
+    """Read the pixels of a series.
+
+    Returns a Volume (I, J, K), rescaled with each slice's slope and intercept (HU for CT): int16 or int32
+    where no slope or fraction asks for float32. Its grid is right-angled and regular; slices are ordered by
+    their positions, and the third spacing is their distance, whatever Slice Thickness says. A grey image
+    without position becomes a Picture (1, H, W) in its own type, a colour image (3, H, W) uint8 RGB.
+    MONOCHROME1 is turned round so that more is brighter, except in CT, where HU stay HU.
+
+    resample_gaps: interpolate uneven gaps linearly onto the usual slice distance, and shift the slices of a
+    tilted gantry onto a right-angled grid; float32, what was done is in ``Volume.warnings``.
+    Raises InputError: damaged or unsupported pixels, sizes that do not fit the file, missing or uneven
+    slices, gantry tilt, different images at one position, mixed orientations or sizes, no pixel spacing, no
+    position in a CT, MR or PET series, every value the same.
+    """
+    slices = _slices_of(series)
+    for one in {one.header.path: one for one in slices}.values():
+        _refuse_unsupported(one.header)
+    if slices[0].is_placed:
+        volume = _read_volume(slices, _place(series), resample_gaps)
+        refuse_constant(volume.array, _place(series))
+        return volume
+    picture = _read_picture(slices)
+    refuse_constant(picture.array, slices[0].header.path)
+    return picture
+
+
+def _slices_of(series: Series) -> list[Slice]:
+    headers = [read_header(file) for file in series.files]
+    frames = series.frames or tuple((number, 0) for number in range(len(headers)))
+    slices = []
+    for number, frame in frames:
+        header = headers[number]
+        if header is None or frame >= len(header.planes):
+            raise InputError(f"{series.files[number]}: the file has changed since it was found. Try again.")
+        slices.append(Slice(header, frame))
+    return slices
+
+
+def _place(series: Series) -> Path:
+    """What messages call the series: its file, or the folder of its files."""
+    if len(series.files) == 1:
+        return series.files[0]
+    return Path(os.path.commonpath([file.parent for file in series.files]))
+
+
+def _refuse_unsupported(header: Header) -> None:
+    known = (*GREY, PALETTE) if header.samples == 1 else COLOUR
+    if header.photometric not in known or header.bits_allocated not in (8, 16, 32):
+        # A damaged header has anything here: only the standard's own words are repeated.
+        words = (*GREY, *COLOUR, PALETTE, *UNUSUAL)
+        kind = header.photometric if header.photometric in words else "an unknown colour space"
+        raise InputError(
+            f"{header.path}: pixels of {header.bits_allocated} bits, {header.samples} samples, {kind} cannot be "
+            "read. Export the image as grey values or RGB."
+        )
+    for plane in header.planes:
+        largest = abs(plane.slope) * 2.0**header.bits_stored + abs(plane.intercept)
+        if plane.slope == 0.0 or largest > LARGEST_VALUE:
+            raise InputError(f"{header.path}: the rescale slope or intercept makes no sense. {EXPORT_AGAIN}")
+
+
+# --- pictures --------------------------------------------------------------------------------------
+
+
+def _read_picture(slices: list[Slice]) -> Picture:
+    one, path = slices[0], slices[0].header.path
+    header = one.header
+    if header.is_scan:
+        raise InputError(
+            f"{path}: no Image Position or Image Orientation (Patient), so its slices have no order. {EXPORT_AGAIN}"
+        )
+    if header.frames > 1:
+        raise InputError(
+            f"{path}: {header.frames} frames without positions (a clip?); one image is needed. "
+            "Export a single frame."
+        )
+    if header.is_colour:
+        return Picture(_rgb(next(stored_frames([one])), header))
+    values = next(value_frames([one]))
+    if values.dtype.kind == "f":
+        return Picture(values.astype(np.float32)[None])
+    unscaled = not header.signed and (one.plane.slope, one.plane.intercept) == (1.0, 0.0)
+    if unscaled and header.bits_stored <= 16:
+        return Picture(values.astype(np.uint8 if header.bits_stored <= 8 else np.uint16)[None])
+    return Picture(values.astype(_wide_enough(np.dtype(np.int16), values))[None])
+
+
+def _rgb(pixels: np.ndarray, header: Header) -> np.ndarray:
+    """(3, H, W) uint8 of decoded pixels: (H, W, 3), or (H, W) indices into a palette."""
+    bits = header.bits_stored
+    if header.palette is not None:
+        with quiet(header.path):
+            bits = int(header.palette.RedPaletteColorLookupTableDescriptor[2])
+            pixels = apply_color_lut(pixels, header.palette)[..., :3]  # (H, W) -> (H, W, 3)
+    return np.ascontiguousarray((pixels >> max(bits - 8, 0)).astype(np.uint8).transpose(2, 0, 1))
+
+
+# --- volumes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Parallel slices of one size, ascending along their normal. LPS mm."""
+
+    slices: list[Slice]
+    axes: np.ndarray  # (3, 3), unit vectors in columns: along a row, along a column, normal
+    pixel_mm: tuple[float, float]  # between columns, between rows
+    offsets_mm: np.ndarray  # (N, 3): from the first slice's position, along the axes
+    place: Path  # what messages call it
+
+    @property
+    def distances_mm(self) -> np.ndarray:
+        return self.offsets_mm[:, 2]
+
+    @property
+    def step_mm(self) -> float:
+        """The usual distance of slices."""
+        gaps = np.diff(self.distances_mm)
+        return _usual(gaps) if gaps.size else 0.0
+
+    @property
+    def sideways_mm(self) -> float:
+        return float(np.linalg.norm(self.offsets_mm[:, :2], axis=1).max())
+
+    def grid(self, shape: tuple[int, int, int], step_mm: float, corner: tuple[int, int] = (0, 0)) -> Grid:
+        """The grid (I, J, K); corner: its first pixel, counted from that of the first slice."""
+        spacing_mm = np.array([*self.pixel_mm, step_mm])
+        affine_lps = np.eye(4)
+        affine_lps[:3, :3] = self.axes * spacing_mm
+        first = np.array([*corner, 0.0]) * spacing_mm
+        affine_lps[:3, 3] = self.slices[0].plane.position_mm + self.axes @ first
+        return Grid(shape, ras_from_lps(affine_lps))
+
+
+def _read_volume(slices: list[Slice], place: Path, resample_gaps: bool) -> Volume:
+    stack, notes = _without_copies(_stack(slices, place))
+    notes += _remarks(stack)
+    if len(stack.slices) == 1:
+        step_mm = stack.slices[0].plane.thickness_mm
+        if step_mm is None:
+            raise InputError(
+                f"{place}: a single slice that says no thickness, so its size is unknown. "
+                "Export the whole series, or the slice as a picture."
+            )
+        notes += (f"{place.name}: a single slice; its thickness of {step_mm:g} mm is taken as spacing.",)
+        return _filled(stack, step_mm, notes)
+    fault = _fault(stack)
+    if not fault:
+        return _filled(stack, float(stack.distances_mm[-1]) / (len(stack.slices) - 1), notes)
+    if not resample_gaps:
+        raise InputError(f"{place}: {fault}")
+    return _resampled(stack, notes)
+
+
+def _stack(slices: list[Slice], place: Path) -> _Stack:
+    first = slices[0]
+    for one in slices:
+        if not one.is_placed:
+            raise InputError(f"{one.header.path}: no position among slices that have one. {EXPORT_AGAIN}")
+        if difference := _difference(first, one):
+            raise InputError(
+                f"{place}: mixed {difference} in one series; they are no volume. "
+                "Name a folder with one stack of slices, or choose one with --series."
+            )
+    axes, pixel_mm = _axes(first.plane, place), first.plane.spacing_mm
+    if pixel_mm is None or min(pixel_mm) <= 0:
+        raise InputError(f"{place}: no usable Pixel Spacing, so the pixels have no size. {EXPORT_AGAIN}")
+    slices = sorted(slices, key=_distance_mm)
+    positions_mm = np.array([one.plane.position_mm for one in slices])
+    return _Stack(slices, axes, pixel_mm, (positions_mm - positions_mm[0]) @ axes, place)
+
+
+def _axes(plane: Plane, place: Path) -> np.ndarray:
+    """(3, 3): the directions made exactly unit and right-angled; their decimals are rounded."""
+    cosines = np.stack([plane.row, plane.column])
+    if np.abs(cosines @ cosines.T - np.eye(2)).max() > _DIRECTION_TOLERANCE:
+        raise InputError(
+            f"{place}: Image Orientation (Patient) does not hold two unit vectors at right angles. {EXPORT_AGAIN}"
+        )
+    row = cosines[0] / np.linalg.norm(cosines[0])
+    column = cosines[1] - row * (row @ cosines[1])
+    column /= np.linalg.norm(column)
+    return np.stack([row, column, np.cross(row, column)], axis=1)
+
+
+def _without_copies(stack: _Stack) -> tuple[_Stack, tuple[str, ...]]:
+    """One slice for each position; a second one must be an exact copy."""
+    new = np.diff(stack.distances_mm, prepend=-np.inf) > _SAME_POSITION_MM
+    if new.all():
+        return stack, ()
+    for index in np.flatnonzero(~new):
+        beside_mm = np.abs(stack.offsets_mm[index] - stack.offsets_mm[index - 1]).max()
+        pair = stack.slices[index - 1 : index + 1]
+        first, second = (next(value_frames([one])) for one in pair)
+        if beside_mm > _SAME_POSITION_MM or not np.array_equal(first, second):
+            raise InputError(
+                f"{stack.place}: two different images at {_where(pair[0])} ({pair[0].header.path.name} and "
+                f"{pair[1].header.path.name}); two phases or time points in one series? Keep one of them."
+            )
+    copies = int(np.count_nonzero(~new))
+    slices = [one for one, is_new in zip(stack.slices, new, strict=True) if is_new]
+    kept = _Stack(slices, stack.axes, stack.pixel_mm, stack.offsets_mm[new], stack.place)
+    return kept, (f"{stack.place.name}: {copies} of {len(new)} images are exact copies; left out.",)
+
+
+def _remarks(stack: _Stack) -> tuple[str, ...]:
+    name, remarks = stack.place.name, []
+    times = {round(one.plane.echo_time_ms, 2) for one in stack.slices if one.plane.echo_time_ms is not None}
+    if len(times) > 1:
+        remarks.append(f"{name}: echo times of {min(times):g} to {max(times):g} ms in one stack of slices.")
+    if any(keeps_units(one.header) for one in stack.slices):
+        remarks.append(f"{name}: MONOCHROME1 is about display; HU are kept as they are.")
+    return tuple(remarks)
+
+
+def _tolerance_mm(step_mm: float) -> float:
+    return max(_STEP_TOLERANCE * step_mm, min(_ROUNDING_MM, 0.1 * step_mm))
+
+
+def _fault(stack: _Stack) -> str:
+    """What is wrong with the positions of two or more slices; empty for a regular, right-angled stack."""
+    distances, step = stack.distances_mm, stack.step_mm
+    gaps = np.diff(distances)
+    if stack.sideways_mm > _SIDEWAYS_MM:
+        return (
+            f"the slices lie up to {stack.sideways_mm:.1f} mm beside the line along their normal, over "
+            f"{distances[-1]:.1f} mm (gantry tilt?). Pass --resample-gaps to straighten them."
+        )
+    regular = np.linspace(0.0, distances[-1], len(distances))
+    if max(np.abs(distances - regular).max(), np.abs(gaps - step).max()) <= _tolerance_mm(step):
+        return ""
+    worst = int(np.abs(gaps - step).argmax())
+    what = "slices look missing" if gaps[worst] > _MISSING * step else "the slices are uneven"
+    return (
+        f"{_mm(gaps[worst])} mm between slices {worst + 1} and {worst + 2} ({_where(stack.slices[worst])}), "
+        f"elsewhere {_mm(step)} mm; {what}. Export the whole series again, or pass --resample-gaps."
+    )
+
+
+def _where(one: Slice) -> str:
+    """The position along the axis that the normal is nearest to, e.g. ``z = -103.5 mm``."""
+    axis = int(np.abs(_normal(one.plane)).argmax())
+    return f"{'xyz'[axis]} = {_mm(one.plane.position_mm[axis])} mm"
+
+
+def _mm(value: float) -> str:
+    """At least one decimal, three where they are needed."""
+    short, long = f"{value:.1f}", f"{value:.3f}".rstrip("0")
+    return short if len(long) <= len(short) else long
+
+
+def _filled(stack: _Stack, step_mm: float, notes: tuple[str, ...]) -> Volume:
+    """The slices as they are."""
+    header = stack.slices[0].header
+    whole = all(is_whole(one.plane) for one in stack.slices)
+    shape = (len(stack.slices), header.rows, header.columns)
+    array = _empty(shape, np.int16 if whole else np.float32, stack.place)  # (K, J, I)
+    for k, frame in enumerate(value_frames(stack.slices)):
+        # Most scans fit int16; widening on the way keeps them at half the memory of what their bits allow.
+        if (wide := _wide_enough(array.dtype, frame)) != array.dtype:
+            array = array.astype(wide)
+        array[k] = frame
+    array = array.transpose(2, 1, 0)  # (K, J, I) -> (I, J, K)
+    return Volume(array, stack.grid((shape[2], shape[1], shape[0]), step_mm), notes)
+
+
+def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
+    """The slices shifted and interpolated linearly onto a regular grid, float32."""
+    header, name, step_mm = stack.slices[0].header, stack.place.name, stack.step_mm
+    count = round(stack.distances_mm[-1] / step_mm) + 1
+    straighten = stack.sideways_mm > _SIDEWAYS_MM
+    # (N, 2) in pixels: along a row (i), along a column (j)
+    shifts = stack.offsets_mm[:, :2] / stack.pixel_mm if straighten else np.zeros((len(stack.slices), 2))
+    shifts = shifts.round(4)  # a whole pixel stays whole
+    corner = np.floor(shifts.min(axis=0))
+    wider = np.ceil(shifts.max(axis=0)) - corner
+    if count > 2 * len(stack.slices) or (wider > (header.columns, header.rows)).any():
+        raise InputError(
+            f"{stack.place}: the gaps are too large to interpolate: most of the volume would be made up. "
+            "Export the whole series again."
+        )
+    shape = (count, header.rows + int(wider[1]), header.columns + int(wider[0]))
+    array = _empty(shape, np.float32, stack.place)  # (K, J, I)
+    frames = _shifted(stack, shifts - corner, shape[1:])
+    # The slices on either side of each target: distances[upper - 1] < target <= distances[upper].
+    upper, above = 0, next(frames)
+    below, between = above, 0
+    for k in range(count):
+        target_mm = k * step_mm
+        while upper < len(stack.slices) - 1 and stack.distances_mm[upper] < target_mm - _SAME_POSITION_MM:
+            upper, below, above = upper + 1, above, next(frames)
+        gap_mm = stack.distances_mm[upper] - stack.distances_mm[max(upper - 1, 0)]
+        part = 1.0 - max(stack.distances_mm[upper] - target_mm, 0.0) / gap_mm if gap_mm else 1.0
+        near = min(part, 1.0 - part) * gap_mm <= _tolerance_mm(step_mm)
+        between += not near
+        weight = np.float32(round(part) if near else part)
+        array[k] = weight * above + (1 - weight) * below
+    if straighten:
+        notes += (f"{name}: slices up to {stack.sideways_mm:.1f} mm out of line are shifted (gantry tilt).",)
+    if between:
+        largest_mm = np.diff(stack.distances_mm).max()
+        notes += (f"{name}: {between} of {count} slices are interpolated (gaps up to {largest_mm:.1f} mm).",)
+    grid = stack.grid((shape[2], shape[1], shape[0]), step_mm, (int(corner[0]), int(corner[1])))
+    return Volume(array.transpose(2, 1, 0), grid, notes)  # (K, J, I) -> (I, J, K)
+
+
+def _shifted(stack: _Stack, shifts: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Each slice (J, I) moved by ``shifts`` (N, 2) pixels (i, j) inside a wider one; air around it."""
+    air = None
+    for frame, (right, down) in zip(value_frames(stack.slices), shifts, strict=True):
+        air = np.float32(frame.min()) if air is None else air
+        wider = np.full(shape, air, np.float32)
+        wider[: frame.shape[0], : frame.shape[1]] = frame
+        moved = bool(right or down)
+        yield ndimage.shift(wider, (down, right), order=1, cval=float(air)) if moved else wider
+
+
+def _empty(shape: tuple[int, int, int], dtype: Any, place: Path) -> np.ndarray:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):
+        size = " x ".join(map(str, shape[::-1]))
+        raise InputError(f"{place}: no memory for {size} voxels. Crop the scan.") from None
+
+
+def _wide_enough(dtype: np.dtype, frame: np.ndarray) -> np.dtype:
+    """The narrowest of ``dtype``, int32 and float32 that holds the values."""
+    if dtype.kind == "f" or frame.dtype.kind == "f":
+        return np.dtype(np.float32)
+    lowest, highest = int(frame.min()), int(frame.max())
+    for wider in (dtype, np.dtype(np.int32)):
+        if np.iinfo(wider).min <= lowest and highest <= np.iinfo(wider).max:
+            return wider
+    return np.dtype(np.float32)
