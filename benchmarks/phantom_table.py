@@ -129,7 +129,13 @@ def model_slices(image: Volume, bundle: Bundle) -> SliceStack:
     """The slices as ``segment_volume`` sees them: every method gets the same input."""
     generator = bundle.config.generator
     intensity, _ = choose_intensity(image, bundle.config.intensity)
-    return to_model(image, size=generator.size, intensity=intensity, channels=generator.image_channels)
+    return to_model(
+        image,
+        size=generator.size,
+        intensity=intensity,
+        channels=generator.image_channels,
+        squash=bundle.config.squash,
+    )
 
 
 def ceiling(liver: np.ndarray, stack: SliceStack) -> np.ndarray:
@@ -143,7 +149,8 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> Any:
     labelled, generator = bundle.config.labelled, bundle.config.generator
     cohort = phantom_cohort(labelled=labelled)
     known = tuple(case for case in cohort.cases if case.labelled)  # the unlabelled are of no use to it
-    cohort = replace(cohort, cases=known, intensity=bundle.config.intensity)
+    trained = bundle.config
+    cohort = replace(cohort, cases=known, intensity=trained.intensity, squash=trained.squash)
     config = unet.UnetConfig(steps=args.unet_steps, appearance=unet.METHODS[name], seed=args.seed)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, Progress() as progress:
         folder = args.cache or Path(temporary)

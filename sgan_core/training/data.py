@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import shutil
+import stat
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +23,17 @@ from torch import Tensor
 
 from sgan_core.cohort import BUILT_IN, Case, Cohort, Intensity, labelled_patients
 from sgan_core.errors import InputError
-from sgan_core.imaging.image import Picture, Volume, in_units
+from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.readers import read_image, read_labels, require_same_grid
 from sgan_core.imaging.slices import labels_to_model, to_model
 from sgan_core.phantom import read_phantom
+from sgan_core.training import records
+from sgan_core.training.workers import available_cores, in_order
 
+log = logging.getLogger(__name__)
+
+CACHE_FOLDER = "cache"  # of prepared slices, in a cohort's or a run's folder
 UNLABELLED = 255  # label value of a slice whose label is not known
 
 
@@ -92,17 +106,25 @@ def _to_classes(stored: np.ndarray, cohort: Cohort) -> np.ndarray:
     return table[stored]
 
 
-def _fingerprint(cohort: Cohort, size: int, channels: int, intensity: Intensity) -> str:
-    cases = [asdict(case) | {"files": _versions(case)} for case in cohort.cases]
-    facts = {"cases": cases, "labels": [asdict(x) for x in cohort.labels], "size": size, "channels": channels}
-    facts["intensity"] = [asdict(cohort.intensity), asdict(intensity)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+# --- the slices on disk: a folder named after all that they depend on
+
+_ABOUT_PEOPLE = ("id", "patient", "split", "domain", "labelled_rank")  # of a case; no pixel depends on them
+_TRIAL_SECONDS, _LONG_SECONDS = 3.0, 30.0  # other processes need some seconds to start
 
 
-def _versions(case: Case) -> list[tuple[int, int]]:
-    """Size and time of the case's files, so that a corrected label is not overlooked."""
-    files = [Path(path) for path in (case.image, case.label) if path and not path.startswith(BUILT_IN)]
-    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+@dataclass(frozen=True)
+class _Recipe:
+    """What the slices of all cases have in common."""
+
+    cohort: Cohort  # without its cases: it travels to other processes
+    size: int
+    channels: int
+    intensity: Intensity
+
+    @property
+    def slice_bytes(self) -> dict[str, int]:
+        """Of one slice in each file of the store."""
+        return {"images": 2 * self.channels * self.size**2, "labels": self.size**2}
 
 
 def open_store(
@@ -112,56 +134,163 @@ def open_store(
     size: int,
     channels: int,
     intensity: Intensity | None = None,
+    processes: int | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> SliceStore:
     """Map the cohort's slices into memory; made on the first call, found again on the next.
 
-    Raises InputError for a case that cannot be read or holds a label of another shape.
+    Long preparations use a process for each core, or ``processes`` of them; the bytes are the same. A call
+    that failed or was stopped leaves its finished cases in ``folder``, and the next one goes on from there.
+    Of several calls at the same time (torchrun) one prepares and the others wait for it.
+    Raises InputError for a case that cannot be read or holds a label of another shape, and when the slices
+    do not fit on the disk. Whatever ``on_progress`` raises stops the preparation.
     """
-    intensity = intensity or cohort.intensity
-    name = _fingerprint(cohort, size, channels, intensity)
-    index_file = folder / f"{name}.json"
-    images_file, labels_file = folder / f"{name}.images", folder / f"{name}.labels"
-    if not index_file.exists():
+    recipe = _Recipe(replace(cohort, cases=()), size, channels, intensity or cohort.intensity)
+    keys = [_case_key(case) for case in cohort.cases]
+    store = folder / _digest(_settings(recipe), *keys)
+    if not store.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        counts = []
-        parts = [path.with_name(path.name + f".{os.getpid()}.part") for path in (images_file, labels_file)]
-        try:
-            with parts[0].open("wb") as images, parts[1].open("wb") as labels:
-                for done, (stack_images, stack_labels) in enumerate(
-                    _stacks(cohort, size, channels, intensity)
-                ):
-                    images.write(np.ascontiguousarray(stack_images, np.float16).tobytes())
-                    labels.write(np.ascontiguousarray(stack_labels, np.uint8).tobytes())
-                    counts.append(len(stack_images))
-                    if on_progress:
-                        on_progress(done + 1, len(cohort.cases), "preparing slices")
-            os.replace(parts[0], images_file)
-            os.replace(parts[1], labels_file)
-        finally:
-            for part in parts:
-                part.unlink(missing_ok=True)
-        index_part = index_file.with_suffix(f".{os.getpid()}.part")
-        index_part.write_text(json.dumps({"slices": counts}))
-        os.replace(index_part, index_file)
-    counts = json.loads(index_file.read_text())["slices"]
-    total = int(sum(counts))
-    images_map = np.memmap(images_file, np.float16, mode="r", shape=(total, channels, size, size))
-    labels_map = np.memmap(labels_file, np.uint8, mode="r", shape=(total, size, size))
-    return SliceStore(images_map, labels_map, np.repeat(np.arange(len(counts)), counts), cohort)
+        unfinished = folder / f"unfinished-{_digest(_settings(recipe), cohort.name)}"
+
+        def tell(done: int) -> None:
+            if on_progress:
+                on_progress(done, len(keys), "preparing slices")
+
+        with records.alone(folder, lambda: tell(records.written(unfinished))):
+            if not store.is_dir():  # it may have been made while we waited
+                _prepare(unfinished, cohort.cases, keys, recipe, processes, tell)
+                os.replace(unfinished, store)
+    counts = records.item_counts(store, recipe.slice_bytes, len(keys))
+    total = sum(counts)
+    images = np.memmap(store / "images", np.float16, mode="r", shape=(total, channels, size, size))
+    labels = np.memmap(store / "labels", np.uint8, mode="r", shape=(total, size, size))
+    return SliceStore(images, labels, np.repeat(np.arange(len(counts)), counts), cohort)
+
+
+def _settings(recipe: _Recipe) -> str:
+    cohort = {name: value for name, value in asdict(recipe.cohort).items() if name not in ("name", "root")}
+    facts = [cohort, recipe.size, recipe.channels, asdict(recipe.intensity)]
+    return json.dumps(facts, sort_keys=True)
+
+
+def _case_key(case: Case) -> str:
+    facts = {name: value for name, value in vars(case).items() if name not in _ABOUT_PEOPLE}
+    return _digest(json.dumps([facts, _versions(case.image), _versions(case.label)]))
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _versions(path: str | None) -> list[tuple[int, int]]:
+    """Size and time of a file, or of each file in a folder, so that a corrected label is not overlooked."""
+    if path is None or path.startswith(BUILT_IN):
+        return []
+    try:
+        found = os.stat(path)
+    except OSError:  # the reader will say it better
+        return []
+    if not stat.S_ISDIR(found.st_mode):
+        return [(found.st_size, found.st_mtime_ns)]
+    files = sorted(os.path.join(at, name) for at, _, names in os.walk(path) for name in names)
+    return [(state.st_size, state.st_mtime_ns) for state in map(os.stat, files)]
+
+
+def _prepare(
+    folder: Path,
+    cases: Sequence[Case],
+    keys: Sequence[str],
+    recipe: _Recipe,
+    processes: int | None,
+    tell: Callable[[int], None],
+) -> None:
+    """Fill ``folder`` with the slices of all cases, beginning with the first case that is not there yet."""
+    folder.mkdir(exist_ok=True)
+    counts: list[int] = []  # slices of each finished case
+    try:
+        with records.Records(folder, recipe.slice_bytes) as files:
+            counts += files.resume(keys)
+            if counts:
+                tell(len(counts))
+            _require_space(folder, counts, len(cases), recipe)
+            with closing(_stacks(cases[len(counts) :], recipe, processes)) as stacks:
+                for images, labels in stacks:
+                    key = keys[len(counts)]
+                    counts.append(files.append(key, (images.tobytes(), labels.tobytes())))
+                    if len(counts).bit_count() == 1:  # 1, 2, 4, 8, ...: when the mean can have changed much
+                        _require_space(folder, counts, len(cases), recipe)
+                    tell(len(counts))
+    finally:
+        if not counts:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(folder: Path, counts: Sequence[int], cases: int, recipe: _Recipe) -> None:
+    """Refuse to begin what cannot end; cases to come are taken to have as many slices as those before."""
+    slices_each = sum(counts) / len(counts) if counts else 1.0
+    needed = (cases - len(counts)) * slices_each * sum(recipe.slice_bytes.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder.parent}: the prepared slices need about {needed / 1e9:.3g} GB more, {free / 1e9:.3g} GB "
+            "are free. Free some space, or choose a folder on another disk."
+        )
 
 
 def _stacks(
-    cohort: Cohort, size: int, channels: int, intensity: Intensity
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for case in cohort.cases:
-        image, labels = read_case(case, cohort)
-        stack = to_model(image, size=size, intensity=intensity, channels=channels)
-        if labels is None:
-            model_labels = np.full((len(stack.images), size, size), UNLABELLED, np.uint8)
-        else:
-            model_labels = labels_to_model(labels, stack)
-        yield stack.images, model_labels
+    cases: Sequence[Case], recipe: _Recipe, processes: int | None
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """The slices of each case, in order; by other processes too as soon as that promises to save time."""
+    prepare = partial(_stack, recipe=recipe)
+    most = processes or available_cores()
+    if multiprocessing.current_process().daemon:  # which may have no children
+        most = 1
+    began = time.monotonic()
+    done = 0
+    while done < len(cases) and (most == 1 or (processes is None and not _is_long(began, done, len(cases)))):
+        yield prepare(cases[done])
+        done += 1
+    try:
+        with closing(in_order(prepare, cases[done:], processes=most)) as stacks:
+            for stack in stacks:
+                yield stack
+                done += 1
+    except InputError as error:
+        raise InputError(str(error)) from None  # without the other process's traceback
+    except BrokenProcessPool:
+        log.warning("A process that prepared slices ended unexpectedly (memory?); going on with one.")
+        yield from map(prepare, cases[done:])
+
+
+def _is_long(began: float, done: int, cases: int) -> bool:
+    """Whether the rest, at the pace so far, takes much longer than processes need to start."""
+    seconds = time.monotonic() - began
+    return done > 0 and seconds > _TRIAL_SECONDS and seconds / done * (cases - done) > _LONG_SECONDS
+
+
+def _stack(case: Case, recipe: _Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, C, S, S) float16 and labels (N, S, S) uint8 of one case. Raises InputError naming a file."""
+    try:
+        image, labels = read_case(case, recipe.cohort)
+        stack = to_model(
+            image,
+            size=recipe.size,
+            intensity=recipe.intensity,
+            channels=recipe.channels,
+            squash=recipe.cohort.squash,
+        )
+    except InputError as error:
+        names = [Path(path).name for path in (case.image, case.label) if path]
+        named = any(name in str(error) for name in names)
+        raise InputError(str(error) if named else f"{case.image}: {error}") from None
+    if labels is None:
+        model_labels = np.full((len(stack.images), recipe.size, recipe.size), UNLABELLED, np.uint8)
+    else:
+        model_labels = labels_to_model(labels, stack)
+    return stack.images.astype(np.float16), model_labels
+
+
+# --- random numbers and order
 
 
 def rng(seed: int, step: int, stream: str) -> torch.Generator:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from sgan_core.errors import InputError
+from sgan_core.files import replacing
 from sgan_core.training.parallel import average_value, rank, world_size
 
 
@@ -97,15 +98,10 @@ class RunLog:
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint under a temporary name, flush it to the disk, rename it: no half-written file remains."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from sgan_core.bundle import save_bundle
 from sgan_core.cohort import BUILT_IN, Case, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.errors import Cancelled, InputError
+from sgan_core.files import replacing
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.training import evaluate
-from sgan_core.training.data import SliceStore, open_store
+from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
@@ -44,7 +45,7 @@ class Run:
     max_minutes: float | None = None
     init_from: Path | None = None
     perceptual_weights: Path | None = None
-    cache: Path | None = None  # prepared slices; inside the folder when left out
+    cache: Path | None = None  # prepared slices; the cohort's if it has some, else inside the folder
     on_progress: OnProgress = lambda done, total, message: None
     should_stop: Callable[[], bool] = lambda: False
 
@@ -72,9 +73,8 @@ def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
     if rank() == 0:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-            os.replace(part, file)
+            with replacing(file) as part:
+                part.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"{run.folder}: cannot write there ({error.strerror}). Choose another --output."
@@ -102,8 +102,8 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
     began = time.monotonic()
     labelled_patients(cohort, config.labelled)  # an error now, not after the slices have been prepared
     store = open_store(
-        cohort,
-        run.cache or run.folder / "cache",
+        replace(cohort, squash=config.squash),
+        run.cache or _cache_of(cohort) or run.folder / CACHE_FOLDER,
         size=config.generator.size,
         channels=config.generator.image_channels,
         intensity=config.intensity,
@@ -118,6 +118,12 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
         return run.folder
     deadline = None if seconds is None else began + seconds
     return _train_encoder(run, config, store, log, deadline)
+
+
+def _cache_of(cohort: Cohort) -> Path | None:
+    """Where `sgan-data prepare --cache` has put the cohort's slices."""
+    folder = cohort.root and cohort.root / CACHE_FOLDER
+    return folder if folder and folder.is_dir() else None
 
 
 def _limits(config: TrainConfig, max_images: int, deadline: float | None, evaluate_images: int) -> Limits:
@@ -304,7 +310,7 @@ def _fingerprint(net: nn.Module) -> str:
 def _interruptible(run: Run) -> OnProgress:
     def on_progress(done: int, total: int, message: str) -> None:
         if run.should_stop():
-            raise Cancelled("stopped while preparing slices; nothing was trained")
+            raise Cancelled("stopped while preparing slices; the next call goes on from there")
         run.on_progress(done, total, message)
 
     return on_progress

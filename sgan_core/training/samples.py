@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, zoom
 
 from sgan_core.cohort import Label
+from sgan_core.files import replacing
 
 _DEFAULT_RGB = (221, 130, 101)
 
@@ -45,6 +45,5 @@ def write_sheet(path: Path, rows: list[list[np.ndarray]], gap: int = 2) -> None:
             top, left = r * (height + gap), c * (width + gap)
             sheet[top : top + height, left : left + width] = picture
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(sheet).save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path, ".png") as part:
+        Image.fromarray(sheet).save(part)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +19,9 @@ from PIL import Image
 
 from sgan_core.cohort import Case, Cohort, Intensity, Label
 from sgan_core.errors import InputError
+from sgan_core.imaging.readers import read_image
 from sgan_core.phantom import phantom_cohort
-from sgan_core.training import data
+from sgan_core.training import data, parallel, records
 from sgan_core.training.data import UNLABELLED, Order, SliceStore, open_store, read_case, rng
 
 HU = Intensity(-160.0, 240.0, "HU")
@@ -141,6 +148,24 @@ def test_another_intensity_rule_gives_other_slices(cohort, tmp_path):
     assert float(second.images[0].max()) == pytest.approx(0.0, abs=2e-3)
 
 
+def test_a_squashed_cohort_has_other_slices_without_padding(tmp_path):
+    pixels = np.full((SIDE, 2 * SIDE), 255, np.uint8)
+    pixels[0, 0] = 0
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    cohort = _cohort(Case("wide", "p", str(tmp_path / "wide.png"), empty=True))
+    padded = _open(cohort, tmp_path)
+    squashed = _open(replace(cohort, squash=True), tmp_path)
+    assert (padded.images[0, 0, 0] == -1).all()
+    assert (squashed.images[0, 0, 1:] == 1).all()
+
+
+def test_corrected_images_are_other_slices(tmp_path):
+    case = _write_case(tmp_path, "a_0", empty=True, rank=0)
+    plain = replace(_cohort(case), modality="xray", intensity=Intensity(percentiles=(0.5, 99.5)))
+    equalised = replace(plain, intensity=replace(plain.intensity, equalise=True))
+    assert not np.array_equal(_open(plain, tmp_path).images, _open(equalised, tmp_path).images)
+
+
 def test_a_corrected_label_is_not_overlooked(cohort, tmp_path):
     _open(cohort, tmp_path)
     path = Path(cohort.cases[0].label)
@@ -166,15 +191,14 @@ def test_progress_counts_cases(cohort, tmp_path):
     ],
     ids=["other shape", "unknown value"],
 )
-def test_a_wrong_label_is_refused_and_leaves_nothing_behind(tmp_path, label, words):
+def test_a_wrong_label_is_refused(tmp_path, label, words):
     case = _write_case(tmp_path, "a_0", label=label, rank=0)
     with pytest.raises(InputError, match=words) as caught:
         read_case(case, _cohort(case))
     assert "a_0-label.png" in str(caught.value)
-    good = _write_case(tmp_path, "b_0")
-    with pytest.raises(InputError):
-        _open(_cohort(good, case), tmp_path)
-    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(InputError, match=words):
+        _open(_cohort(case, _write_case(tmp_path, "b_0")), tmp_path)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]  # no slices, nothing half done
 
 
 def test_a_missing_image_is_named(tmp_path):
@@ -189,6 +213,317 @@ def test_ignored_values_are_background(tmp_path):
     labels = read_case(case, cohort)[1]
     assert (labels[:, SIDE // 2 :] == 0).all()
     assert (labels[:, : SIDE // 2] == 1).all()
+
+
+def test_errors_without_a_file_get_one(tmp_path, monkeypatch):
+    def refuse(*_, **__) -> None:
+        raise InputError("every value is 0")
+
+    monkeypatch.setattr(data, "to_model", refuse)
+    case = _write_case(tmp_path, "a_0")
+    with pytest.raises(InputError) as caught:
+        _open(_cohort(case), tmp_path)
+    assert str(caught.value) == f"{case.image}: every value is 0"
+
+
+def test_a_disk_that_is_too_small_is_noticed_first(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 9000))
+    monkeypatch.setattr(data, "read_case", lambda *_: pytest.fail("began"))
+    with pytest.raises(InputError, match=r"need about 9.22e-06 GB more, 9e-06 GB are free") as caught:
+        _open(cohort, tmp_path)  # 3 slices of 32 x 32 pixels of 2 bytes, and a byte for the label
+    assert str(tmp_path / "cache") in str(caught.value)
+    assert not any("unfinished" in path.name for path in (tmp_path / "cache").iterdir())
+
+
+def test_a_disk_that_is_too_small_for_volumes_is_noticed_after_the_first(tmp_path, monkeypatch):
+    free = shutil._ntuple_diskusage(10**9, 10**9, 5 * 3 * 32**2)  # five slices
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    cohort = phantom_cohort(patients=2, labelled=1, validation=0)
+    seen = []
+    with pytest.raises(InputError, match="GB are free"):
+        _open(cohort, tmp_path, on_progress=lambda done, *_: seen.append(done))
+    assert seen == []  # refused before the second volume was read
+
+
+# --- going on after an interruption
+
+
+class Interrupted(NamedTuple):
+    """A preparation that stopped after four of six cases, and the bytes of one that did not."""
+
+    cohort: Cohort
+    folder: Path
+    images: bytes
+    labels: bytes
+
+
+class Stop(Exception):
+    pass
+
+
+def _stop_after(number: int) -> Callable[[int, int, str], None]:
+    def on_progress(done: int, total: int, message: str) -> None:
+        if done == number:
+            raise Stop
+
+    return on_progress
+
+
+def _bytes(store: SliceStore) -> tuple[bytes, bytes]:
+    return store.images.tobytes(), store.labels.tobytes()
+
+
+def _contents(folder: Path) -> tuple[bytes, bytes]:
+    (store,) = (path for path in folder.iterdir() if path.is_dir())
+    return (store / "images").read_bytes(), (store / "labels").read_bytes()
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> Cohort:
+    """Four different pictures, two of them labelled, and two volumes of three slices."""
+    cases = []
+    for number in range(4):
+        label = _organ() if number < 2 else None
+        cases.append(_write_case(tmp_path, f"{number}_0", label=label, rank=number if number < 2 else None))
+        pixels = np.full((SIDE, SIDE), 50 * number, np.uint8)
+        pixels[number] = 255
+        Image.fromarray(pixels).save(cases[-1].image)
+    for number in range(2):
+        voxels = np.random.default_rng(number).integers(-200, 300, (8, 9, 3), dtype=np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 5.0, 1.0])), tmp_path / f"scan{number}.nii.gz")
+        cases.append(Case(f"v{number}", f"v{number}", str(tmp_path / f"scan{number}.nii.gz")))
+    return _cohort(*cases)
+
+
+@pytest.fixture
+def interrupted(six: Cohort, tmp_path: Path) -> Interrupted:
+    whole = open_store(six, tmp_path / "whole", size=32, channels=1)
+    with pytest.raises(Stop):
+        _open(six, tmp_path, on_progress=_stop_after(4))
+    return Interrupted(six, tmp_path / "cache", *_bytes(whole))
+
+
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the cases that are read from now on."""
+    ids: list[str] = []
+
+    def read(case: Case, cohort: Cohort):
+        ids.append(case.id)
+        return read_case(case, cohort)
+
+    monkeypatch.setattr(data, "read_case", read)
+    return ids
+
+
+def test_finished_cases_are_not_read_again(interrupted, tmp_path, monkeypatch):
+    reads, seen = _reads(monkeypatch), []
+    store = _open(interrupted.cohort, tmp_path, on_progress=lambda done, *_: seen.append(done))
+    assert reads == [case.id for case in interrupted.cohort.cases[4:]]
+    assert seen == [4, 5, 6]
+    assert _bytes(store) == _contents(interrupted.folder) == (interrupted.images, interrupted.labels)
+    assert not list(interrupted.folder.glob("unfinished*"))
+
+
+def test_stopping_again_and_again_loses_nothing(six, interrupted, tmp_path):
+    shutil.rmtree(interrupted.folder)
+    for number in (1, 2, 3, 5):
+        with pytest.raises(Stop):
+            _open(six, tmp_path, on_progress=_stop_after(number))
+    assert _bytes(_open(six, tmp_path)) == (interrupted.images, interrupted.labels)
+
+
+def test_damaged_slices_are_made_again(interrupted, tmp_path, monkeypatch):
+    (images,) = interrupted.folder.glob("unfinished*/images")
+    with images.open("r+b") as file:
+        file.seek(2 * 2 * 32**2 + 100)  # in the third case
+        file.write(b"\0\0")
+    reads = _reads(monkeypatch)
+    store = _open(interrupted.cohort, tmp_path)
+    assert reads == [case.id for case in interrupted.cohort.cases[2:]]
+    assert _bytes(store) == (interrupted.images, interrupted.labels)
+
+
+def test_slices_of_a_file_that_changed_are_made_again(interrupted, tmp_path, monkeypatch):
+    path = Path(interrupted.cohort.cases[1].image)
+    os.utime(path, ns=(1, 1))
+    reads = _reads(monkeypatch)
+    _open(interrupted.cohort, tmp_path)
+    assert reads == [case.id for case in interrupted.cohort.cases[1:]]
+
+
+def test_leaving_a_bad_case_out_keeps_those_before_it(tmp_path, monkeypatch):
+    good = [_write_case(tmp_path, f"{number}_0") for number in range(3)]
+    bad = _write_case(tmp_path, "bad_0")
+    Path(bad.image).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="bad_0.png"):
+        _open(_cohort(*good[:2], bad, good[2]), tmp_path)
+    reads = _reads(monkeypatch)
+    assert len(_open(_cohort(*good), tmp_path).images) == 3
+    assert reads == ["2_0"]
+
+
+def test_another_size_does_not_take_over(interrupted, tmp_path, monkeypatch):
+    reads = _reads(monkeypatch)
+    open_store(interrupted.cohort, interrupted.folder, size=64, channels=1)
+    assert len(reads) == 6
+
+
+# --- what slices depend on
+
+
+def test_splits_and_ranks_change_no_slice(cohort, tmp_path, monkeypatch):
+    _open(cohort, tmp_path)
+    reads = _reads(monkeypatch)
+    changed = [
+        replace(case, id=f"x{n}", patient=f"y{n}", split="test") for n, case in enumerate(cohort.cases)
+    ]
+    assert _open(replace(cohort, cases=tuple(changed)), tmp_path).slices_of(split="test").tolist() == [
+        0,
+        1,
+        2,
+    ]
+    assert reads == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"squash": True}, {"labels": (replace(LIVER, stored_values=(100,)),), "ignored_values": (200,)}],
+)
+def test_what_changes_slices_prepares_them_again(cohort, tmp_path, monkeypatch, change):
+    _open(cohort, tmp_path)
+    reads = _reads(monkeypatch)
+    _open(replace(cohort, **change), tmp_path)
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda series: (series / "2.dcm").write_bytes(b"12"),
+        lambda series: (series / "1.dcm").unlink(),
+        lambda series: (series / "4.dcm").write_bytes(b"1"),
+        lambda series: os.utime(series / "3.dcm", ns=(7, 7)),
+        lambda series: (series / "deeper").mkdir() or (series / "deeper" / "5.dcm").write_bytes(b"1"),
+    ],
+    ids=["size", "removed", "added", "time", "below"],
+)
+def test_a_folder_of_files_is_known_by_all_of_them(tmp_path, change):
+    series = tmp_path / "series"
+    series.mkdir()
+    for number in (1, 2, 3):
+        (series / f"{number}.dcm").write_bytes(b"1")
+        os.utime(series / f"{number}.dcm", ns=(5, 5))
+    case = Case("a", "a", str(series), str(series))
+    before = data._case_key(case)
+    assert data._case_key(case) == before
+    change(series)
+    assert data._case_key(case) != before
+
+
+def test_a_folder_as_image_is_prepared(cohort, tmp_path, monkeypatch):
+    series = tmp_path / "series"
+    series.mkdir()
+    shutil.copy(cohort.cases[0].image, series / "slice.png")
+    monkeypatch.setattr(data, "read_image", lambda path: read_image(next(Path(path).iterdir())))
+    store = _open(_cohort(Case("a", "a", str(series))), tmp_path)
+    assert len(store.images) == 1
+
+
+# --- several processes
+
+
+def test_other_processes_give_the_same_bytes_and_errors(six, tmp_path):
+    """The pool is expensive to start, so one run shows it all: six good cases, and a seventh that is none."""
+    bad = Case("bad", "bad", str(tmp_path / "bad.png"))
+    Path(bad.image).write_bytes(b"no picture")
+    alone = open_store(six, tmp_path / "alone", size=32, channels=1, processes=1)
+    seen = []
+    with pytest.raises(InputError) as caught:
+        _open(
+            replace(six, cases=(*six.cases, bad)),
+            tmp_path,
+            processes=2,
+            on_progress=lambda done, *_: seen.append(done),
+        )
+    assert str(caught.value).startswith(bad.image)
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.__cause__ is None  # the other process's traceback
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert _contents(tmp_path / "cache") == _bytes(alone)
+
+
+def _pool(monkeypatch: pytest.MonkeyPatch, *, dies_after: int | None = None) -> list[int]:
+    """Replace the processes; returns the number of items that they are given, call by call."""
+    calls: list[int] = []
+
+    def in_order(function, items, *, processes) -> Iterator:
+        calls.append(len(items))
+        for number, item in enumerate(items):
+            if number == dies_after:
+                raise BrokenProcessPool
+            yield function(item)
+
+    monkeypatch.setattr(data, "in_order", in_order)
+    monkeypatch.setattr(data, "available_cores", lambda: 2)
+    return calls
+
+
+def test_a_short_preparation_starts_no_process(six, tmp_path, monkeypatch):
+    calls = _pool(monkeypatch)
+    _open(six, tmp_path)
+    assert sum(calls) == 0
+
+
+def test_a_long_preparation_does(six, interrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(data, "_LONG_SECONDS", 0.0)
+    calls = _pool(monkeypatch)
+    store = open_store(six, tmp_path / "long", size=32, channels=1)
+    assert calls == [5]  # the first case showed how long it takes
+    assert _bytes(store) == (interrupted.images, interrupted.labels)
+
+
+def test_without_its_processes_the_preparation_goes_on(six, interrupted, tmp_path, monkeypatch, caplog):
+    calls = _pool(monkeypatch, dies_after=2)
+    with caplog.at_level(logging.WARNING):
+        store = open_store(six, tmp_path / "broken", size=32, channels=1, processes=2)
+    assert calls == [6]
+    assert "going on with one" in caplog.text
+    assert _bytes(store) == (interrupted.images, interrupted.labels)
+
+
+def test_a_second_run_waits_and_can_be_stopped(interrupted, tmp_path):
+    told = []
+
+    def on_progress(done: int, total: int, message: str) -> None:
+        told.append((done, total))
+        raise Stop
+
+    with records.alone(interrupted.folder, lambda: None), pytest.raises(Stop):
+        _open(interrupted.cohort, tmp_path, on_progress=on_progress)
+    assert told == [(4, 6)]  # what the other one has done
+
+
+def test_slices_made_while_waiting_are_taken(cohort, tmp_path, monkeypatch):
+    """As the second process of torchrun does."""
+    alone = records.alone
+
+    def made_meanwhile(folder, on_wait):
+        monkeypatch.setattr(records, "alone", alone)
+        _open(cohort, tmp_path)
+        monkeypatch.setattr(data, "read_case", lambda *_: pytest.fail("read again"))
+        return alone(folder, on_wait)
+
+    monkeypatch.setattr(records, "alone", made_meanwhile)
+    assert len(_open(cohort, tmp_path).images) == 3
+
+
+def test_a_damaged_store_is_an_input_error(cohort, tmp_path):
+    _open(cohort, tmp_path)
+    (images,) = (tmp_path / "cache").glob("*/images")
+    os.truncate(images, 100)
+    with pytest.raises(InputError, match="damaged"):
+        _open(cohort, tmp_path)
 
 
 # --- which slices train
@@ -256,6 +591,41 @@ def test_the_order_continues_from_any_point():
     drawn = np.concatenate([order.batch(start, 4) for start in range(0, 40, 4)])
     assert Order(positions, seed=5).batch(22, 9).tolist() == drawn[22:31].tolist()
     assert Order(positions, seed=6).batch(0, 10).tolist() != drawn[:10].tolist()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("slices", [64, 100, 7])
+def test_processes_together_see_what_one_sees(monkeypatch, processes, slices):
+    """Each takes its part of every joint batch: no image twice in a pass, whatever the number of slices."""
+    positions, batch, steps = np.arange(slices) + 1000, 16, 30
+    alone = [Order(positions, seed=5).batch(step * batch, batch) for step in range(steps)]
+    monkeypatch.setattr(parallel, "world_size", lambda: processes)
+    parts = []
+    for rank in range(processes):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        order = Order(positions, seed=5)  # each process has its own
+        parts.append([parallel.share(order.batch(step * batch, batch)) for step in range(steps)])
+    together = [np.concatenate(of_step) for of_step in zip(*parts, strict=True)]
+    assert np.array_equal(alone, together)
+    drawn = np.concatenate(together)
+    for start in range(0, len(drawn) - slices + 1, slices):
+        assert sorted(drawn[start : start + slices]) == positions.tolist()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_run_goes_on_in_the_order(monkeypatch, processes):
+    """Batches follow from the number of the step alone, also when it continues with fewer processes."""
+    positions, batch = np.arange(50), 8
+    order = Order(positions, seed=5)
+    whole = np.concatenate([order.batch(step * batch, batch) for step in range(20)])
+    monkeypatch.setattr(parallel, "world_size", lambda: processes)
+    again = [Order(positions, seed=5) for _ in range(processes)]
+    resumed = []
+    for step in range(11, 20):
+        for rank, order in enumerate(again):
+            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+            resumed.append(parallel.share(order.batch(step * batch, batch)))
+    assert np.array_equal(np.concatenate(resumed), whole[11 * batch :])
 
 
 def test_nothing_to_train_on_is_an_input_error():
