@@ -4,59 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sgan_core.cohort import Case, Cohort, Intensity, Label, assign_splits, rank_labelled, validate
+from sgan_core.cohort import Case, Cohort, Intensity, Label, check_corrections, rank_labelled, validate
+from sgan_core.config import MODALITIES as PRESETS
 from sgan_core.errors import InputError
 from sgan_core.imaging.image import Volume
+from sgan_core.imaging.intensity import CT_WINDOWS_HU
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, image_suffix, read_labels
-from sgan_datasets.source import Source
+from sgan_core.names import natural
+from sgan_datasets.anatomy import named_label
+from sgan_datasets.patients import merge_patients, split_patients
+from sgan_datasets.source import About
 
-ABOUT = Source(
+ABOUT = About(
     name="custom",
     modality="any",
-    about="your own folder of pictures (PNG, JPEG, ...) or volumes (NIfTI, NRRD)",
+    what="your own folder of pictures (PNG, JPEG, ...) or volumes (NIfTI, NRRD)",
+    size="any",
     source="your files",
     licence="yours",
 )
 
-CT_RANGE_HU = (-160.0, 240.0)  # soft tissue of the abdomen
-PERCENTILES = (0.5, 99.5)
-VALIDATION_SHARE = 0.2
-LEAST_FOR_VALIDATION = 5  # labelled patients; with fewer, every one is needed for training
+CT_WINDOW = "abdomen"
 BACKGROUND = "background"
-
-# Colours and codes of organs that people label most: 3D Slicer's generic anatomy colours, SNOMED CT codes.
-_ORGANS: dict[str, tuple[tuple[int, int, int], str]] = {
-    "liver": ((221, 130, 101), "10200004"),
-    "spleen": ((157, 108, 162), "78961009"),
-    "kidney": ((185, 102, 83), "64033007"),
-    "right kidney": ((185, 102, 83), "9846003"),
-    "left kidney": ((185, 102, 83), "18639004"),
-    "pancreas": ((249, 180, 111), "15776009"),
-    "stomach": ((216, 132, 105), "69695003"),
-    "gallbladder": ((139, 150, 98), "28231008"),
-    "aorta": ((224, 97, 76), "15825003"),
-    "heart": ((206, 110, 84), "80891009"),
-    "lung": ((197, 165, 145), "39607008"),
-    "right lung": ((197, 165, 145), "3341006"),
-    "left lung": ((197, 165, 145), "44029006"),
-}
-# Told apart by people who see few colours as well: Okabe and Ito, 2008, without black.
-_PALETTE = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
 
 
 @dataclass(frozen=True)
@@ -92,6 +68,9 @@ def prepare_custom(
     modality: str,
     name: str = "",
     intensity_range: tuple[float, float] | None = None,
+    window: str | None = None,
+    corrections: Sequence[str] = (),
+    squash: bool = False,
     missing_label_is_empty: bool = False,
     same_patient: Sequence[Sequence[str]] = (),
     validation: Sequence[str] | None = None,
@@ -105,7 +84,10 @@ def prepare_custom(
     belong together when their wildcards match the same text.
     patient: regular expression searched in an image's path relative to the folder; its first group, or
     the whole match, is the patient.
-    intensity_range: in HU for ct (default ``CT_RANGE_HU``); other modalities use percentiles without it.
+    intensity_range: in HU for ct (default ``CT_WINDOW``); other modalities use percentiles without it.
+    window: for ct instead of intensity_range, a name in ``CT_WINDOWS_HU``.
+    corrections: of each image before that, names in ``sgan_core.cohort.CORRECTIONS``.
+    squash: the pictures were released squashed to a square; every image is to be seen that way.
     missing_label_is_empty: an image without a label file holds no label, instead of being unlabelled.
     same_patient: groups of names that are one person, who is then called "A+B+C".
     validation: patients; None draws a fifth of the labelled ones when there are five or more.
@@ -113,12 +95,16 @@ def prepare_custom(
     on_progress(done, total, message) is called for each label file read.
 
     Every label file is read once to learn its values. Raises InputError: a glob or expression that is wrong
-    or finds nothing, labels that match no image, unreadable label files, values without a rule, unknown
-    patients, and whatever ``sgan_core.cohort.validate`` refuses.
+    or finds nothing, a window that is unknown or not for this modality, labels that match no image,
+    unreadable label files, values without a rule, unknown patients, and whatever ``sgan_core.cohort.validate`` refuses.
     """
     root = Path(folder)
+    intensity = _intensity(modality, intensity_range, window)
+    switched_on: dict[str, Any] = dict.fromkeys(corrections, True)
+    intensity = replace(intensity, **switched_on)
+    check_corrections(intensity, modality, source=str(root))
     pairs, warnings = find_pairs(root, images=images, labels=labels)
-    alias = _merge_patients(_patients([pair.image for pair in pairs], patient), same_patient)
+    alias = merge_patients(_patients([pair.image for pair in pairs], patient), same_patient)
     found = _label_values(root, [pair.label for pair in pairs if pair.label], on_progress)
     if not found:
         reason = (
@@ -140,20 +126,21 @@ def prepare_custom(
     ]
     if missing_label_is_empty:
         warnings += _warn_of_all_empty(cases)
-    if modality == "ct" and intensity_range is None and image_suffix(pairs[0].image) in PICTURE_SUFFIXES:
-        low, high = CT_RANGE_HU
+    guessed = modality == "ct" and intensity_range is None and window is None
+    if guessed and image_suffix(pairs[0].image) in PICTURE_SUFFIXES:
         warnings.append(
-            f"the pictures are taken to show {low:g} to {high:g} HU (black to white); "
-            "say --intensity-range LOW,HIGH if they show another window."
+            f"the pictures are taken to show {intensity.low:g} to {intensity.high:g} HU (black to white); "
+            "say --intensity-range LOW,HIGH or --window NAME if they show another window."
         )
-    split, more = _split(cases, validation, alias, seed)
+    split, more = split_patients(cases, validation, alias, seed)
     cohort = Cohort(
         name=name or root.resolve().name,
         modality=modality,
-        intensity=_intensity(modality, intensity_range),
+        intensity=intensity,
         labels=classes,
         cases=rank_labelled(split, seed=seed),
         ignored_values=ignored,
+        squash=squash,
     )
     validate(cohort, source=str(root))
     return Prepared(cohort, (*warnings, *more))
@@ -170,7 +157,7 @@ def find_pairs(folder: Path, *, images: str, labels: str | None) -> tuple[list[P
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give the folder that the globs are relative to.")
-    files = sorted(_walk(folder), key=_natural)
+    files = sorted(_walk(folder), key=natural)
     if labels is None:
         return [Pair(image, None) for image in _matches(files, images, folder, "--images")], []
     if _wildcards(images) != _wildcards(labels):
@@ -183,7 +170,7 @@ def find_pairs(folder: Path, *, images: str, labels: str | None) -> tuple[list[P
     image_at = _matches([f for f in files if f not in label_files], images, folder, "--images")
     label_of = {parts: label for label, parts in label_at.items()}
     pairs = [Pair(image, label_of.get(parts)) for image, parts in image_at.items()]
-    orphans = sorted(label_files - {pair.label for pair in pairs if pair.label}, key=_natural)
+    orphans = sorted(label_files - {pair.label for pair in pairs if pair.label}, key=natural)
     if len(orphans) == len(label_files):
         image, parts = next(iter(image_at.items()))
         raise InputError(
@@ -257,11 +244,6 @@ def _absolute(root: Path, relative: str) -> str:
     return os.path.abspath(root / relative)
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts slice_2 before slice_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def _quoted(parts: Iterable[str]) -> str:
     return ", ".join(repr(part) for part in parts) or "none"
 
@@ -287,39 +269,9 @@ def _patients(images: Iterable[str], expression: str) -> set[str]:
     return {_patient_of(image, expression) for image in images}
 
 
-def _merge_patients(names: set[str], groups: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Each name found -> the patient's name in the cohort."""
-    alias = {name: name for name in names}
-    named = Counter(name for group in groups for name in set(group))
-    for name, times in named.items():
-        if name not in names:
-            raise InputError(
-                f"--same-patient: {name!r} is not among the {len(names)} patients found "
-                f"({', '.join(sorted(names, key=_natural)[:8])}, ...)."
-            )
-        if times > 1:
-            raise InputError(f"--same-patient: {name!r} is in two groups; write them as one.")
-    for group in groups:
-        alias.update(dict.fromkeys(group, "+".join(dict.fromkeys(group))))
-    return alias
-
-
-def _split(
-    cases: Sequence[Case], validation: Sequence[str] | None, alias: dict[str, str], seed: int
-) -> tuple[tuple[Case, ...], list[str]]:
-    if validation is not None:
-        return assign_splits(cases, validation={alias.get(name, name) for name in validation}, seed=seed), []
-    labelled = {case.patient for case in cases if case.labelled}
-    if len(labelled) >= LEAST_FOR_VALIDATION:
-        return assign_splits(cases, validation=VALIDATION_SHARE, seed=seed), []
-    return assign_splits(cases, validation=0.0), [
-        f"{len(labelled)} labelled patients are too few to keep some for validation; all are in train."
-    ]
-
-
 def _warn_of_all_empty(cases: Sequence[Case]) -> list[str]:
     with_file = {case.patient for case in cases if case.label is not None}
-    bare = sorted({case.patient for case in cases} - with_file, key=_natural)
+    bare = sorted({case.patient for case in cases} - with_file, key=natural)
     if not bare:
         return []
     return [
@@ -331,10 +283,17 @@ def _warn_of_all_empty(cases: Sequence[Case]) -> list[str]:
 # --- intensities, labels ---
 
 
-def _intensity(modality: str, limits: tuple[float, float] | None) -> Intensity:
+def _intensity(modality: str, limits: tuple[float, float] | None, window: str | None) -> Intensity:
+    if window is not None and modality != "ct":
+        raise InputError(f"--window {window}: windows are in HU, for ct, not for {modality}. Leave it out.")
+    if window is not None and limits is not None:
+        raise InputError("--window and --intensity-range say the same thing; give one of them.")
+    if window is not None and window not in CT_WINDOWS_HU:
+        raise InputError(f"--window {window}: unknown; choose one of {', '.join(CT_WINDOWS_HU)}.")
     if modality != "ct" and limits is None:
-        return Intensity(percentiles=PERCENTILES)
-    low, high = limits or CT_RANGE_HU
+        default: Intensity = PRESETS[modality]["intensity"]
+        return default
+    low, high = limits or CT_WINDOWS_HU[window or CT_WINDOW]
     return Intensity(low=low, high=high, unit="HU" if modality == "ct" else "")
 
 
@@ -359,7 +318,7 @@ def _label_values(
 def _classes(found: dict[int, str], rules: Sequence[LabelRule]) -> tuple[tuple[Label, ...], tuple[int, ...]]:
     """Labels of the cohort, and the values that count as background."""
     if not rules:
-        return tuple(_label(n, f"label_{n}", (value,)) for n, value in enumerate(found, 1)), ()
+        return tuple(named_label(n, f"label_{n}", (value,)) for n, value in enumerate(found, 1)), ()
     ignored = tuple(v for rule in rules if rule.name == BACKGROUND for v in rule.stored_values if v)
     wanted = [rule for rule in rules if rule.name != BACKGROUND]
     known = {value for rule in rules for value in rule.stored_values}
@@ -376,9 +335,4 @@ def _classes(found: dict[int, str], rules: Sequence[LabelRule]) -> tuple[tuple[L
                 f"--label {stored}={rule.name}: no label file holds that value; "
                 f"found are {', '.join(map(str, found))}."
             )
-    return tuple(_label(n, rule.name, rule.stored_values) for n, rule in enumerate(wanted, 1)), ignored
-
-
-def _label(value: int, name: str, stored: tuple[int, ...]) -> Label:
-    rgb, code = _ORGANS.get(name.lower().replace("_", " "), (_PALETTE[(value - 1) % len(_PALETTE)], ""))
-    return Label(value, name, rgb, code, stored_values=() if stored == (value,) else stored)
+    return tuple(named_label(n, rule.name, rule.stored_values) for n, rule in enumerate(wanted, 1)), ignored

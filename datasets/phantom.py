@@ -10,12 +10,13 @@ from sgan_core.cohort import Cohort, validate
 from sgan_core.errors import InputError
 from sgan_core.imaging.writers import write_labels, write_volume
 from sgan_core.phantom import LABELS, phantom_cohort, read_phantom
-from sgan_datasets.source import Source
+from sgan_datasets.source import About
 
-ABOUT = Source(
+ABOUT = About(
     name="phantom",
     modality="ct, mr",
-    about="procedural abdomens made on the spot: CT and T1 in-phase / out-of-phase MRI with true labels",
+    what="procedural abdomens made on the spot: CT and T1 in-phase / out-of-phase MRI with true labels",
+    size="any number of patients",
     source="part of this package",
     licence="Apache-2.0",
 )
