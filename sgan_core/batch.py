@@ -17,6 +17,13 @@ from sgan_core.bundle import Bundle
 from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
+from sgan_core.imaging.dicom import (
+    Series,
+    choose_series,
+    find_series,
+    is_dicom,
+    read_series,
+)
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
 from sgan_core.imaging.slices import images_to_volume
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_volume
@@ -31,7 +38,7 @@ from sgan_core.segment import (
 )
 
 SCHEMA = 1  # of run.json
-_SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd"}
+_SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of probability maps too
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class BatchConfig:
     """How to segment, what to write besides the label maps."""
 
     segment: SegmentConfig = field(default_factory=SegmentConfig)
-    format: str = "nifti"  # "nifti" | "nrrd", of volumes; pictures become PNG
+    format: str = "nifti"  # "nifti" | "nrrd" | "dicom-seg", of volumes; pictures become PNG
+    series: str | None = None  # which one of a DICOM folder with several: number, description or UID
+    resample_gaps: bool = False  # mend missing slices and gantry tilt of DICOM series
     probabilities: bool = False
     report: bool = True
 
@@ -52,30 +61,95 @@ class BatchResult:
     failed: int
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Path]:
-    """The images among files and folders (not recursive, sorted by name).
+@dataclass(frozen=True)
+class Input:
+    """One image to segment: a file, or what was found in a DICOM folder."""
 
+    name: str  # what its results are called
+    path: Path
+    found: tuple[Series, ...] = ()  # DICOM series, one of which is wanted
+    problem: str = ""  # why it cannot be read, when the search has seen that already
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Input]:
+    """The images among files and folders.
+
+    A folder holds image files (not recursive, sorted by name), or is a DICOM folder, or holds DICOM folders:
+    one study below it, in whatever folders, is one input; several studies in folders of their own are one
+    input a folder, and DICOM pictures (X-rays, photographs) one input a file.
     In a folder, the results of an earlier run (``X_seg.*``) are no inputs; named one by one they are.
-    Raises InputError for a missing path and for a folder without an image.
+    Raises InputError for a missing path, for a folder without an image and for two inputs of one name.
     """
-    found: list[Path] = []
+    found: list[Input] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.is_file() and _is_input(file))
+            files = sorted(file for file in path.iterdir() if file.is_file() and _is_input(file))
+            inside = [Input(case_name(file), file) for file in files] + _dicom_inputs(path)
             if not inside:
                 known = ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
-                raise InputError(f"{path}: no image in this folder. Supported are {known}.")
+                raise InputError(f"{path}: no image in this folder. Supported are DICOM, {known}.")
             found += inside
-        elif path.exists():
-            found.append(path)
-        else:
+        elif not path.exists():
             raise InputError(f"{path}: no such file or folder. Check the path.")
+        elif is_dicom(path):
+            found.append(Input(case_name(path), path, tuple(find_series(path))))
+        else:
+            found.append(Input(case_name(path), path))
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"two inputs are named {name!r}: one result would overwrite the other. Rename one."
+            )
     return found
+
+
+def _dicom_inputs(folder: Path) -> list[Input]:
+    try:
+        series = find_series(folder)
+    except InputError as error:
+        return _one_by_one(folder, error)
+    if series and all(_is_picture(one) for one in series):
+        return [Input(case_name(one.files[0]), one.files[0], (one,)) for one in series]
+    inside: dict[Path, list[Series]] = {}
+    for one in series:
+        inside.setdefault(_top_folder(one.files[0], folder), []).append(one)
+    if folder in inside or len({one.study_uid for one in series}) < 2:
+        return [Input(folder.resolve().name, folder, tuple(series))] if series else []
+    return [Input(child.name, child, tuple(inside[child])) for child in sorted(inside)]
+
+
+def _one_by_one(folder: Path, error: InputError) -> list[Input]:
+    """The DICOM folders of a folder, each on its own: a damaged one does not stop the others.
+
+    Raises the error when there is nothing else to segment.
+    """
+    inputs = []
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        try:
+            found = find_series(child)
+        except InputError as fault:
+            inputs.append(Input(child.name, child, problem=str(fault)))
+        else:
+            inputs += [Input(child.name, child, tuple(found))] if found else []
+    if not any(one.found for one in inputs):
+        raise error
+    return inputs
+
+
+def _is_picture(series: Series) -> bool:
+    return series.slices == 1 and series.spacing_mm is None
+
+
+def _top_folder(file: Path, folder: Path) -> Path:
+    """The folder directly inside ``folder`` that holds the file, or ``folder`` itself."""
+    below = file.relative_to(folder).parts
+    return folder / below[0] if len(below) > 1 else folder
 
 
 def _is_input(path: Path) -> bool:
     hidden, result = path.name.startswith("."), case_name(path).endswith(("_seg", "_seg.seg"))
-    return image_suffix(path) != "" and not hidden and not result
+    return image_suffix(path) in VOLUME_SUFFIXES + PICTURE_SUFFIXES and not hidden and not result
 
 
 def case_name(path: Path) -> str:
@@ -84,7 +158,7 @@ def case_name(path: Path) -> str:
 
 
 def run_batch(
-    inputs: Sequence[Path],
+    inputs: Sequence[Input],
     bundle: Bundle,
     output: Path,
     config: BatchConfig,
@@ -100,7 +174,6 @@ def run_batch(
     others go on; with a single input its InputError is raised. Raises Cancelled when stopped; finished cases
     are kept and recorded.
     """
-    names = _unique_names(inputs)
     made = prepare_folder(output)
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -113,14 +186,12 @@ def run_batch(
     }
     report: list[ReportCase] = []
     try:
-        for number, path in enumerate(inputs):
-            which = f"{names[number]} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
+        for number, one in enumerate(inputs):
+            which = f"{one.name} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
             progress = part_of(on_progress, number, len(inputs), which)
-            case: dict[str, Any] = {"input": str(path), "case": names[number]}
+            case: dict[str, Any] = {"input": str(one.path), "case": one.name}
             try:
-                case |= _segment_case(
-                    path, names[number], bundle, output, config, report, progress, should_stop
-                )
+                case |= _segment_case(one, bundle, output, config, report, progress, should_stop)
             except InputError as error:
                 if len(inputs) == 1:
                     raise
@@ -141,8 +212,7 @@ def run_batch(
 
 
 def _segment_case(
-    path: Path,
-    name: str,
+    one: Input,
     bundle: Bundle,
     output: Path,
     config: BatchConfig,
@@ -150,13 +220,21 @@ def _segment_case(
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    image = read_image(path)
+    if one.problem:
+        raise InputError(one.problem)
+    series = choose_series(one.found, config.series, one.path) if one.found else None
+    if series is None and config.format == "dicom-seg":
+        raise InputError(
+            f"{one.path}: not DICOM, so a DICOM segmentation has nothing to refer to. Use --format nifti or nrrd."
+        )
+    gaps = config.resample_gaps
+    image = read_series(series, resample_gaps=gaps) if series else read_image(one.path)
     found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
-    target = _write(found, bundle, output, name, config)
+    target = _write(found, bundle, output, one.name, config, series)
     volumes = label_volumes(found, bundle)
     grid = found.stack.grid
     if config.report:
-        report.append(report_case(found, bundle, name))
+        report.append(report_case(found, bundle, one.name))
     return {
         "output": str(target),
         "status": "done",
@@ -209,7 +287,14 @@ def report_case(
     )
 
 
-def _write(found: Segmentation, bundle: Bundle, output: Path, name: str, config: BatchConfig) -> Path:
+def _write(
+    found: Segmentation,
+    bundle: Bundle,
+    output: Path,
+    name: str,
+    config: BatchConfig,
+    series: Series | None,
+) -> Path:
     """Write the label map, and before it what else is asked for: with the label map the case is complete."""
     labels, grid = bundle.config.labels, found.stack.grid
     if config.probabilities:
@@ -223,20 +308,17 @@ def _write(found: Segmentation, bundle: Bundle, output: Path, name: str, config:
     if grid is None:
         target = output / f"{name}_seg.png"
         write_mask_png(target, found.labels, labels)
+    elif config.format == "dicom-seg" and series is not None:
+        target = output / f"{name}_seg.dcm"
+        from sgan_core.imaging.dicom_seg import write_dicom_seg  # highdicom takes a while to load
+
+        write_dicom_seg(
+            target, found.labels, grid, labels, series.files, model_name=bundle.name, seed=bundle.config.seed
+        )
     else:
         target = output / f"{name}_seg{'.seg' if config.format == 'nrrd' else ''}{_SUFFIX[config.format]}"
         write_labels(target, found.labels, grid, labels)
     return target
-
-
-def _unique_names(inputs: Sequence[Path]) -> list[str]:
-    names = [case_name(path) for path in inputs]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                f"two inputs are named {name!r}: one result would overwrite the other. Rename one."
-            )
-    return names
 
 
 def prepare_folder(folder: Path) -> bool:

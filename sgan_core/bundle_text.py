@@ -172,8 +172,12 @@ def _intensity(config: TrainConfig) -> str:
     rule = config.intensity
     if rule.percentiles is not None:
         low, high = rule.percentiles
-        return f"percentiles {low:g} and {high:g} of each image become -1 and 1"
-    return f"{rule.low:g} to {rule.high:g} {rule.unit}".rstrip() + " become -1 to 1"
+        part = f" (its central {rule.central:.0%})" if rule.central else ""
+        text = f"percentiles {low:g} and {high:g} of each image{part} become -1 and 1"
+    else:
+        text = f"{rule.low:g} to {rule.high:g} {rule.unit}".rstrip() + " become -1 to 1"
+    first = [name.replace("_", " ") for name in rule.corrections]
+    return ", then ".join([*first, text]) + ("; stretched to a square" if config.squash else "")
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable
 from contextlib import suppress
@@ -16,11 +17,19 @@ from typing import Any, TypeVar
 import dacite
 
 from sgan_core.errors import InputError
+from sgan_core.files import replacing
 
 MODALITIES = ("ct", "mr", "xray", "dermoscopy", "face")
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "cohort.json"
+_PLAIN_NAME = re.compile(r"[\w+][\w+. -]{0,199}")
 BUILT_IN = "phantom:"  # what the name of a built-in case begins with
+# Corrections of ``Intensity``, each with the kinds of image that have what it corrects
+CORRECTIONS = {
+    "bias_correction": ("mr",),
+    "equalise": ("xray",),
+    "colour_constancy": ("dermoscopy", "face"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,23 @@ class Intensity:
     """How stored intensities become [-1, 1]: a fixed range (CT, in HU) or percentiles of each image.
 
     8-bit pictures of a modality with a fixed range are taken to show exactly that range: 0 is ``low`` and
-    255 is ``high``.
+    255 is ``high``. ``bias_correction``, ``equalise`` and ``colour_constancy`` change the image before
+    (``sgan_core.imaging.intensity.prepare_intensities``); ``CORRECTIONS`` says for which modality each is.
     """
 
     low: float | None = None
     high: float | None = None
     unit: str = ""
     percentiles: tuple[float, float] | None = None
+    central: float | None = None  # share of rows and of columns that the percentiles look at; None: all
+    bias_correction: bool = False
+    equalise: bool = False
+    colour_constancy: bool = False
+
+    @property
+    def corrections(self) -> tuple[str, ...]:
+        """Names of the corrections that are on."""
+        return tuple(name for name in CORRECTIONS if getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,8 @@ class Label:
 class Case:
     """One slice, picture or volume of a patient.
 
-    ``image`` and ``label`` are absolute paths, or ``phantom:DOMAIN:SEED`` for a built-in case.
+    ``image`` and ``label`` are absolute paths (an image may be the folder of a DICOM series), or
+    ``phantom:DOMAIN:SEED`` for a built-in case.
     ``label`` None and ``empty`` False: unlabelled. ``empty`` True: known to hold no label at all.
     """
 
@@ -84,7 +104,8 @@ class Case:
 class Cohort:
     """A named set of cases that share modality, intensity rule and labels.
 
-    ``ignored_values`` are values of the label files that count as background.
+    ``ignored_values`` are values of the label files that count as background. ``squash``: the images were
+    released squashed to a square, so models of them see every image that way, whatever its true aspect.
     """
 
     name: str
@@ -94,6 +115,7 @@ class Cohort:
     cases: tuple[Case, ...]
     root: Path | None = None
     ignored_values: tuple[int, ...] = ()
+    squash: bool = False
 
     def select(self, split: str) -> tuple[Case, ...]:
         """The cases of one split ("train", "validation", "test"), in the cohort's order."""
@@ -154,7 +176,8 @@ def save_cohort(cohort: Cohort, path: str | Path) -> Path:
     validate(cohort, source=cohort.name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(file, _to_json(cohort, file.parent.resolve()))
+        with replacing(file) as partial:
+            partial.write_text(_to_json(cohort, file.parent.resolve()), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{file}: cannot be written ({error.strerror}). Choose another output folder."
@@ -163,9 +186,10 @@ def save_cohort(cohort: Cohort, path: str | Path) -> Path:
 
 
 def require_files(cohort: Cohort) -> None:
-    """Check that every image and label file exists. Raises InputError naming the first that does not."""
+    """Check that every image and label exists. Raises InputError naming the first that does not."""
     paths = [path for case in cohort.cases for path in (case.image, case.label) if path is not None]
-    missing = [path for path in paths if not path.startswith(BUILT_IN) and not os.path.isfile(path)]
+    # An image may be a folder: a DICOM series.
+    missing = [path for path in paths if not path.startswith(BUILT_IN) and not os.path.exists(path)]
     if missing:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise InputError(
@@ -181,7 +205,7 @@ def _parse(entry: Any, file: Path) -> Cohort:
     if not isinstance(entry, dict):
         raise InputError(f"{file}: a cohort is a JSON object, not a {type(entry).__name__}.")
     required = {"name": str, "modality": str, "intensity": dict, "labels": list, "cases": list}
-    unknown = sorted(entry.keys() - required.keys() - {"ignored_values"})
+    unknown = sorted(entry.keys() - required.keys() - {"ignored_values", "squash"})
     if unknown:
         raise InputError(f"{file}: unknown key {unknown[0]!r}; a cohort has {', '.join(required)}.")
     for key, kind in required.items():
@@ -191,6 +215,8 @@ def _parse(entry: Any, file: Path) -> Cohort:
     ignored = entry.get("ignored_values", [])
     if not isinstance(ignored, list) or not all(isinstance(value, int) for value in ignored):
         raise InputError(f"{file}: 'ignored_values' is a list of whole numbers.")
+    if not isinstance(entry.get("squash", False), bool):
+        raise InputError(f"{file}: 'squash' is true or false.")
     root = file.parent.resolve()
     cases = [_record(Case, case, f"{file}: cases[{i}]") for i, case in enumerate(entry["cases"])]
     return Cohort(
@@ -206,6 +232,7 @@ def _parse(entry: Any, file: Path) -> Cohort:
         ),
         root=root,
         ignored_values=tuple(ignored),
+        squash=entry.get("squash", False),
     )
 
 
@@ -234,7 +261,8 @@ def _relative(path: str, root: Path) -> str:
 
 def _to_json(cohort: Cohort, root: Path) -> str:
     """JSON with one case a line, so that cohorts of thousands of slices stay readable and comparable."""
-    intensity = {key: value for key, value in asdict(cohort.intensity).items() if value is not None}
+    rule = asdict(cohort.intensity).items()
+    intensity = {key: value for key, value in rule if value is not None and value is not False}
     labels = [asdict(label) for label in cohort.labels]
     for label in labels:
         if not label["stored_values"]:
@@ -247,6 +275,8 @@ def _to_json(cohort: Cohort, root: Path) -> str:
     }
     if cohort.ignored_values:
         head["ignored_values"] = list(cohort.ignored_values)
+    if cohort.squash:
+        head["squash"] = True
     cases = [
         asdict(
             replace(case, image=_relative(case.image, root), label=case.label and _relative(case.label, root))
@@ -258,30 +288,23 @@ def _to_json(cohort: Cohort, root: Path) -> str:
     return "{\n" + "".join(lines) + f'"cases": [\n{rows}\n]\n}}\n'
 
 
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # --- rules ---
 
 
 def validate(cohort: Cohort, *, source: str) -> None:
     """Check the rules that hold for every cohort; files are not opened.
 
-    Known modality; a usable intensity rule; classes 1 .. K and their stored values each meaning one thing;
-    ids once; no patient in two splits; at least one labelled case; one labelled_rank for each labelled
-    training patient. source: what the message begins with, usually the file. Raises InputError.
+    Known modality; a usable intensity rule that fits it; classes 1 .. K and their stored values each meaning
+    one thing; at least one class when a case is labelled; ids that are plain names, each once; no patient in
+    two splits; one labelled_rank for each labelled training patient.
+    source: what the message begins with, usually the file. Raises InputError.
     """
     if cohort.modality not in MODALITIES:
         raise InputError(
             f"{source}: modality {cohort.modality!r} is unknown; choose one of {', '.join(MODALITIES)}."
         )
     _check_intensity(cohort.intensity, source)
+    check_corrections(cohort.intensity, cohort.modality, source=source)
     _check_labels(cohort, source)
     _check_cases(cohort.cases, source)
     _check_ranks(cohort.cases, source)
@@ -298,6 +321,22 @@ def _check_intensity(intensity: Intensity, source: str) -> None:
         raise InputError(f"{source}: intensity needs low and high, or percentiles.")
     elif not -math.inf < intensity.low < intensity.high < math.inf:
         raise InputError(f"{source}: intensity range {intensity.low}, {intensity.high} is not low < high.")
+    if intensity.central is not None and intensity.percentiles is None:
+        raise InputError(
+            f"{source}: intensity has 'central' but no percentiles, whose part of the image it is."
+        )
+    if intensity.central is not None and not 0 < intensity.central <= 1:
+        raise InputError(f"{source}: intensity central {intensity.central} is not in 0 < share <= 1.")
+
+
+def check_corrections(intensity: Intensity, modality: str, *, source: str) -> None:
+    """Refuse a correction of something that images of the modality do not have. Raises InputError."""
+    for name in intensity.corrections:
+        if modality not in CORRECTIONS[name]:
+            kinds = " and ".join(CORRECTIONS[name])
+            raise InputError(
+                f"{source}: {name} is for {kinds} images, the modality is {modality}; leave it out."
+            )
 
 
 def _check_labels(cohort: Cohort, source: str) -> None:
@@ -306,8 +345,8 @@ def _check_labels(cohort: Cohort, source: str) -> None:
     stored = [value for label in cohort.labels for value in label.stored] + list(cohort.ignored_values)
     if (repeated := _repeated(values)) is not None:
         raise InputError(f"{source}: two labels have the value {repeated}; give each its own.")
-    if not values:
-        raise InputError(f"{source}: no label; a cohort needs at least one besides the background.")
+    if not values and any(case.labelled for case in cohort.cases):
+        raise InputError(f"{source}: no label, but labelled cases; name the classes that they show.")
     if sorted(values) != list(range(1, len(values) + 1)):
         raise InputError(
             f"{source}: label values are {sorted(values)}, 1, 2, ... without gaps are needed; "
@@ -328,8 +367,21 @@ def _check_labels(cohort: Cohort, source: str) -> None:
 def _check_cases(cases: Collection[Case], source: str) -> None:
     if (repeated := _repeated(case.id for case in cases)) is not None:
         raise InputError(f"{source}: two cases have the id {repeated!r}; give each its own.")
+    if not cases:
+        raise InputError(f"{source}: no case; a cohort needs at least one image.")
+    if any(case.empty for case in cases) and all(case.label is None for case in cases):
+        raise InputError(
+            f"{source}: no labelled case, only empty ones. At least one needs a label file; with `sgan-data "
+            "prepare custom`, check --labels."
+        )
     split_of: dict[str, str] = {}
     for case in cases:
+        # Results are named after ids: an id must not lead out of the folder they are written to.
+        if not _PLAIN_NAME.fullmatch(case.id):
+            raise InputError(
+                f"{source}: the id {case.id!r} is not a plain name; use letters, digits, '-', '_', '.', '+' "
+                "and spaces, beginning with none of '.', '-' and ' '."
+            )
         if case.split not in SPLITS:
             raise InputError(
                 f"{source}: case {case.id} is in the split {case.split!r}; splits are {', '.join(SPLITS)}."
@@ -341,11 +393,6 @@ def _check_cases(cases: Collection[Case], source: str) -> None:
             )
         if case.empty and case.label is not None:
             raise InputError(f"{source}: case {case.id} is empty and has a label file; keep one of them.")
-    if not any(case.label is not None for case in cases):
-        raise InputError(
-            f"{source}: no labelled case. At least one case needs a label file; with `sgan-data prepare "
-            "custom`, check --labels."
-        )
 
 
 def _check_ranks(cases: Collection[Case], source: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import dacite
 
-from sgan_core.cohort import Intensity, Label
+from sgan_core.cohort import Intensity, Label, check_corrections
 from sgan_core.errors import InputError
 
 SIZES = (32, 64, 128, 256, 512)
@@ -201,6 +201,7 @@ class TrainConfig:
     inversion: InversionConfig = InversionConfig()
     perceptual: str = "efficientnet-lite0"
     intensity: Intensity = Intensity(percentiles=(0.5, 99.5))
+    squash: bool = False  # images are stretched to the square instead of padded
     labels: tuple[Label, ...] = ()
     labelled: int = 8  # labelled patients
     seed: int = 0
@@ -210,6 +211,7 @@ class TrainConfig:
     amp: bool = True  # half precision on a GPU; never on the CPU
 
     def __post_init__(self) -> None:
+        check_corrections(self.intensity, self.modality, source="config")
         gan = self.gan
         if self.pair_discriminator.encoding == "official" and (
             gan.augment.pair_strength or gan.mismatch_weight or gan.pair_label_blur
@@ -251,9 +253,21 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Black borders, collimator edges and burnt-in markers lie in the outer part of a chest X-ray. Percentiles of
+# the central 70 % of each side, against the whole picture: the mean brightness of the lungs varies less
+# between pictures (standard deviation 0.127 against 0.174 in 175 of Wingspan, 0.159 against 0.183 in 56 of
+# covid-chestxray, of a range of 2), although the contrast within a lung grows (0.38 against 0.25, 0.45
+# against 0.36). 80 % did not help (0.213, 0.192): borders reach further into some pictures.
+XRAY_CENTRAL = 0.7
+
 MODALITIES: dict[str, dict[str, Any]] = {
     "ct": {"image_channels": 1, "flip": False, "intensity": Intensity(low=-160.0, high=240.0, unit="HU")},
-    "xray": {"image_channels": 1, "flip": False, "intensity": Intensity(percentiles=(0.5, 99.5))},
+    "mr": {"image_channels": 1, "flip": False, "intensity": Intensity(percentiles=(0.5, 99.5))},
+    "xray": {
+        "image_channels": 1,
+        "flip": False,
+        "intensity": Intensity(percentiles=(0.5, 99.5), central=XRAY_CENTRAL),
+    },
     "dermoscopy": {"image_channels": 3, "flip": True, "intensity": Intensity(low=0.0, high=255.0)},
     "face": {"image_channels": 3, "flip": True, "intensity": Intensity(low=0.0, high=255.0)},
 }

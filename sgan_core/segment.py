@@ -14,7 +14,8 @@ from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
 from sgan_core.config import InversionConfig
 from sgan_core.errors import Cancelled, InputError
-from sgan_core.imaging.image import Picture, Volume, in_units
+from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.slices import SliceStack, to_model, to_volume
 from sgan_core.inversion import Inversion, PaperReconstruction, invert
 
@@ -124,12 +125,20 @@ def segment_volume(
     generator = bundle.config.generator
     intensity, warning = choose_intensity(image, bundle.config.intensity)
     image = in_units(image, intensity)
-    stack = to_model(image, size=generator.size, intensity=intensity, channels=generator.image_channels)
+    stack = to_model(
+        image,
+        size=generator.size,
+        intensity=intensity,
+        channels=generator.image_channels,
+        squash=bundle.config.squash,
+    )
     inversion = _inversion_config(bundle.config.inversion, config)
     starts = 2 if config.quality == "careful" else 1
     steps = starts * inversion.steps  # of one slice
-    parts = []
     count, total = len(stack.images), len(stack.images) * max(1, steps)
+    # Filled batch by batch: parts that are joined at the end would double the memory of a large scan.
+    reconstructions = np.empty_like(stack.images)
+    label_probs = np.empty((count, generator.num_classes, generator.size, generator.size), np.float16)
     for first in range(0, count, inversion.batch):
         target = torch.from_numpy(stack.images[first : first + inversion.batch]).to(bundle.device)
 
@@ -141,11 +150,11 @@ def segment_volume(
             on_progress(done, total, f"{message}, step {step} of {steps}" if steps else message)
 
         on_step(0)
-        parts.append(_best_of_starts(target, bundle, inversion, starts, on_step))
+        part = _best_of_starts(target, bundle, inversion, starts, on_step)
+        reconstructions[first : first + len(target)] = part.image.float().cpu().numpy()
+        label_probs[first : first + len(target)] = part.label_probs.half().cpu().numpy()
     on_progress(total, total, "labelling")
-    reconstructions = np.concatenate([part.image.float().cpu().numpy() for part in parts])
-    label_probs = np.concatenate([part.label_probs.half().cpu().numpy() for part in parts])
-    errors = np.sqrt(np.square(reconstructions - stack.images).mean(axis=(1, 2, 3)))
+    errors = np.array([_rmse(*pair) for pair in zip(reconstructions, stack.images, strict=True)])
     return Segmentation(
         labels=to_volume(label_probs, stack),
         stack=stack,
@@ -158,6 +167,10 @@ def segment_volume(
         seconds=time.monotonic() - began,
         warnings=image.warnings + ((warning,) if warning else ()),
     )
+
+
+def _rmse(reconstruction: np.ndarray, image: np.ndarray) -> float:
+    return float(np.sqrt(np.square(reconstruction - image).mean()))
 
 
 def _inversion_config(stored: InversionConfig, config: SegmentConfig) -> InversionConfig:

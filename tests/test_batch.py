@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from sgan_core import batch
 from sgan_core.batch import BatchConfig, case_name, find_inputs, prepare_folder, run_batch
@@ -31,22 +33,22 @@ def test_folder_means_its_images_in_order(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "d.nii.gz").touch()
-    assert [path.name for path in find_inputs([tmp_path])] == ["a.PNG", "b.nii.gz", "c.mha"]
+    assert [one.path.name for one in find_inputs([tmp_path])] == ["a.PNG", "b.nii.gz", "c.mha"]
 
 
 @pytest.mark.parametrize("name", ["a_seg.nii.gz", "a_seg.seg.nrrd", "a_seg.png"])
 def test_results_of_an_earlier_run_are_no_inputs_of_a_folder(name: str, tmp_path: Path) -> None:
     for file in ("a.nii.gz", name):
         (tmp_path / file).touch()
-    assert [path.name for path in find_inputs([tmp_path])] == ["a.nii.gz"]
-    assert find_inputs([tmp_path / name]) == [tmp_path / name]
+    assert [one.path.name for one in find_inputs([tmp_path])] == ["a.nii.gz"]
+    assert [one.path for one in find_inputs([tmp_path / name])] == [tmp_path / name]
 
 
 def test_named_files_keep_their_order(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("b.nii", "a.nii")]
     for path in paths:
         path.touch()
-    assert find_inputs(paths) == paths
+    assert [one.path for one in find_inputs(paths)] == paths
 
 
 @pytest.mark.parametrize("name", ["missing.nii.gz", "empty"])
@@ -62,6 +64,146 @@ def test_nothing_to_segment(name: str, tmp_path: Path) -> None:
 )
 def test_case_is_the_name_without_its_ending(name: str, case: str) -> None:
     assert case_name(Path("folder") / name) == case
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a.nii", "a.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="two inputs are named 'a'"):
+        find_inputs([tmp_path])
+
+
+# --- DICOM folders ---------------------------------------------------------------------------------
+
+
+def write_series(files: Any, folder: Path, *, study: str = "1", series: str = "1", number: int = 1) -> Path:
+    random = np.random.default_rng(int(study) * 100 + int(series))
+    array = random.integers(-1000, 400, (6, 5, 4)).astype(np.int16)
+    facts = {
+        "StudyInstanceUID": f"1.2.{study}",
+        "SeriesInstanceUID": f"1.2.{study}.{series}",
+        "SeriesNumber": number,
+        "SeriesDescription": f"phase {series}",
+    }
+    return files.save_all(folder, files.stack(array, **facts))
+
+
+def summary(path: Path) -> list[tuple[str, str, int]]:
+    return [(one.name, one.path.name, len(one.found)) for one in find_inputs([path])]
+
+
+def test_folder_of_slices_is_one_input(dicom_files: Any, tmp_path: Path) -> None:
+    write_series(dicom_files, tmp_path / "scan" / "DICOM")
+    assert summary(tmp_path / "scan" / "DICOM") == [("DICOM", "DICOM", 1)]
+    assert summary(tmp_path / "scan") == [("scan", "scan", 1)]
+
+
+def test_one_study_is_one_input_however_its_series_lie(dicom_files: Any, tmp_path: Path) -> None:
+    for series in ("1", "2"):
+        write_series(dicom_files, tmp_path / "study" / series, series=series, number=int(series))
+        write_series(dicom_files, tmp_path / "mixed", series=series, number=int(series))
+    assert summary(tmp_path / "study") == [("study", "study", 2)]
+    # Written over each other by name, one series is left of them.
+    assert summary(tmp_path / "mixed") == [("mixed", "mixed", 1)]
+
+
+def test_studies_in_folders_of_their_own_are_a_batch(dicom_files: Any, tmp_path: Path) -> None:
+    for study in ("1", "2"):
+        write_series(dicom_files, tmp_path / f"patient{study}" / "deep", study=study)
+    (tmp_path / "scan.nii.gz").touch()
+    assert summary(tmp_path) == [
+        ("scan", "scan.nii.gz", 0),
+        ("patient1", "patient1", 1),
+        ("patient2", "patient2", 1),
+    ]
+
+
+def test_pictures_are_a_batch(dicom_files: Any, tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dcm"):
+        dicom_files.save(tmp_path / name, dicom_files.image(np.eye(8, dtype=np.uint16), "DX"))
+    assert summary(tmp_path) == [("a", "a.dcm", 1), ("b", "b.dcm", 1)]
+    assert summary(tmp_path / "b.dcm") == [("b", "b.dcm", 1)]
+
+
+def test_damaged_study_does_not_stop_the_others(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "studies"
+    for study in ("1", "2"):
+        write_series(dicom_files, folder / study, study=study)
+    damaged = folder / "1" / "0000"
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    result = run_batch(find_inputs([folder]), bundle, tmp_path / "out", BatchConfig(), options={})
+    assert [case["status"] for case in result.record["cases"]] == ["failed", "done"]
+    assert str(damaged) in result.record["cases"][0]["error"]
+    with pytest.raises(InputError, match="0000"):
+        find_inputs([folder / "1"])
+
+
+def test_series_is_chosen_or_asked_for(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    for series in ("1", "2"):
+        write_series(dicom_files, tmp_path / "study" / series, series=series, number=int(series))
+    inputs = find_inputs([tmp_path / "study"])
+    with pytest.raises(InputError, match="--series"):
+        run_batch(inputs, bundle, tmp_path / "out", BatchConfig(), options={})
+    for wanted in ("2", "phase 2", "1.2.1.2"):
+        result = run_batch(inputs, bundle, tmp_path / "out", BatchConfig(series=wanted), options={})
+        assert result.failed == 0
+
+
+def test_dicom_segmentation_of_other_files_is_refused(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
+    config = BatchConfig(format="dicom-seg")
+    with pytest.raises(InputError, match="not DICOM"):
+        run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", config, options={})
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_formats_hold_the_same_voxels(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sgan_core.cli.evaluate import main as evaluate
+    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.grid import corner_distance_mm
+
+    inputs = find_inputs([write_series(dicom_files, tmp_path / "scan")])
+    written = {}
+    for name in ("nifti", "nrrd", "dicom-seg"):
+        config = BatchConfig(format=name, report=False)
+        result = run_batch(inputs, bundle, tmp_path / name, config, options={})
+        written[name] = Path(result.record["cases"][0]["output"])
+    assert written["dicom-seg"].name == "scan_seg.dcm"
+    from_dicom = read_dicom_seg(written["dicom-seg"])
+    assert isinstance(from_dicom, Volume)
+    for name in ("nifti", "nrrd"):
+        other = sitk.ReadImage(str(written[name]))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(other).T, from_dicom.array)
+        ours = nib.load(written["nifti"]).affine
+        assert corner_distance_mm(Grid(from_dicom.array.shape, ours), from_dicom.grid) < 1e-3
+    assert evaluate([str(written["dicom-seg"]), str(written["nifti"])]) == 0
+    scores = next(line.split() for line in capsys.readouterr().out.splitlines() if "scan" in line)
+    assert scores[2:4] == ["1.000", "1.000"]
+
+
+def test_nobody_is_named(
+    dicom_files: Any,
+    bundle: Any,
+    scans: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Name, id and birth date of a patient stay in the DICOM files, where they belong."""
+    inputs = find_inputs([write_series(dicom_files, tmp_path / "scan")])
+    with caplog.at_level("DEBUG"):
+        run_batch(inputs, bundle, tmp_path / "out", BatchConfig(format="dicom-seg"), options={})
+    told = caplog.text + "".join(str(warning.message) for warning in recwarn)
+    for file in (tmp_path / "out").iterdir():
+        told += file.name + ("" if file.suffix == ".dcm" else file.read_text(encoding="utf-8"))
+    for secret in ("SECRET", "19010203"):
+        assert secret not in told
+        assert secret.encode() in (tmp_path / "scan" / "0000").read_bytes()
 
 
 # --- folders ---------------------------------------------------------------------------------------
@@ -120,7 +262,7 @@ def cases(output: Path) -> list[dict[str, Any]]:
 
 def test_label_names_become_file_names(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
     config = BatchConfig(probabilities=True, report=False)
-    result = run_batch(scans[:1], bundle, tmp_path / "out", config, options={})
+    result = run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", config, options={})
     assert result.failed == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "a_seg.nii.gz",
@@ -147,7 +289,7 @@ def test_finished_cases_are_recorded_when_the_run_breaks_off(
 ) -> None:
     failing_at("b", error, monkeypatch)
     with pytest.raises(type(error)):
-        run_batch(scans, bundle, tmp_path / "out", BatchConfig(), options={})
+        run_batch(find_inputs(scans), bundle, tmp_path / "out", BatchConfig(), options={})
     assert [case["case"] for case in cases(tmp_path / "out")] == ["a"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_seg.nii.gz", "run.json", "report.html"}
 
@@ -157,7 +299,9 @@ def test_bad_input_is_recorded_and_told(
 ) -> None:
     failing_at("b", InputError("b is bad"), monkeypatch)
     told: list[dict[str, Any]] = []
-    result = run_batch(scans, bundle, tmp_path / "out", BatchConfig(), options={}, on_case=told.append)
+    result = run_batch(
+        find_inputs(scans), bundle, tmp_path / "out", BatchConfig(), options={}, on_case=told.append
+    )
     assert result.failed == 1
     assert [case["status"] for case in told] == ["done", "failed", "done"]
     assert told == cases(tmp_path / "out") == result.record["cases"]
@@ -169,5 +313,5 @@ def test_single_bad_input_leaves_no_folder(
 ) -> None:
     failing_at("b", InputError("b is bad"), monkeypatch)
     with pytest.raises(InputError, match="b is bad"):
-        run_batch(scans[1:2], bundle, tmp_path / "out", BatchConfig(), options={})
+        run_batch(find_inputs(scans[1:2]), bundle, tmp_path / "out", BatchConfig(), options={})
     assert not (tmp_path / "out").exists()

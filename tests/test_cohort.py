@@ -88,6 +88,34 @@ def test_percentiles_are_read_back(tmp_path: Path) -> None:
     assert loaded.cases == cohort.cases
 
 
+@pytest.mark.parametrize(
+    ("modality", "changes"),
+    [
+        ("mr", {"bias_correction": True}),
+        ("xray", {"equalise": True, "central": 0.7}),
+        ("dermoscopy", {"colour_constancy": True}),
+    ],
+)
+def test_corrections_and_squash_are_read_back(tmp_path: Path, modality: str, changes: dict[str, Any]) -> None:
+    intensity = Intensity(percentiles=(0.5, 99.5), **changes)
+    case = Case("a", "p", str(tmp_path / "a.png"), str(tmp_path / "b.png"), labelled_rank=0)
+    cohort = make_cohort((case,), modality=modality, intensity=intensity, squash=True)
+    path = save_cohort(cohort, tmp_path)
+    loaded = load_cohort(path)
+    assert (loaded.intensity, loaded.squash) == (intensity, True)
+    assert json.loads(path.read_text())["squash"] is True
+    assert json.loads(path.read_text())["intensity"].items() >= changes.items()
+
+
+def test_what_is_off_is_not_in_the_file(tmp_path: Path) -> None:
+    """Files of cohorts that use none of it stay as they were before there was any."""
+    case = Case("a", "p", str(tmp_path / "a.png"), str(tmp_path / "b.png"), labelled_rank=0)
+    intensity = Intensity(low=0.0, high=255.0)
+    stored = json.loads(save_cohort(make_cohort((case,), intensity=intensity), tmp_path).read_text())
+    assert stored["intensity"] == {"low": 0.0, "high": 255.0, "unit": ""}
+    assert list(stored) == ["name", "modality", "intensity", "labels", "cases"]
+
+
 def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     case = Case("a", "p", str(tmp_path / "in/a.png"), str(tmp_path / "out/a.png"), labelled_rank=0)
     path = save_cohort(make_cohort((case,)), tmp_path / "out" / "cohort.json")
@@ -142,9 +170,14 @@ WRONG = {
     "missing key": ({k: v for k, v in entry().items() if k != "labels"}, "'labels' is missing"),
     "missing key of a case": (entry(cases=[{"id": "a", "patient": "p"}]), r'cases\[0\].*"image"'),
     "number as patient": (with_cases({"patient": 3}), r'cases\[0\].*"patient"'),
-    "no labelled case": (with_cases({"label": None}), "no labelled case"),
     "only empty cases": (with_cases({"label": None, "empty": True}), "no labelled case"),
-    "no case": (entry(cases=[]), "no labelled case"),
+    "no case": (entry(cases=[]), "no case;"),
+    "id that leads elsewhere": (with_cases({"id": "../../a"}), "is not a plain name"),
+    "id with a separator": (with_cases({"id": "a/b"}), "is not a plain name"),
+    "id of Windows with a drive": (with_cases({"id": "C:a"}), "is not a plain name"),
+    "hidden id": (with_cases({"id": ".a"}), "is not a plain name"),
+    "id like an option": (with_cases({"id": "-a"}), "is not a plain name"),
+    "id with a line break": (with_cases({"id": "a\n"}), "is not a plain name"),
     "patient in two splits": (
         with_cases({"patient": "p7"}, {"patient": "p7", "split": "test"}),
         "patient p7 is in train and in test",
@@ -160,10 +193,32 @@ WRONG = {
         entry(intensity={"low": 0, "high": 1, "percentiles": [1, 99]}),
         "keep one of them",
     ),
+    "central without percentiles": (
+        entry(intensity={"low": 0, "high": 1, "central": 0.7}),
+        "'central' but no percentiles",
+    ),
+    "central too large": (entry(intensity={"percentiles": [1, 99], "central": 1.5}), "share <= 1"),
+    "bias correction of CT": (
+        entry(intensity={"low": 0, "high": 1, "bias_correction": True}),
+        "bias_correction is for mr images, the modality is ct",
+    ),
+    "colour constancy of X-rays": (
+        entry(modality="xray", intensity={"percentiles": [1, 99], "colour_constancy": True}),
+        "colour_constancy is for dermoscopy and face images",
+    ),
+    "equalised MR": (
+        entry(modality="mr", intensity={"percentiles": [1, 99], "equalise": True}),
+        "equalise is for xray",
+    ),
+    "correction that is no switch": (
+        entry(modality="mr", intensity={"percentiles": [1, 99], "bias_correction": "yes"}),
+        "intensity: wrong value type",
+    ),
+    "squash that is no switch": (entry(squash=1), "'squash' is true or false"),
     "label value twice": (entry(labels=entry()["labels"] * 2), "two labels have the value 1"),
     "label value 0": (entry(labels=[{**entry()["labels"][0], "value": 0}]), "without gaps"),
     "gap in label values": (entry(labels=[{**entry()["labels"][0], "value": 63}]), "stored_values"),
-    "no labels": (entry(labels=[]), "no label;"),
+    "no labels": (entry(labels=[]), "no label, but labelled cases"),
     "colour": (entry(labels=[{**entry()["labels"][0], "rgb": [0, 0, 256]}]), "colour"),
     "stored value twice": (entry(ignored_values=[1]), "stored value 1 means two"),
     "stored value too high": (
@@ -301,6 +356,13 @@ def test_impossible_number_of_labelled_patients_is_refused(count: int, message: 
     cohort = make_cohort(rank_labelled(labelled_cases(4)))
     with pytest.raises(InputError, match=message):
         labelled_patients(cohort, count)
+
+
+def test_cohort_may_be_unlabelled(tmp_path: Path) -> None:
+    cases = tuple(replace(case, label=None) for case in labelled_cases(3))
+    loaded = load_cohort(save_cohort(make_cohort(cases, labels=()), tmp_path))
+    assert [case.labelled for case in loaded.cases] == [False] * 3
+    assert loaded.labels == ()
 
 
 def test_training_without_labelled_case_is_refused() -> None:

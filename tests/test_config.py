@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sgan_core.bundle import MODELS, SETTINGS
 from sgan_core.cohort import Intensity, Label
 from sgan_core.config import (
     MODALITIES,
@@ -29,7 +30,7 @@ def test_every_preset_survives_json(name, modality):
     config = preset(name, modality=modality, num_classes=3)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.generator.num_classes == 3
-    assert config.generator.image_channels == (1 if modality in ("ct", "xray") else 3)
+    assert config.generator.image_channels == (1 if modality in ("ct", "mr", "xray") else 3)
 
 
 def test_labels_and_intensity_survive_json():
@@ -136,6 +137,34 @@ def test_official_encoding_refuses_what_needs_probabilities(change):
     """Raw logits have no blur, no background outside the image and no overlap."""
     with pytest.raises(InputError, match="official"):
         TrainConfig.from_dict(merge(TrainConfig().to_dict(), {"gan": change}))
+
+
+@pytest.mark.parametrize("correction", ["bias_correction", "equalise", "colour_constancy"])
+def test_corrections_that_do_not_fit_are_refused(correction):
+    changes = {"modality": "ct", "intensity": {correction: True}}
+    with pytest.raises(InputError, match=f"config: {correction} is for"):
+        TrainConfig.from_dict(merge(TrainConfig().to_dict(), changes))
+
+
+def test_corrections_and_squash_survive_json():
+    intensity = Intensity(percentiles=(1.0, 99.0), central=0.7, equalise=True)
+    config = TrainConfig(modality="xray", intensity=intensity, squash=True)
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert (stored["squash"], stored["intensity"]["equalise"], stored["intensity"]["central"]) == (
+        True,
+        True,
+        0.7,
+    )
+    assert TrainConfig.from_dict(stored) == config
+
+
+def test_settings_from_before_there_were_corrections_mean_none():
+    stored = json.loads((MODELS / "phantom-ct-liver" / SETTINGS).read_text())["config"]
+    assert "squash" not in stored
+    assert stored["intensity"] == {"low": -160.0, "high": 240.0, "unit": "HU", "percentiles": None}
+    config = TrainConfig.from_dict(stored)
+    assert config.intensity == Intensity(-160.0, 240.0, "HU")
+    assert (config.intensity.corrections, config.squash) == ((), False)
 
 
 def test_unknown_names_are_refused():

@@ -81,7 +81,7 @@ def test_every_command_leads_to_a_main(wheel: zipfile.ZipFile) -> None:
     scripts = configparser.ConfigParser()
     scripts.read_string(metadata(wheel, "entry_points.txt"))
     commands = dict(scripts["console_scripts"])
-    names = ("bundle", "data", "demo", "evaluate", "sample", "segment", "train")
+    names = ("benchmark", "bundle", "data", "demo", "evaluate", "sample", "segment", "train")
     assert set(commands) >= {f"sgan-{name}" for name in names}
     for target in commands.values():
         module, function = target.split(":")

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sgan_core.bundle import Bundle
-from sgan_core.cohort import Intensity, Label
+from sgan_core.cohort import Case, Cohort, Intensity, Label
 from sgan_core.config import EncoderConfig, InversionConfig, preset
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.readers import read_image
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
@@ -30,6 +32,7 @@ from sgan_core.segment import (
     part_of,
     segment_volume,
 )
+from sgan_core.training.data import open_store
 
 HU = Intensity(-160.0, 240.0, "HU")
 
@@ -104,6 +107,32 @@ def test_warnings_of_the_reader_come_before_our_own(bundle: Bundle) -> None:
     first, second = segment_volume(mri, bundle, SegmentConfig("fast")).warnings
     assert first == "read with care"
     assert "another modality" in second
+
+
+@pytest.mark.parametrize(
+    ("modality", "intensity"),
+    [
+        ("mr", Intensity(percentiles=(0.5, 99.5), bias_correction=True)),
+        ("xray", Intensity(percentiles=(0.5, 99.5), central=0.7, equalise=True)),
+        ("ct", HU),
+    ],
+)
+@pytest.mark.parametrize("squash", [False, True])
+def test_segmentation_sees_the_slices_that_training_saw(
+    bundle: Bundle, tmp_path: Path, modality: str, intensity: Intensity, squash: bool
+) -> None:
+    rows, columns = np.indices((70, 90))
+    pixels = 60 + rows + 30 * np.hypot(rows - 40, columns - 40) // 20 % 97
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+    case = Case("a", "a", str(tmp_path / "a.png"), empty=True)
+    cohort = Cohort("a", modality, intensity, bundle.config.labels, (case,), squash=squash)
+    config = replace(bundle.config, modality=modality, intensity=intensity, squash=squash)
+    trained = open_store(cohort, tmp_path / "cache", size=32, channels=1)
+    found = segment_volume(
+        read_image(tmp_path / "a.png"), replace(bundle, config=config), SegmentConfig("fast")
+    )
+    np.testing.assert_array_equal(found.stack.images.astype(np.float16), trained.images)
+    assert found.labels.shape == (70, 90)
 
 
 # --- what comes out --------------------------------------------------------------------------------

@@ -11,22 +11,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgan_core.cli import app
-from sgan_core.cohort import MODALITIES, SPLITS, Cohort, save_cohort
+from sgan_core.cohort import MODALITIES, SPLITS, Cohort, load_cohort, save_cohort
+from sgan_datasets import NAMES, about, data_set
 
 if TYPE_CHECKING:
     from sgan_core.evaluation.tables import Table
+    from sgan_datasets.source import Problem
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-List the data sets that can be prepared, and write the cohort file (cohort.json) that training reads.
-Nothing is copied or downloaded: a cohort file names images, labels, patients and splits."""
+List the data sets that can be prepared, check their files, and write the cohort file (cohort.json) that training
+reads: it names images, labels, patients and splits. Nothing is downloaded. Files stay where they are; only those
+in a format of their own are converted."""
 EXAMPLES = """\
   sgan-data list
+  sgan-data list wingspan                          terms, how to get it, official layout
+  sgan-data check wingspan Wingspan                are all files there, readable and as they should be?
+  sgan-data prepare wingspan Wingspan --output lungs
+  sgan-data prepare cxr14 ChestX-ray14 --output more
+  sgan-data merge lungs more --output cohort       labelled and unlabelled X-rays together
   sgan-data prepare custom scans --images "*/ct.nii.gz" --labels "*/liver.nii.gz" \\
       --patient "([^/]+)/" --modality ct --label 1=liver --output cohort
   sgan-data prepare phantom --output phantom-ct
 """
+LIST_DESCRIPTION = """\
+Show the data sets; with NAME, all about one: size, terms, how to get it, citation, official layout."""
+CHECK_DESCRIPTION = """\
+Open every image and label below DIR, which holds the data set as it was published, and say what is wrong: missing
+pairs, unreadable files, labels of another size than their image, unexpected label values, images that occur twice,
+patients or images in two splits. Exit code 0: nothing found; 1: something found."""
+PUBLIC_DESCRIPTION = """\
+Write the cohort of the data set {name}.
+
+DIR holds it as it was published; `sgan-data list {name}` shows its terms, how to get it and its layout."""
+MERGE_DESCRIPTION = """\
+Join prepared cohorts of one modality whose classes have the same names: labelled images of one source, unlabelled
+ones of another. A case in two cohorts counts once; a patient in two splits goes to the strictest."""
 CUSTOM_DESCRIPTION = """\
 Make a cohort of your own images: PNG, JPEG, BMP or TIFF pictures or slices, NIfTI, NRRD or MetaImage volumes.
 
@@ -52,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return app.run(_call, _parser(), _with_negative_ranges(arguments))
 
 
-def _call(options: argparse.Namespace) -> None:
-    options.command(options)
+def _call(options: argparse.Namespace) -> int | None:
+    exit_code: int | None = options.command(options)
+    return exit_code
 
 
 # --- options ---
@@ -62,9 +84,27 @@ def _call(options: argparse.Namespace) -> None:
 def _parser() -> app.Parser:
     parser = app.Parser("sgan-data", description=DESCRIPTION, examples=EXAMPLES)
     commands = _subcommands(parser, "COMMAND")
-    _add(commands, "list", list_sources, "show the data sets", description="Show the data sets.")
+    listing = _add(commands, "list", list_sources, "show the data sets", description=LIST_DESCRIPTION)
+    listing.add_argument(
+        "name", nargs="?", choices=(*NAMES, "phantom"), metavar="NAME", help="show all about one"
+    )
+    checking = _add(
+        commands, "check", check_source, "check the files of a data set", description=CHECK_DESCRIPTION
+    )
+    checking.add_argument("name", choices=NAMES, metavar="NAME", help="as `sgan-data list` shows it")
+    checking.add_argument("folder", type=Path, metavar="DIR", help="the data set as published")
     summary = "write the cohort of a data set"
     sources = _subcommands(commands.add_parser("prepare", help=summary, description=DESCRIPTION), "NAME")
+    for name in NAMES:
+        texts = {"description": PUBLIC_DESCRIPTION.format(name=name)}
+        _public_options(_add(sources, name, prepare_public, f"see `sgan-data list {name}`", **texts), name)
+    merging = _add(commands, "merge", merge_prepared, "join prepared cohorts", description=MERGE_DESCRIPTION)
+    merging.add_argument("cohorts", nargs="+", type=Path, metavar="COHORT", help="folder or cohort.json")
+    merging.add_argument("--output", required=True, type=Path, metavar="DIR", help=_OUTPUT_HELP)
+    merging.add_argument("--name", default="", help="name of the cohort (default: that of the folder)")
+    merging.add_argument(
+        "--seed", type=int, default=0, help="draws the order of labelled patients (default 0)"
+    )
     texts = {"description": CUSTOM_DESCRIPTION, "examples": CUSTOM_EXAMPLES}
     _custom_options(_add(sources, "custom", prepare_custom, "your own folder", **texts))
     texts = {"description": PHANTOM_DESCRIPTION}
@@ -84,7 +124,7 @@ class _Subparser(app.Parser):
 
 
 def _add(
-    commands: Any, name: str, command: Callable[[argparse.Namespace], None], summary: str, **texts: str
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int | None], summary: str, **texts: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, **texts)
     parser.set_defaults(command=command)
@@ -124,6 +164,19 @@ def _custom_options(parser: argparse.ArgumentParser) -> None:
         "this range), stored values for others (default: 0.5 and 99.5 percentile of each image)",
     )
     add(
+        "--window",
+        metavar="NAME",
+        help="for ct instead of --intensity-range: abdomen (the default), liver, lung, mediastinum, bone or "
+        "brain, as radiologists look at them",
+    )
+    _add_corrections(parser)
+    add(
+        "--squash",
+        action="store_true",
+        help="the pictures were squashed to a square by whoever released them: later images are seen that way "
+        "too (default: the aspect is kept and the rest is black)",
+    )
+    add(
         "--label",
         type=_label_rule,
         nargs="+",
@@ -138,6 +191,64 @@ def _custom_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="an image without label file holds no label (default: it is unlabelled)",
     )
+    _add_patient_options(parser)
+
+
+_OUTPUT_HELP = "folder that gets the cohort.json"
+
+
+def _public_options(parser: argparse.ArgumentParser, name: str) -> None:
+    _add_debug(parser)
+    parser.set_defaults(name=name)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="the data set as published")
+    add("--output", required=True, type=Path, metavar="DIR", help=_OUTPUT_HELP)
+    add(
+        "--split",
+        choices=SPLITS,
+        help="put every case there, e.g. test for a set that a model is only tested on (default: the official "
+        "splits; without official validation patients a fifth of the labelled training patients validates)",
+    )
+    _add_patient_options(parser)
+    _add_corrections(parser)
+    add(
+        "--cache",
+        type=int,
+        metavar="PX",
+        help="also prepare the slices for training at this size, in DIR/cache, where sgan-train finds them",
+    )
+
+
+def _add_corrections(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--bias-correction",
+        dest="corrections",
+        action="append_const",
+        const="bias_correction",
+        default=[],
+        help="for mr: even out the smooth shading of the coils in each image (N4); a few seconds a volume",
+    )
+    add(
+        "--equalise",
+        dest="corrections",
+        action="append_const",
+        const="equalise",
+        default=[],
+        help="for xray: raise the local contrast of each image (CLAHE), for lungs that show hardly any",
+    )
+    add(
+        "--colour-constancy",
+        dest="corrections",
+        action="append_const",
+        const="colour_constancy",
+        default=[],
+        help="for dermoscopy and face: take the colour of the light out of each picture (shades of grey)",
+    )
+
+
+def _add_patient_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--same-patient",
         type=_names,
@@ -221,13 +332,107 @@ def _count(text: str) -> int:
 
 
 def list_sources(options: argparse.Namespace) -> None:
-    """Print what can be prepared."""
+    """Print what can be prepared, or all about one data set."""
     from sgan_core.evaluation.tables import Table, print_table
-    from sgan_datasets import SOURCES
 
-    rows = tuple((s.name, s.modality, s.about, s.source, s.licence) for s in SOURCES)
-    header = ("NAME", "modality", "what", "source", "licence")
-    print_table(Table("Data sets", header, rows, numbers_from=len(header)), file=sys.stdout)
+    if options.name:
+        for title, text in vars(about(options.name)).items():
+            print(f"{title}:".ljust(10), text.strip().replace("\n", "\n" + " " * 11))
+        return
+    described = [about(name) for name in (*NAMES, "phantom", "custom")]
+    rows = tuple((one.name, one.modality, one.what, one.size, one.licence) for one in described)
+    header = ("NAME", "modality", "what", "size", "licence")
+    print_table(Table("Data sets", header, rows, numbers_from=len(header)), file=sys.stdout, wrap_at=140)
+    print("sgan-data list NAME shows how to get one, its citation and its layout.")
+
+
+def check_source(options: argparse.Namespace) -> int:
+    """Print what is wrong with the files of a data set."""
+    from sgan_core.cli.progress import Progress
+    from sgan_core.evaluation.tables import print_table
+    from sgan_datasets.check import check
+
+    with Progress() as progress:
+        found = check(data_set(options.name), options.folder, on_progress=progress)
+    print_table(_summary(found.cohort), file=sys.stdout)
+    print(f"official size: {about(options.name).size}")
+    sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{' x '.join(map(str, size))} ({count})" for size, count in sizes[:_SHOWN])
+    print(f"image sizes: {shown}{_more(len(sizes))}")
+    if found.label_values:
+        values = ", ".join(f"{value} ({count})" for value, count in found.label_values.items())
+        print(f"label values (in how many label maps): {values}")
+    _print_problems(found.problems)
+    print(f"{len(found.problems)} problems found" if found.problems else "no problems found")
+    return app.PARTLY_FAILED if found.problems else app.DONE
+
+
+_SHOWN = 8  # of a kind; thousands of equal lines help nobody
+
+
+def _more(count: int) -> str:
+    return f", ... ({count - _SHOWN} more)" if count > _SHOWN else ""
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        texts = [problem.text for problem in problems if problem.kind == kind]
+        print(f"{kind}: {len(texts)}")
+        for text in texts[:_SHOWN]:
+            print(f"  {text}")
+        if len(texts) > _SHOWN:
+            print(f"  ... and {len(texts) - _SHOWN} more")
+
+
+def prepare_public(options: argparse.Namespace) -> None:
+    """Write the cohort of a public data set."""
+    from sgan_core.cli.progress import Progress
+    from sgan_datasets.prepare import prepare
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress:
+        prepared = prepare(
+            data_set(options.name),
+            options.folder,
+            options.output,
+            split=options.split,
+            validation=options.validation,
+            same_patient=options.same_patient,
+            corrections=options.corrections,
+            seed=options.seed,
+            on_progress=progress,
+        )
+    _print_problems(prepared.problems)
+    for warning in prepared.warnings:
+        log.warning(warning)
+    _save(prepared.cohort, options.output)
+    if options.cache:
+        _fill_cache(options.output, options.cache)
+
+
+def _fill_cache(folder: Path, size: int) -> None:
+    """Prepare the slices of a cohort where training looks for them."""
+    from sgan_core.cli.progress import Progress
+    from sgan_core.config import MODALITIES as KNOWN
+    from sgan_core.training.data import CACHE_FOLDER, open_store
+
+    cohort = load_cohort(folder)
+    channels = KNOWN.get(cohort.modality, {"image_channels": 1})["image_channels"]
+    with Progress() as progress:
+        store = open_store(cohort, folder / CACHE_FOLDER, size=size, channels=channels, on_progress=progress)
+    print(f"{len(store.images)} slices of {size} x {size} in {folder / CACHE_FOLDER}")
+
+
+def merge_prepared(options: argparse.Namespace) -> None:
+    """Join prepared cohorts."""
+    from sgan_datasets.merge import merge_cohorts
+
+    cohorts = [load_cohort(path) for path in options.cohorts]
+    name = options.name or options.output.resolve().name
+    merged, warnings = merge_cohorts(cohorts, name=name, seed=options.seed)
+    for warning in warnings:
+        log.warning(warning)
+    _save(merged, options.output)
 
 
 def prepare_custom(options: argparse.Namespace) -> None:
@@ -244,6 +449,9 @@ def prepare_custom(options: argparse.Namespace) -> None:
             modality=options.modality,
             name=options.name,
             intensity_range=options.intensity_range,
+            window=options.window,
+            corrections=options.corrections,
+            squash=options.squash,
             missing_label_is_empty=options.missing_label_is_empty,
             same_patient=options.same_patient,
             validation=options.validation,

@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +28,20 @@ EXAMPLES = """\
   sgan-evaluate predicted.nii.gz truth.nii.gz --output scores.json
   sgan-evaluate masks truth --patient "(P[0-9]+)_slice" --output scores.csv
       PNG slices P07_slice12.png ...: all slices of P07 are one patient
+  sgan-evaluate CT_3_Segmentation CT/3/Ground --dicom CT/3/DICOM_anon
+      folders of PNG slices of one DICOM series, as CHAOS keeps them: distances in mm
 """
 DESCRIPTION = """\
 Compare segmentations with reference segmentations: per patient and label DICE, Jaccard, HD95 and ASSD (mm),
 NSD (share of the surface within 2 mm), RAVD (%) and volume error (mL, above 0 is too large).
 
+Label maps are NIfTI, NRRD, MetaImage, DICOM SEG or pictures.
 PREDICTIONS and REFERENCE are two files, or two folders (searched with their subfolders) in which X_seg.* or
 X.* is paired with X.*. All files of a patient are pooled before dividing. A figure is undefined, shown as a
 dash and left out of the mean, which then says how often: DICE, Jaccard and NSD when both masks are empty,
-HD95 and ASSD when one is, RAVD when the reference is. Pictures have no voxel size, hence no mm and no mL."""
+HD95 and ASSD when one is, RAVD when the reference is. Pictures have no voxel size, hence no mm and no mL,
+unless --dicom names the scan whose slices they are. A surface is the voxels of a mask that touch its outside
+with a face; ASSD is the mean over both surfaces of the distance to the other, in the patient."""
 
 # (heading, metric, digits)
 _COLUMNS = (
@@ -48,6 +53,9 @@ _COLUMNS = (
     ("RAVD %", "ravd_percent", 2),
     ("error mL", "volume_error_ml", 2),
 )
+
+
+_Reader = Callable[["Pair"], "tuple[Volume | np.ndarray, Volume | np.ndarray]"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,13 @@ def main(argv: list[str] | None = None) -> int:
         help="finds the patient in the reference's path inside its folder (group 1, or the whole match); "
         "default: every file is a patient",
     )
+    parser.add_argument(
+        "--dicom",
+        type=Path,
+        metavar="DIR",
+        help="PREDICTIONS and REFERENCE are folders of pictures, each a slice of this DICOM series in the order "
+        "of its file names",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the scores: .json or .csv")
     return app.run(evaluate, parser, argv)
 
@@ -79,10 +94,11 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output is not None and options.output.suffix.lower() not in (".json", ".csv"):
         raise InputError(f"--output {options.output}: the name must end in .json or .csv.")
     pattern = _compiled(options.patient)
-    pairs, unpaired = pair_files(options.predictions, options.reference)
+    pair = pair_files if options.dicom is None else _slices_of_one_scan
+    pairs, unpaired = pair(options.predictions, options.reference)
     for warning in unpaired:
         log.warning(warning)
-    evaluation = _score(pairs, pattern)
+    evaluation = _score(pairs, pattern, options.dicom)
 
     from sgan_core.evaluation.tables import print_table, write_text
 
@@ -132,6 +148,14 @@ def pair_files(predictions: Path, reference: Path) -> tuple[list[Pair], list[str
     return [pairs[case] for case in sorted(pairs)], left_over
 
 
+def _slices_of_one_scan(predictions: Path, reference: Path) -> tuple[list[Pair], list[str]]:
+    """Two folders of slices as the one case that they are."""
+    for folder in (predictions, reference):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; with --dicom, folders of pictures are compared.")
+    return [Pair(reference.resolve().name, predictions, reference)], []
+
+
 def _label_files(folder: Path) -> dict[str, Path]:
     """The label maps below a folder by relative path without ending."""
     from sgan_core.imaging.readers import image_suffix
@@ -176,16 +200,17 @@ def _patient(case: str, pattern: re.Pattern[str] | None) -> str:
 # --- scoring ---------------------------------------------------------------------------------------
 
 
-def _score(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> Evaluation:
+def _score(pairs: Sequence[Pair], pattern: re.Pattern[str] | None, scan: Path | None) -> Evaluation:
     from sgan_core.evaluation.metrics import Evaluation
     from sgan_core.imaging.image import Volume
 
     patients = [_patient(pair.case, pattern) for pair in pairs]  # wrong expressions fail before the long work
-    labels, rename = _labels_in(pairs)
+    read = _read_pair if scan is None else _reader_of_slices(scan)
+    labels, rename = _labels_in(pairs, read)
     evaluation = Evaluation(labels)
     for number, (pair, patient) in enumerate(zip(pairs, patients, strict=True), start=1):
         log.debug("%d/%d %s", number, len(pairs), pair.case)
-        prediction, reference = _read_pair(pair)
+        prediction, reference = read(pair)
         found = _array(prediction)
         for old, new in rename.items():
             found = (found == old) * found.dtype.type(new)
@@ -200,7 +225,7 @@ def _score(pairs: Sequence[Pair], pattern: re.Pattern[str] | None) -> Evaluation
     return evaluation
 
 
-def _labels_in(pairs: Sequence[Pair]) -> tuple[set[int], Mapping[int, int]]:
+def _labels_in(pairs: Sequence[Pair], read: _Reader) -> tuple[set[int], Mapping[int, int]]:
     """The label values to score, and those of the predictions to read as others.
 
     Masks of one organ come as 1, 255 or whatever a tool liked: one value on either side means the same label.
@@ -210,7 +235,7 @@ def _labels_in(pairs: Sequence[Pair]) -> tuple[set[int], Mapping[int, int]]:
     predicted: set[int] = set()
     wanted: set[int] = set()
     for pair in pairs:
-        prediction, reference = _read_pair(pair)
+        prediction, reference = read(pair)
         predicted.update(np.unique(_array(prediction)).tolist())
         wanted.update(np.unique(_array(reference)).tolist())
     predicted.discard(0)
@@ -232,16 +257,34 @@ def _array(labels: Volume | np.ndarray) -> np.ndarray:
     return labels.array if isinstance(labels, Volume) else labels
 
 
+def _reader_of_slices(scan: Path) -> _Reader:
+    """Reads folders of pictures as label maps on the grid of a DICOM series."""
+    from sgan_core.imaging.dicom import choose_series, find_series
+    from sgan_core.imaging.mask_slices import read_mask_slices, series_grid
+
+    series = choose_series(find_series(scan), None, scan)
+    grid = series_grid(series)
+    return lambda pair: (
+        read_mask_slices(pair.prediction, series, grid),
+        read_mask_slices(pair.reference, series, grid),
+    )
+
+
+def _read(path: Path) -> Volume | np.ndarray:
+    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.readers import DICOM_SUFFIXES, image_suffix, read_labels
+
+    dicom = image_suffix(path) in DICOM_SUFFIXES
+    return read_dicom_seg(path) if dicom else read_labels(path, values=None)
+
+
 def _read_pair(pair: Pair) -> tuple[Volume | np.ndarray, Volume | np.ndarray]:
     """Prediction and reference of one case, on one grid. Raises InputError when they are not."""
     from sgan_core.imaging.grid import corner_distance_mm
     from sgan_core.imaging.image import Volume
-    from sgan_core.imaging.readers import GRID_TOLERANCE_MM, read_labels
+    from sgan_core.imaging.readers import GRID_TOLERANCE_MM
 
-    prediction, reference = (
-        read_labels(pair.prediction, values=None),
-        read_labels(pair.reference, values=None),
-    )
+    prediction, reference = _read(pair.prediction), _read(pair.reference)
     mend = "Resample one onto the other, or pair the right files."
     shapes = [" x ".join(map(str, _array(labels).shape)) for labels in (prediction, reference)]
     if shapes[0] != shapes[1]:

@@ -22,11 +22,13 @@ log = logging.getLogger("sgan_core.cli.segment")  # __name__ is another with "py
 _EXAMPLES = """\
   sgan-segment scan.nii.gz --model phantom-ct-liver --output out
   sgan-segment scans/ --model runs/liver/bundle --output out --quality careful
+  sgan-segment study/ --model phantom-ct-liver --output out --format dicom-seg --series 4
   sgan-segment xray.png --model lungs.zip --output out --quality fast --device cpu
 
-Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.png for pictures), OUTPUT/run.json
-with volumes in mL and reconstruction errors, and OUTPUT/report.html. In a folder, every image is segmented;
-one that cannot be read does not stop the others. Research use only, not a medical device.
+Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.dcm with dicom-seg, _seg.png for
+pictures), OUTPUT/run.json with volumes in mL and reconstruction errors, and OUTPUT/report.html. In a folder of
+images or of DICOM folders, every one is segmented; one that cannot be read does not stop the others. Of one DICOM
+study only the series named with --series is segmented. Research use only, not a medical device.
 
 exit codes: 0 done, 1 some inputs failed, 2 wrong input or options, 3 cancelled, 70 our own error
 """
@@ -36,12 +38,14 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = app.Parser(
         "sgan-segment",
-        description="Segment volumes (NIfTI, NRRD, MetaImage) or pictures (PNG, JPEG, BMP, TIFF), one by one or\n"
-        "a folder of them, by inverting the model's generator.",
+        description="Segment volumes (DICOM, NIfTI, NRRD, MetaImage) or pictures (PNG, JPEG, BMP, TIFF), one by\n"
+        "one or a folder of them, by inverting the model's generator.",
         examples=_EXAMPLES,
     )
     add = p.add_argument
-    add("input", nargs="+", type=Path, metavar="INPUT", help="image files, or folders of them")
+    add(
+        "input", nargs="+", type=Path, metavar="INPUT", help="image files, DICOM folders, or folders of these"
+    )
     add("--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name")
     add("--output", required=True, type=Path, metavar="DIR", help="made when it does not exist")
     add(
@@ -59,7 +63,22 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="objective of inversion: paper = perceptual + squared error (default: auto, the model's choice)",
     )
-    add("--format", choices=("nifti", "nrrd"), default="nifti", help="of label volumes (default: nifti)")
+    add(
+        "--format",
+        choices=("nifti", "nrrd", "dicom-seg"),
+        default="nifti",
+        help="of label volumes; dicom-seg needs DICOM input (default: nifti)",
+    )
+    add(
+        "--series",
+        metavar="ID",
+        help="which series of a DICOM folder that holds several: its number, description or UID",
+    )
+    add(
+        "--resample-gaps",
+        action="store_true",
+        help="interpolate missing slices and straighten gantry tilt of DICOM series instead of refusing them",
+    )
     add(
         "--probabilities",
         action="store_true",
@@ -106,7 +125,14 @@ def command(args: argparse.Namespace) -> int:
                 reconstruction=args.reconstruction,
                 batch=args.batch,
             )
-            config = BatchConfig(segment, args.format, args.probabilities, not args.no_report)
+            config = BatchConfig(
+                segment,
+                args.format,
+                args.series,
+                args.resample_gaps,
+                probabilities=args.probabilities,
+                report=not args.no_report,
+            )
             progress.event("start", inputs=len(inputs), **_described(bundle))
             log.info("%s on %s", bundle.name, describe(device))
             result = run_batch(

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         examples=_EXAMPLES,
     )
     add = p.add_argument
-    add("--modality", required=True, choices=("ct", "xray", "dermoscopy", "face"), help="kind of image")
+    add("--modality", required=True, choices=("ct", "mr", "xray", "dermoscopy", "face"), help="kind of image")
     add("--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)")
     add("--labelled", type=int, metavar="N", help="labelled patients to use (default 8, or all when fewer)")
     add("--output", type=Path, default=Path("sgan-run"), metavar="DIR", help="default: sgan-run")
@@ -119,6 +119,7 @@ def _new_config(asked: dict[str, Any], cohort: Cohort, device: str) -> TrainConf
     """The preset, what the cohort says about itself, and over both what the user asked for."""
     from dataclasses import asdict
 
+    from sgan_core.cohort import labelled_patients
     from sgan_core.config import TrainConfig, merge, preset
 
     name = asked.get("preset")
@@ -133,10 +134,11 @@ def _new_config(asked: dict[str, Any], cohort: Cohort, device: str) -> TrainConf
     size = generator.get("size") if isinstance(generator, dict) else None
     classes = 1 + max((label.value for label in cohort.labels), default=1)
     config = preset(name, modality=asked["modality"], num_classes=classes, size=size)
-    available = len({case.patient for case in cohort.cases if case.labelled_rank is not None})
+    available = len(labelled_patients(cohort))
     of_cohort = {
         "labels": [asdict(label) for label in cohort.labels],
         "intensity": asdict(cohort.intensity),
+        "squash": cohort.squash,
         "labelled": min(8, available),
     }
     return TrainConfig.from_dict(merge(merge(config.to_dict(), of_cohort), asked))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sgan_core.cli.data import main
 from sgan_core.cohort import Cohort, labelled_patients, load_cohort, require_files
+from sgan_core.imaging.intensity import CT_WINDOWS_HU
 from sgan_core.imaging.readers import read_labels
 
 PNG = '--images "img/*_*.png" --labels "seg/*_*_mask.png" --patient "img/(P[0-9]+)_" --modality ct'
@@ -128,8 +129,43 @@ def test_ct_pictures_without_range_are_taken_for_the_default_window(
     assert "-160 to 240 HU" in capsys.readouterr().err
 
 
+def test_a_window_has_a_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    intensity = prepared(folder, f"{PNG} --window lung --validation P1").intensity
+    assert (intensity.low, intensity.high, intensity.unit) == (-1350, 150, "HU")
+    assert "are taken to show" not in capsys.readouterr().err  # nothing was guessed
+
+
+def test_help_names_every_window(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["prepare", "custom", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in CT_WINDOWS_HU)
+
+
 def test_other_modalities_use_percentiles(folder: Path) -> None:
-    assert prepared(folder, PNG.replace("ct", "xray")).intensity.percentiles == (0.5, 99.5)
+    xray = prepared(folder, PNG.replace("ct", "xray")).intensity
+    assert (xray.percentiles, xray.central) == ((0.5, 99.5), 0.7)
+    mr = prepared(folder, PNG.replace("ct", "mr")).intensity
+    assert (mr.percentiles, mr.central) == ((0.5, 99.5), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "modality", "correction"),
+    [
+        ("--bias-correction", "mr", "bias_correction"),
+        ("--equalise", "xray", "equalise"),
+        ("--colour-constancy", "dermoscopy", "colour_constancy"),
+    ],
+)
+def test_corrections_are_asked_for_by_name(
+    folder: Path, options: str, modality: str, correction: str
+) -> None:
+    cohort = prepared(folder, f"{PNG.replace('ct', modality)} {options}")
+    assert cohort.intensity.corrections == (correction,)
+    assert not cohort.squash
+
+
+def test_pictures_may_be_squashed(folder: Path) -> None:
+    assert prepared(folder, f"{PNG} --squash").squash
 
 
 # --- labels ---
@@ -230,13 +266,17 @@ WRONG = {
     "value that does not occur": (f"{PNG} --label 1,2=liver 3=spleen", "no label file holds that value"),
     "value in two labels": (f"{PNG} --label 1,2=liver 2=tumour", "stored value 2 means two labels"),
     "name twice": (f"{PNG} --label 1=liver 2=liver", "two labels are named 'liver'"),
-    "only background": (f"{PNG} --label 1,2=background", "no label; a cohort needs"),
+    "only background": (f"{PNG} --label 1,2=background", "no label, but labelled cases"),
     "label without value": (f"{PNG} --label liver", "VALUE=NAME"),
     "unknown validation patient": (f"{PNG} --validation P1,P9", "'P9' is not among the 8 patients"),
     "unknown same patient": (f"{PNG} --same-patient P1,P9", "--same-patient: 'P9' is not among"),
     "person in two groups": (f"{PNG} --same-patient P1,P2 --same-patient P2,P3", "in two groups"),
     "range backwards": (f"{PNG} --intensity-range 240,-160", "LOW must be below HIGH"),
     "range of one": (f"{PNG} --intensity-range -40", "is not LOW,HIGH"),
+    "unknown window": (f"{PNG} --window spleen", "choose one of abdomen, liver, lung"),
+    "window of MR": (f"{PNG.replace('ct', 'mr')} --window liver", "windows are in HU, for ct"),
+    "window and range": (f"{PNG} --window liver --intensity-range 0,9", "give one of them"),
+    "bias of CT": (f"{PNG} --bias-correction", "bias_correction is for mr images, the modality is ct"),
     "unknown modality": (PNG.replace("ct", "pet"), "invalid choice: 'pet'"),
     "unknown option": (f"{PNG} --intensity -40,160", "unrecognized arguments"),
 }
@@ -305,11 +345,12 @@ def test_phantom_patients_become_files(tmp_path: Path) -> None:
     assert not [name for name in os.listdir(tmp_path / "out" / "images") if name.startswith(".")]
 
 
-def test_phantom_without_label_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_phantom_may_be_unlabelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "prepare phantom --patients 2 --labelled 0 --validation 0 --output"
-    assert main([*options.split(), str(tmp_path / "out")]) == 2
-    assert "no labelled case" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert main([*options.split(), str(tmp_path / "out")]) == 0
+    cohort = load_cohort(tmp_path / "out")
+    assert [case.labelled for case in cohort.cases] == [False, False]
+    assert list((tmp_path / "out" / "labels").iterdir()) == []
 
 
 def test_list_names_what_can_be_prepared(capsys: pytest.CaptureFixture[str]) -> None:

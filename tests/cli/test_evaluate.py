@@ -242,7 +242,7 @@ def test_interrupted_write_is_reported_and_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "scores.json")
 
-    monkeypatch.setattr("sgan_core.evaluation.tables.os.replace", full)
+    monkeypatch.setattr("sgan_core.files.os.replace", full)
     assert call(*folders, "--output", tmp_path / "out" / "scores.json") == 2
     assert "scores.json: No space left on device" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
