@@ -186,6 +186,40 @@ def test_all_formats_hold_the_same_voxels(
     assert scores[2:4] == ["1.000", "1.000"]
 
 
+def test_mended_gap_has_a_place_in_the_dicom_segmentation(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    from sgan_core.imaging.dicom_seg import read_dicom_seg
+
+    array = np.random.default_rng(0).integers(-1000, 400, (6, 5, 6)).astype(np.int16)
+    slices = dicom_files.stack(array)
+    copy = dicom_files.stack(array)[1]  # the same slice exported twice
+    dicom_files.save_all(tmp_path / "scan", [*(slices[k] for k in (0, 1, 2, 4, 5)), copy])
+    inputs = find_inputs([tmp_path / "scan"])
+    with pytest.raises(InputError, match="--resample-gaps"):
+        run_batch(inputs, bundle, tmp_path / "out", BatchConfig(format="dicom-seg"), options={})
+    config = BatchConfig(format="dicom-seg", resample_gaps=True)
+    case = run_batch(inputs, bundle, tmp_path / "out", config, options={}).record["cases"][0]
+    written = read_dicom_seg(case["output"])
+    assert isinstance(written, Volume)
+    assert written.array.shape == (6, 5, 6)
+    np.testing.assert_allclose(written.grid.spacing_mm, (0.7, 0.8, 2.0), atol=1e-6)
+
+
+def test_slice_exported_twice_does_not_disturb_the_dicom_segmentation(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    from sgan_core.imaging.dicom_seg import read_dicom_seg
+
+    array = np.random.default_rng(0).integers(-1000, 400, (6, 5, 4)).astype(np.int16)
+    dicom_files.save_all(tmp_path / "scan", [*dicom_files.stack(array), dicom_files.stack(array)[1]])
+    config = BatchConfig(format="dicom-seg")
+    result = run_batch(find_inputs([tmp_path / "scan"]), bundle, tmp_path / "out", config, options={})
+    written = read_dicom_seg(result.record["cases"][0]["output"])
+    assert isinstance(written, Volume)
+    assert written.array.shape == (6, 5, 4)
+
+
 def test_nobody_is_named(
     dicom_files: Any,
     bundle: Any,

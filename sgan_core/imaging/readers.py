@@ -195,7 +195,9 @@ def _nifti_image(path: Path, stream: BoundedReader) -> nib.Nifti1Image:
     """The image, its voxels still in the file."""
     kind = next((kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.path_maybe_image(path)[0]), None)
     if kind is None:
-        raise InputError(f"{path}: not a NIfTI file. Convert it to .nii.gz or .nrrd.")
+        raise InputError(
+            f"{path}: truncated, damaged or not a NIfTI file. Copy or export it again, or convert it to .nii.gz."
+        )
     # No memory map: it would keep the file open (Windows) and fault on a truncated file.
     image = kind.from_file_map({"image": nib.FileHolder(fileobj=stream)}, mmap=False)
     if image.header.get_data_dtype().fields is not None:

@@ -542,10 +542,15 @@ def test_two_images_without_positions_are_refused(tmp_path: Path) -> None:
         write_dicom_seg(tmp_path / "seg.dcm", labelmap(8)[:, :, :2], grid(2), LABELS, files)
 
 
-def test_ct_without_frame_of_reference_is_refused(tmp_path: Path) -> None:
+def test_ct_without_frame_of_reference_is_given_one(tmp_path: Path) -> None:
+    """Anonymisers remove it; segmentations of one series must agree on it all the same."""
     files = write_series(tmp_path / "ct", [ct_slice(k, FrameOfReferenceUID=None) for k in range(SLICES)])
-    with pytest.raises(InputError, match="cannot refer to this series.*nifti"):
-        write_dicom_seg(tmp_path / "seg.dcm", labelmap(), grid(), LABELS, files)
+    found = []
+    for name, mask in (("a.dcm", labelmap()), ("b.dcm", np.zeros_like(labelmap()))):
+        write_dicom_seg(tmp_path / name, mask, grid(), LABELS, files)
+        found.append(pydicom.dcmread(tmp_path / name).FrameOfReferenceUID)
+    assert found[0] == found[1]
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "a.dcm").array, labelmap())
 
 
 def test_sheared_pixels_that_miss_the_source_are_refused(tmp_path: Path, series: list[Path]) -> None:
