@@ -252,7 +252,9 @@ class LabelVolume:
 
 def label_volumes(segmentation: Segmentation, bundle: Bundle) -> list[LabelVolume]:
     """Voxels and millilitres of every label of the model, in the label map."""
-    counts = np.bincount(segmentation.labels.ravel(), minlength=256)
+    counts = np.zeros(256, np.int64)
+    for plane in segmentation.labels:  # one at a time: bincount makes 64-bit integers of what it counts
+        counts += np.bincount(plane.ravel(), minlength=256)
     grid = segmentation.stack.grid
     volumes = []
     for label in bundle.config.labels:

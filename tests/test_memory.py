@@ -13,7 +13,7 @@ import pytest
 
 from sgan_core.phantom import make_case
 
-LIMIT_MB = 4000
+LIMIT_MB = 3000  # of the 4 GB that a plain computer has to spare
 SHAPE = (512, 512, 1000)  # int16: 524 MB
 
 # Reports the largest resident size of the command as the operating system saw it.
@@ -28,8 +28,7 @@ print(json.dumps({"code": code, "peak_mb": resource.getrusage(resource.RUSAGE_SE
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-@pytest.mark.parametrize("quality", ["fast"])
-def test_thousand_slices_in_four_gigabytes(quality: str, tmp_path: Path) -> None:
+def test_thousand_slices_fit_into_memory(tmp_path: Path) -> None:
     small = make_case(3, "ct").image  # values of a patient, drawn out to the size
     scan = np.empty(SHAPE, np.int16)
     rows, columns, levels = (
@@ -40,7 +39,7 @@ def test_thousand_slices_in_four_gigabytes(quality: str, tmp_path: Path) -> None
     affine = small.grid.affine @ np.diag([*(np.array(small.array.shape) / SHAPE), 1.0])
     nib.save(nib.Nifti1Image(scan, affine), tmp_path / "large.nii")
     del scan
-    arguments = ["large.nii", "--model", "phantom-ct-liver", "--output", "out", "--quality", quality]
+    arguments = ["large.nii", "--model", "phantom-ct-liver", "--output", "out", "--quality", "fast"]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=900
     )

@@ -53,6 +53,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(WRONG_INPUT, f"{self.prog}: error: {message}. See {self.prog} --help.\n")
 
 
+class Subparser(Parser):
+    """The parser of a subcommand; argparse hands it display options of its own, more with each Python."""
+
+    def __init__(self, prog: str, *, description: str, examples: str = "", **_: object) -> None:
+        super().__init__(prog, description=description, examples=examples)
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,

@@ -37,7 +37,7 @@ LOADER_EXAMPLES = """\
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = app.Parser("sgan-benchmark", description=DESCRIPTION, examples=EXAMPLES)
-    commands = p.add_subparsers(metavar="COMMAND", required=True, parser_class=_Subparser)
+    commands = p.add_subparsers(metavar="COMMAND", required=True, parser_class=app.Subparser)
     _loader_options(
         _add(
             commands,
@@ -49,13 +49,6 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     return p
-
-
-class _Subparser(app.Parser):
-    """The parser of a subcommand; argparse hands it display options of its own, more with each Python."""
-
-    def __init__(self, prog: str, *, description: str, examples: str = "", **_: object) -> None:
-        super().__init__(prog, description=description, examples=examples)
 
 
 def _add(

@@ -113,14 +113,7 @@ def _parser() -> app.Parser:
 
 
 def _subcommands(parser: argparse.ArgumentParser, metavar: str) -> Any:
-    return parser.add_subparsers(metavar=metavar, required=True, parser_class=_Subparser)
-
-
-class _Subparser(app.Parser):
-    """The parser of a subcommand; argparse hands it display options of its own, more with each Python."""
-
-    def __init__(self, prog: str, *, description: str, examples: str = "", **_: object) -> None:
-        super().__init__(prog, description=description, examples=examples)
+    return parser.add_subparsers(metavar=metavar, required=True, parser_class=app.Subparser)
 
 
 def _add(
