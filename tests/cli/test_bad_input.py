@@ -345,6 +345,19 @@ def test_label_of_another_shape(
     assert leftovers(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_cohort_cannot_make_us_show_other_files(
+    key: str, own_cohort: Path, toy_settings: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """A path may lead out of the folder, where data lie; what is there is read as an image or not at all."""
+    for name in ("secret.txt", "secret.png"):
+        (tmp_path / name).write_text("password: swordfish", encoding="utf-8")
+        edit_cases(own_cohort, lambda case, name=name: case.update({key: case[key] and f"../{name}"}))
+        message = refused(train.main, *training(own_cohort, toy_settings, tmp_path / "run"))
+        assert name in message
+        assert "swordfish" not in message
+
+
 def test_no_labelled_case(own_cohort: Path, toy_settings: Path, tmp_path: Path, refused: Refused) -> None:
     edit_cases(own_cohort, lambda case: case.update(label=None, labelled_rank=None))
     message = refused(train.main, *training(own_cohort, toy_settings, tmp_path / "run"))

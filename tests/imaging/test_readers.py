@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from pathlib import Path
 
 import nibabel as nib
@@ -158,14 +159,23 @@ def test_some_missing_voxels_become_air_with_a_warning(tmp_path: Path) -> None:
     assert "2 values" in volume.warnings[0]
 
 
-def test_real_scan_is_as_nibabel_and_simpleitk_read_it(shared: Path) -> None:
-    path = shared / "data" / "TotalSegmentator_example" / "example_ct_sm.nii.gz"
+@pytest.mark.parametrize(
+    ("name", "axes"), [("example_ct_sm.nii.gz", ("R", "A", "S")), ("example_mr_sm.nii.gz", ("L", "P", "S"))]
+)
+def test_real_scan_is_as_nibabel_and_simpleitk_read_it(
+    name: str, axes: tuple[str, ...], shared: Path
+) -> None:
+    path = shared / "data" / "TotalSegmentator_example" / name
     volume, by_nibabel, by_itk = read_volume(path), nib.load(path), sitk.ReadImage(str(path))
+    assert nib.aff2axcodes(volume.grid.affine) == axes
     np.testing.assert_array_equal(volume.array, by_nibabel.get_fdata())
     np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(by_itk).transpose())
     np.testing.assert_array_equal(volume.grid.affine, by_nibabel.affine)
-    x_lps, y_lps, z = by_itk.TransformIndexToPhysicalPoint((10, 20, 5))
-    np.testing.assert_allclose(volume.grid.affine @ (10, 20, 5, 1), (-x_lps, -y_lps, z, 1), atol=1e-3)
+    # Every voxel's place follows from the corners': all three are affine.
+    last = [size - 1 for size in volume.array.shape]
+    for corner in itertools.product(*((0, end) for end in last)):
+        x_lps, y_lps, z = by_itk.TransformIndexToPhysicalPoint(corner)
+        np.testing.assert_allclose(volume.grid.affine @ (*corner, 1), (-x_lps, -y_lps, z, 1), atol=1e-3)
 
 
 def test_real_labels_lie_on_their_scan(shared: Path) -> None:
