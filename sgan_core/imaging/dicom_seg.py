@@ -32,7 +32,8 @@ from sgan_core.cohort import Label
 from sgan_core.errors import InputError
 from sgan_core.imaging.grid import Grid, ras_from_lps
 from sgan_core.imaging.image import Volume
-from sgan_core.imaging.writers import PRIVATE_SCHEME, header_text, label_codes, writing
+from sgan_core.imaging.terminology import PRIVATE_SCHEME, header_text, label_codes
+from sgan_core.imaging.writers import writing
 
 PRODUCT = "SemanticGAN"
 # How far a slice of the source may lie from the grid's, in voxels along each axis, and still be that slice:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -20,12 +17,9 @@ from sgan_core.errors import InputError
 from sgan_core.files import replacing
 from sgan_core.imaging.grid import Grid, ras_from_lps
 from sgan_core.imaging.readers import ITK_SUFFIXES, NIFTI_SUFFIXES, VOLUME_SUFFIXES, image_suffix
+from sgan_core.imaging.terminology import label_codes
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
-PRIVATE_SCHEME = "99SGAN"  # DICOM PS3.3 8.2: designators of private coding schemes begin with 99
-_LESION = re.compile(  # as a word of its own; "_" parts words
-    r"(?<![^\W_])(lesion|tumou?r|nodule|cyst|metastas[ei]s|neoplasm|cancer|carcinoma|melanoma|infarct)s?(?![^\W_])"
-)
 
 
 def write_labels(path: str | Path, labelmap: np.ndarray, grid: Grid, labels: Sequence[Label] = ()) -> None:
@@ -94,38 +88,6 @@ def write_picture(path: str | Path, pixels: np.ndarray) -> None:
     picture = Image.fromarray(pixels[0] if grey else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     with writing(path, ".png") as partial:
         picture.save(partial)
-
-
-@dataclass(frozen=True)
-class Code:
-    """A term of a coding scheme (SCT: SNOMED CT)."""
-
-    scheme: str
-    value: str
-    meaning: str  # as ``header_text`` gives it
-
-
-def label_codes(label: Label) -> tuple[Code, Code]:
-    """What a segment of this label is: its category and its type, as DICOM and 3D Slicer ask for.
-
-    Category: a morphologically altered structure when the name speaks of a lesion, else an anatomical
-    structure (with the codes of 3D Slicer's anatomy list). Type: ``label.code`` with the label's name for
-    its meaning; where there is no SNOMED CT code, one of ``PRIVATE_SCHEME`` that only the name decides.
-    """
-    name = header_text(label.name) or f"label {label.value}"
-    if _LESION.search(name.lower()):
-        category = Code("SCT", "49755003", "Morphologically Altered Structure")
-    else:
-        category = Code("SCT", "123037004", "Anatomical Structure")
-    if re.fullmatch("[0-9]{6,18}", label.code):  # SNOMED CT identifiers have 6 to 18 digits
-        return category, Code("SCT", label.code, name)
-    private = hashlib.sha256(name.lower().encode("utf-8")).hexdigest()[:12].upper()
-    return category, Code(PRIVATE_SCHEME, private, name)
-
-
-def header_text(text: str) -> str:
-    """Text for a field of a header: one line, at most 64 characters, no separator of DICOM or 3D Slicer."""
-    return " ".join(re.sub(r"[\\^~|&\x00-\x1f\x7f]", " ", text).split())[:64].strip()
 
 
 def _as_uint8(labelmap: np.ndarray) -> np.ndarray:
