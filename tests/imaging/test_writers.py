@@ -18,9 +18,8 @@ from sgan_core.cohort import Label
 from sgan_core.errors import InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.readers import read_labels, read_picture, read_volume
+from sgan_core.imaging.terminology import header_text, label_codes
 from sgan_core.imaging.writers import (
-    header_text,
-    label_codes,
     write_labels,
     write_mask_png,
     write_picture,
