@@ -24,6 +24,7 @@ from sgan_core.imaging.dicom import (
     is_dicom,
     read_series,
 )
+from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
 from sgan_core.imaging.slices import images_to_volume
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_volume
@@ -305,16 +306,18 @@ def _write(
                 write_mask_png(stem.with_name(stem.name + ".png"), (probability[0] * 255).round())
             else:
                 write_volume(stem.with_name(f"{stem.name}{_SUFFIX[config.format]}"), probability, grid)
-    if grid is None:
-        target = output / f"{name}_seg.png"
-        write_mask_png(target, found.labels, labels)
-    elif config.format == "dicom-seg" and series is not None:
+    if config.format == "dicom-seg" and series is not None:
         target = output / f"{name}_seg.dcm"
         from sgan_core.imaging.dicom_seg import write_dicom_seg  # highdicom takes a while to load
 
-        write_dicom_seg(
-            target, found.labels, grid, labels, series.files, model_name=bundle.name, seed=bundle.config.seed
-        )
+        # A picture (H, W) is one slice (I, J, 1) that lies nowhere in particular.
+        labelmap = found.labels.T[..., None] if grid is None else found.labels
+        where = Grid((*found.labels.T.shape, 1), np.eye(4)) if grid is None else grid
+        facts: dict[str, Any] = {"model_name": bundle.name, "seed": bundle.config.seed}
+        write_dicom_seg(target, labelmap, where, labels, series.files, **facts)
+    elif grid is None:
+        target = output / f"{name}_seg.png"
+        write_mask_png(target, found.labels, labels)
     else:
         target = output / f"{name}_seg{'.seg' if config.format == 'nrrd' else ''}{_SUFFIX[config.format]}"
         write_labels(target, found.labels, grid, labels)

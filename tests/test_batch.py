@@ -17,7 +17,7 @@ from sgan_core.batch import BatchConfig, case_name, find_inputs, prepare_folder,
 from sgan_core.cohort import Intensity, Label
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
-from sgan_core.imaging.image import Volume
+from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.slices import to_model
 from sgan_core.imaging.writers import write_volume
 from sgan_core.segment import Segmentation, Trust
@@ -206,6 +206,21 @@ def test_mended_gap_has_a_place_in_the_dicom_segmentation(
     np.testing.assert_allclose(written.grid.spacing_mm, (0.7, 0.8, 2.0), atol=1e-6)
 
 
+@pytest.mark.parametrize("modality", ["DX", "XC"])
+def test_dicom_picture_gets_a_dicom_segmentation(
+    modality: str, dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    from sgan_core.imaging.dicom_seg import read_dicom_seg
+
+    shape = (7, 9) if modality == "DX" else (7, 9, 3)
+    pixels = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    dicom_files.save(tmp_path / "pictures" / "a.dcm", dicom_files.image(pixels, modality))
+    config = BatchConfig(format="dicom-seg")
+    inputs = find_inputs([tmp_path / "pictures"])
+    case = run_batch(inputs, bundle, tmp_path / "out", config, options={}).record["cases"][0]
+    np.testing.assert_array_equal(read_dicom_seg(case["output"]), np.full((7, 9), 2))
+
+
 def test_slice_exported_twice_does_not_disturb_the_dicom_segmentation(
     dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
 ) -> None:
@@ -269,12 +284,13 @@ def bundle() -> Any:
     )
 
 
-def stand_in(image: Volume, bundle: Any, config: Any, **_: Any) -> Segmentation:
+def stand_in(image: Volume | Picture, bundle: Any, config: Any, **_: Any) -> Segmentation:
     """Every voxel is a left kidney."""
     stack = to_model(image, size=32, intensity=Intensity(-160.0, 240.0, "HU"))
+    shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
     probs = np.zeros((len(stack.images), 3, 32, 32), np.float16)
     probs[:, 2] = 1
-    labels = np.full(image.array.shape, 2, np.uint8)
+    labels = np.full(shape, 2, np.uint8)
     errors = np.zeros(len(stack.images))
     trust = Trust("ok", 1.0, "made up")
     return Segmentation(labels, stack, stack.images, probs, errors, trust, "encoder", 0, 0.1, ())
