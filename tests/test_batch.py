@@ -141,13 +141,24 @@ def test_damaged_study_does_not_stop_the_others(
 
 
 def test_series_is_chosen_or_asked_for(
-    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from sgan_core.cli.segment import main as segment
+
     for series in ("1", "2"):
         write_series(dicom_files, tmp_path / "study" / series, series=series, number=int(series))
     inputs = find_inputs([tmp_path / "study"])
     with pytest.raises(InputError, match="--series"):
         run_batch(inputs, bundle, tmp_path / "out", BatchConfig(), options={})
+    asking = [str(tmp_path / "study"), "--model", "phantom-ct-liver", "--output", str(tmp_path / "out")]
+    assert segment([*asking, "--quality", "fast"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    place = next(n for n, line in enumerate(lines) if line.endswith("say which one with --series:"))
+    assert [line.split()[:3] for line in lines[place + 1 :]] == [
+        ["series", "description", "modality"],
+        ["1", "phase", "1"],
+        ["2", "phase", "2"],
+    ]
     for wanted in ("2", "phase 2", "1.2.1.2"):
         result = run_batch(inputs, bundle, tmp_path / "out", BatchConfig(series=wanted), options={})
         assert result.failed == 0

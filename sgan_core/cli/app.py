@@ -97,7 +97,7 @@ def _outcome(main: Callable[[argparse.Namespace], int | None], options: argparse
     try:
         return main(options) or DONE
     except InputError as error:
-        return _failed(prog, str(error), WRONG_INPUT, debug=options.debug)
+        return _failed(prog, error.message, WRONG_INPUT, details=error.details, debug=options.debug)
     except (Cancelled, KeyboardInterrupt) as stopped:
         return _failed(
             prog, str(stopped) or "stopped; what was finished is kept", CANCELLED, word="cancelled"
@@ -122,10 +122,14 @@ def _internal(prog: str, error: Exception, *, debug: bool) -> int:
     return _failed(prog, message, INTERNAL_ERROR, debug=debug)
 
 
-def _failed(prog: str, message: str, code: int, *, word: str = "error", debug: bool = False) -> int:
+def _failed(
+    prog: str, message: str, code: int, *, word: str = "error", details: str = "", debug: bool = False
+) -> int:
     if debug:
         traceback.print_exc(file=sys.stderr)
     print(f"{prog}: {word}: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever was raised
+    if details:
+        print(details, file=sys.stderr)
     return code
 
 

@@ -129,7 +129,8 @@ def choose_series(found: Sequence[Series], wanted: str | None, source: str | Pat
         if len(found) == 1:
             return found[0]
         raise InputError(
-            f"{source}: {len(found)} series of images; say which one with --series:\n{_table_text(found)}"
+            f"{source}: {len(found)} series of images; say which one with --series:",
+            details=_table_text(found),
         )
     wanted = wanted.strip()
     labelled = [series for label, series in zip(_labels(found), found, strict=True) if label == wanted]
@@ -137,8 +138,8 @@ def choose_series(found: Sequence[Series], wanted: str | None, source: str | Pat
     if len(matching) != 1:
         problem = "more than one series is" if matching else "no series is"
         raise InputError(
-            f"{source}: {problem} called {wanted!r}. Choose by the first column with --series:\n"
-            f"{_table_text(found)}"
+            f"{source}: {problem} called {wanted!r}. Choose by the first column with --series:",
+            details=_table_text(found),
         )
     return matching[0]
 
