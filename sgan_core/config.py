@@ -253,11 +253,10 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# Black borders, collimator edges and burnt-in markers lie in the outer part of a chest X-ray. Percentiles of
-# the central 70 % of each side, against the whole picture: the mean brightness of the lungs varies less
-# between pictures (standard deviation 0.127 against 0.174 in 175 of Wingspan, 0.159 against 0.183 in 56 of
-# covid-chestxray, of a range of 2), although the contrast within a lung grows (0.38 against 0.25, 0.45
-# against 0.36). 80 % did not help (0.213, 0.192): borders reach further into some pictures.
+# Black borders, collimator edges and burnt-in markers lie in the outer part of a chest X-ray. With percentiles of
+# the central 70 % of each side, the mean brightness of the lungs varies less between pictures than with those of
+# the whole picture: standard deviation 0.127 against 0.173 in 175 pictures of Wingspan, 0.160 against 0.193 in 73
+# of covid-chestxray, of a range of 2. 80 % did not help in Wingspan (0.213). See benchmarks/xray_brightness.py.
 XRAY_CENTRAL = 0.7
 
 MODALITIES: dict[str, dict[str, Any]] = {
