@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sgan_core.config import InversionConfig
 from sgan_core.networks.generator import Generator
-from sgan_core.networks.perceptual import Perceptual
+from sgan_core.reconstruction import Reconstruction
 
 OnStep = Callable[[int, dict[str, Tensor]], bool]
 
@@ -25,38 +24,6 @@ class Inversion:
     label_probs: Tensor  # (N, K, H, W) softmax; channel 0 is background
     loss: Tensor  # (N,) the objective of the best iterate, without the encoder term
     steps: int  # steps done
-
-
-class Reconstruction(Protocol):
-    """How well an image explains its target; ``aim`` computes once what depends on the target alone."""
-
-    def aim(self, target: Tensor) -> None:
-        """Set the target, (B, C, H, W) in [-1, 1]."""
-
-    def terms(self, image: Tensor) -> dict[str, Tensor]:
-        """Weighted terms for each slice, (B,), of an image (B, C, H, W)."""
-
-
-class PaperReconstruction:
-    """Eq. 7: perceptual distance + lambda_3 * mean squared error."""
-
-    def __init__(self, perceptual: Perceptual, config: InversionConfig) -> None:
-        self.perceptual, self.config = perceptual, config
-
-    def aim(self, target: Tensor) -> None:
-        """Keep the target and its features; they do not change from step to step."""
-        self.target = target
-        with torch.no_grad():
-            self.features = self.perceptual.features(target)
-
-    def terms(self, image: Tensor) -> dict[str, Tensor]:
-        """Perceptual distance and MSE for each slice, (B,), weighted."""
-        distance = self.perceptual.distance(self.perceptual.features(image), self.features)
-        squared = (image - self.target).square().mean(dim=(1, 2, 3))
-        return {
-            "perceptual": self.config.perceptual_weight * distance,
-            "mse": self.config.mse_weight * squared,
-        }
 
 
 def learning_rate(step: int, config: InversionConfig) -> float:

@@ -17,7 +17,8 @@ from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.slices import SliceStack, to_model, to_volume
-from sgan_core.inversion import Inversion, PaperReconstruction, invert
+from sgan_core.inversion import Inversion, invert
+from sgan_core.reconstruction import PaperReconstruction
 
 OnProgress = Callable[[int, int, str], None]  # done, total, message
 QUALITIES = ("fast", "standard", "careful")

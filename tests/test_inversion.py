@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sgan_core import inversion
 from sgan_core.config import EncoderConfig, GeneratorConfig, InversionConfig
-from sgan_core.inversion import PaperReconstruction, invert, learning_rate
+from sgan_core.inversion import invert, learning_rate
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
+from sgan_core.reconstruction import PaperReconstruction
 
 CONFIG = InversionConfig(steps=12, lr=0.05)
 

@@ -64,6 +64,9 @@ class _MeanSquared:
     def aim(self, target: Tensor) -> None:
         self.target = target
 
+    def keep(self, rows: Tensor) -> None:
+        self.target = self.target[rows]
+
     def terms(self, image: Tensor) -> dict[str, Tensor]:
         return {"mse": (image - self.target).square().mean(dim=(1, 2, 3))}
 
