@@ -42,6 +42,7 @@ from sgan_core.evaluation.tables import (
 )
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.slices import SliceStack, labels_to_model, to_model, to_volume
+from sgan_core.networks.segmenter import predict
 from sgan_core.phantom import DOMAINS, LIVER, TEST_SEEDS, make_case, phantom_cohort
 from sgan_core.segment import SegmentConfig, choose_intensity, segment_volume
 from sgan_core.training.data import open_store
@@ -120,7 +121,7 @@ def prepared(name: str, bundle: Bundle, args: argparse.Namespace) -> Method:
 
     def segment(image: Volume, liver: np.ndarray) -> np.ndarray:
         stack = model_slices(image, bundle)
-        return to_volume(unet.predict(net, stack.images), stack)
+        return to_volume(predict(net, stack.images), stack)
 
     return segment
 

@@ -30,6 +30,7 @@ from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
+from sgan_core.networks.segmenter import make_student
 
 SCHEMA = 1  # of semanticgan.json and manifest.json
 MODELS = Path(__file__).parent / "models"  # the models that the package brings along
@@ -42,6 +43,7 @@ INFERENCE = "configs/inference.json"
 GENERATOR = "models/generator.safetensors"
 ENCODER = "models/encoder.safetensors"
 PERCEPTUAL = "models/perceptual.safetensors"
+STUDENT = "models/student.safetensors"  # not in every model
 _WEIGHTS = (GENERATOR, ENCODER, PERCEPTUAL)
 
 _AGAIN = "Copy, download or export the model again."
@@ -61,6 +63,7 @@ class Bundle:
     generator: Generator
     encoder: Encoder
     perceptual: Perceptual
+    student: nn.Module | None  # (B, C, S, S) -> logits (B, K, S, S)
     device: torch.device
 
 
@@ -75,6 +78,7 @@ def save_bundle(
     generator: nn.Module,
     encoder: nn.Module,
     perceptual: Perceptual,
+    student: nn.Module | None = None,
     facts: dict[str, Any],
     half: bool = True,
 ) -> Path:
@@ -93,6 +97,7 @@ def save_bundle(
         raise ValueError(f"perceptual term {perceptual.name!r}, the config says {config.perceptual!r}")
     facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
     networks = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
+    networks |= {} if student is None else {STUDENT: student}
     files = {path: _weights(network, path, half=half) for path, network in networks.items()}
     files[SETTINGS] = _json({"schema": SCHEMA, "name": name, "config": config.to_dict(), "facts": facts})
     files[METADATA] = _json(metadata(name, config, facts))
@@ -184,7 +189,8 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
     """
     folder = find_bundle(reference)
     hashes = _manifest(folder)
-    for path in (SETTINGS, *_WEIGHTS):
+    taught = STUDENT in hashes
+    for path in (SETTINGS, *_WEIGHTS, *([STUDENT] * taught)):
         if problem := _problem(folder, path, hashes.get(path)):
             raise InputError(f"{problem} {_AGAIN}")
     settings = _settings(folder)
@@ -194,12 +200,18 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
         generator, encoder, judge = _networks(config)
         weights = folder / PERCEPTUAL
         perceptual = make_perceptual(config.perceptual, weights=weights, image_discriminator=judge)
+        student = make_student(config) if taught else None
     _load_weights(generator, folder / GENERATOR)
     _load_weights(encoder, folder / ENCODER)
-    for network in (generator, encoder, perceptual):
-        network.to(device).eval().requires_grad_(False)
+    if student is not None:
+        _load_weights(student, folder / STUDENT)
+    for network in (generator, encoder, perceptual, student):
+        if network is not None:
+            network.to(device).eval().requires_grad_(False)
     name, facts = settings["name"], settings["facts"]
-    return Bundle(folder, name, bundle_hash(folder), config, facts, generator, encoder, perceptual, device)
+    return Bundle(
+        folder, name, bundle_hash(folder), config, facts, generator, encoder, perceptual, student, device
+    )
 
 
 def _networks(config: TrainConfig) -> tuple[Generator, Encoder, ImageDiscriminator | None]:

@@ -169,7 +169,35 @@ class EncoderTrainConfig:
     ce_temperature: float = 0.1
     dice_temperature: float = 0.3
     latent_weight: float = 0.0  # synthetic (image, w) pairs: the squared distance of w
+    appearance_share: float = 0.0  # of the images that the encoder sees in a random look
     clip_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.appearance_share <= 1.0:
+            raise InputError(f"encoder_train: appearance_share is {self.appearance_share}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class StudentTrainConfig:
+    """Stage 3: a feed-forward U-Net on labelled and generated pairs, under random appearance."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)  # width of each level
+    batch: int = 16
+    max_images: int = 80_000  # real and generated
+    lr: float = 1e-3  # Adam, cosine decay to a hundredth
+    appearance: bool = True  # random intensity curves, bias field, noise and blur
+    strength: float = 0.8  # probability of each geometric transform
+    geometry: AugmentConfig = AugmentConfig(contrast=0.0, shift=0.12, scale=0.3, rotation_deg=12.0)
+    generated_share: float = 0.25  # of a batch; pairs that the student does not agree with are left out
+    ramp_images: int = 40_000  # the share grows linearly from 0 over this many images
+    agreement: float = 0.8  # DICE of the generated label and the student's own
+    ema_half_life_images: float = 2_000.0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.max_images < 1:
+            raise InputError(f"student: {self.max_images} images in batches of {self.batch}, expected at least 1")
+        if len(self.channels) < 2:
+            raise InputError(f"student: channels is {self.channels}, expected the widths of 2 levels or more")
 
 
 @dataclass(frozen=True)
@@ -198,6 +226,7 @@ class TrainConfig:
     encoder: EncoderConfig = EncoderConfig()
     gan: GanConfig = GanConfig()
     encoder_train: EncoderTrainConfig = EncoderTrainConfig()
+    student_train: StudentTrainConfig = StudentTrainConfig()
     inversion: InversionConfig = InversionConfig()
     perceptual: str = "efficientnet-lite0"
     intensity: Intensity = Intensity(percentiles=(0.5, 99.5))
@@ -205,7 +234,8 @@ class TrainConfig:
     labels: tuple[Label, ...] = ()
     labelled: int = 8  # labelled patients
     seed: int = 0
-    gan_share: float = 0.75  # of the time limit; the encoder has the rest
+    gan_share: float = 0.7  # of the time limit
+    encoder_share: float = 0.15  # the student has the rest
     checkpoint_minutes: float = 1.0
     evaluate_images: int = 20_000
     amp: bool = True  # half precision on a GPU; never on the CPU
@@ -320,7 +350,9 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
             "ce_temperature": 1.0,
             "dice_temperature": 1.0,
             "latent_weight": 0.5,
+            "appearance_share": 0.5,
         },
+        "student_train": {"geometry": {"flip": flip}},
         "inversion": {"steps": 40},  # from the encoder's start; more changed DICE by less than 0.01
     }
 
@@ -328,7 +360,11 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
 def _large_presets(preset: str, size: int, flip: bool) -> dict[str, Any]:
     """``paper`` (adversarial losses only) or ``official`` (the authors' code, section 7)."""
     channels = _official_channels(size)
-    shared = {"generator": {"channels": channels}, "image_discriminator": {"channels": channels}}
+    shared = {
+        "generator": {"channels": channels},
+        "image_discriminator": {"channels": channels},
+        "student_train": {"geometry": {"flip": flip}},
+    }
     if preset == "paper":
         return merge(shared, {"gan": {"pair_loss": "logistic", "augment": {"adaptive": True, "flip": flip}}})
     rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": {"flip": flip}}

@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     p = app.Parser(
         "sgan-train",
         description="Train SemanticGAN with many images and a few labelled patients: first the GAN of images and\n"
-        "labels, then the encoder that inverts it.",
+        "labels, then the encoder that inverts it, then the student, a fast segmenter that learns from\n"
+        "the labelled slices and from pairs that the GAN draws.",
         examples=_EXAMPLES,
     )
     add = p.add_argument
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="tiny 64 px, small 128 px, paper and official 256 px (default: tiny on a CPU, paper on a GPU)",
     )
     add("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
-    add("--stage", choices=("gan", "encoder", "all"), default="all", help="default: all")
+    add("--stage", choices=("gan", "encoder", "student", "all"), default="all", help="default: all")
     add("--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)")
     add("--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages")
     add("--resume", action="store_true", help="continue the run in --output; only limits may change")
@@ -168,7 +169,7 @@ def _resumed_config(asked: dict[str, Any], cohort: Cohort, file: Path) -> TrainC
     return TrainConfig.from_dict(wanted)
 
 
-_LIMITS = ("gan.max_images", "encoder_train.max_images")
+_LIMITS = ("gan.max_images", "encoder_train.max_images", "student_train.max_images")
 
 
 def _differences(first: Any, second: Any, name: str = "") -> list[str]:
@@ -220,8 +221,9 @@ def command(args: argparse.Namespace) -> int:
     if cohort.modality != args.modality:
         log.warning("the cohort is %s, --modality says %s.", cohort.modality, args.modality)
     stored = args.output / "config.yaml"
-    # The encoder alone goes on from a run's GAN; it may be the first call of this stage.
-    again = args.stage == "encoder" and not (args.output / "checkpoints" / "encoder.pt").exists()
+    # Encoder and student go on from a run's GAN; it may be the first call of the stage.
+    later = args.stage in ("encoder", "student")
+    again = later and not (args.output / "checkpoints" / f"{args.stage}.pt").exists()
     resume = (args.resume or again) and stored.is_file()
     config = _resumed_config(asked, cohort, stored) if resume else _new_config(asked, cohort, device.type)
     if args.print_config:
@@ -257,12 +259,16 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _cost(config: TrainConfig, device: torch.device) -> dict[str, float | None]:
-    from sgan_core.training.run import cost
+    from sgan_core.training.cost import cost
 
     found = cost(config, device)
-    gan = config.gan.max_images / config.gan.batch * found["gan_seconds_per_step"]
-    encoder = config.encoder_train.max_images / config.encoder_train.batch * found["encoder_seconds_per_step"]
-    found |= {"gan_hours": gan / 3600, "encoder_hours": encoder / 3600}
+    gan, encoder, student = config.gan, config.encoder_train, config.student_train
+    steps = {
+        "gan": gan.max_images / gan.batch,
+        "encoder": encoder.max_images / encoder.batch,
+        "student": student.max_images / student.batch,
+    }
+    found |= {f"{name}_hours": n * found[f"{name}_seconds_per_step"] / 3600 for name, n in steps.items()}
     # JSON has no NaN: what cannot be measured here is null.
     return {name: float(f"{value:.4g}") if math.isfinite(value) else None for name, value in found.items()}
 

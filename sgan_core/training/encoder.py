@@ -14,6 +14,7 @@ from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator, Pair
 from sgan_core.networks.perceptual import Perceptual
 from sgan_core.training import losses
+from sgan_core.training.appearance import shift_appearance
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.parallel import autocast, average_gradients, share
@@ -96,7 +97,7 @@ class EncoderTrainer:
         """real: (B, C, H, W), the first len(hot) of them labelled; hot: (b, K, H, W)."""
         w_true, synthetic = self._synthetic() if self.train.latent_weight else (None, None)
         inputs = real if synthetic is None else torch.cat([real, synthetic.image])
-        answer = self.encoder(inputs).float()
+        answer = self.encoder(self._changed(inputs)).float()
         pair: Pair = self.generator.synthesis(answer[: len(real)])
         image = pair.image.float()
         found = {
@@ -107,6 +108,18 @@ class EncoderTrainer:
         if w_true is not None:
             found["latent"] = self.train.latent_weight * F.mse_loss(answer[len(real) :], w_true)
         return found
+
+    def _changed(self, image: Tensor) -> Tensor:
+        """The images with the looks of a share of them changed: what the encoder sees.
+
+        Its answer has to give the image as it was, so it learns to start inversion from other modalities too.
+        """
+        if not self.train.appearance_share:
+            return image
+        numbers = rng(self.config.seed, self.step_number, "encoder-appearance")
+        chosen = torch.rand(len(image), generator=numbers) < self.train.appearance_share
+        shifted = shift_appearance(image.clamp(-1.0, 1.0), numbers)
+        return torch.where(chosen.to(image.device)[:, None, None, None], shifted, image)
 
     @torch.no_grad()
     def _synthetic(self) -> tuple[Tensor, Pair]:

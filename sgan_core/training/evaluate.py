@@ -15,7 +15,9 @@ from sgan_core.evaluation.frechet import FeatureStatistics, pooled_features
 from sgan_core.evaluation.metrics import mean_without_nan, per_patient_dice
 from sgan_core.inversion import invert
 from sgan_core.networks.generator import Generator
-from sgan_core.training.data import SliceStore
+from sgan_core.networks.segmenter import predict
+from sgan_core.training.appearance import AppearanceConfig, shift_appearance
+from sgan_core.training.data import SliceStore, rng
 from sgan_core.training.samples import colours_of, outline, write_sheet
 
 FRECHET_IMAGES = 500  # a fixed number on both sides: the figure depends on it
@@ -154,6 +156,35 @@ def encoder_quality(
         classes = config.generator.num_classes
         found["validation_dice"] = mean_dice(np.concatenate(predicted), truth, patients, classes)
     return found
+
+
+class StudentWatch:
+    """Per-patient DICE of a segmenter on the validation patients at model size.
+
+    ``student_dice``: the slices as they are; ``student_shifted_dice``: in looks that training never draws, the
+    same each time, so that nothing but the training domain decides. NaN without labelled validation patients.
+    """
+
+    def __init__(self, store: SliceStore, num_classes: int, *, appearance: bool) -> None:
+        index = store.slices_of(split="validation", with_label=True)
+        self.num_classes = num_classes
+        self.truth, self.patients = store.labels[index], store.patients(index)
+        images = store.image_batch(index)
+        self.images = {"student_dice": images.numpy()}
+        if appearance and len(index):
+            numbers = rng(0, 0, "student-validation")
+            shifted = shift_appearance(images, numbers, AppearanceConfig(curve=1.0))
+            self.images["student_shifted_dice"] = shifted.numpy()
+
+    def __call__(self, net: nn.Module) -> dict[str, float]:
+        """The figures of a network in evaluation mode."""
+        if not len(self.truth):
+            return dict.fromkeys(("student_dice", "student_shifted_dice"), float("nan"))
+        found = {}
+        for name, images in self.images.items():
+            predicted = predict(net, images).argmax(axis=1).astype(np.uint8)
+            found[name] = mean_dice(predicted, self.truth, self.patients, self.num_classes)
+        return found
 
 
 def write_reconstructions(

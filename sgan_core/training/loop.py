@@ -199,8 +199,11 @@ def _save(trainer: Trainer, checkpoint: Path) -> None:
         save_checkpoint(trainer.state_dict(), checkpoint)
 
 
+_SHOWN = ("image_g", "image_d", "pair_d", "perceptual", "mse", "dice", "loss", "generated")
+
+
 def _progress_text(images: int, seconds: float, sums: dict[str, list[float]]) -> str:
     rate = images / max(seconds, 1e-6)
-    shown = [name for name in ("image_g", "image_d", "pair_d", "perceptual", "mse", "dice") if sums.get(name)]
+    shown = [name for name in _SHOWN if sums.get(name)]
     losses = " ".join(f"{name} {sums[name][-1]:.3f}" for name in shown)
     return f"{rate:.1f} images/s {losses}"

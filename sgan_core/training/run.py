@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
 
 from sgan_core import __version__
 from sgan_core.bundle import save_bundle
-from sgan_core.cohort import BUILT_IN, Case, Cohort, labelled_patients
+from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.files import replacing
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
+from sgan_core.networks.segmenter import make_student
 from sgan_core.training import evaluate
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
-from sgan_core.training.encoder import EncoderTrainer
+from sgan_core.training.encoder import EncoderTrainer, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
 from sgan_core.training.parallel import rank
+from sgan_core.training.student import StudentTrainer
 
 OnProgress = Callable[[int, int, str], None]
-STAGES = ("gan", "encoder")
+STAGES = ("gan", "encoder", "student")
 LABEL_TIE = 0.05  # projection DICE on 64 slices moves by that much between neighbouring evaluations
 
 
@@ -65,7 +64,8 @@ def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
         stored = read_config(file)
         gan = replace(stored.gan, max_images=config.gan.max_images)
         encoder = replace(stored.encoder_train, max_images=config.encoder_train.max_images)
-        return replace(stored, gan=gan, encoder_train=encoder)
+        student = replace(stored.student_train, max_images=config.student_train.max_images)
+        return replace(stored, gan=gan, encoder_train=encoder, student_train=student)
     if not resume and run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
         raise InputError(
             f"{run.folder}: holds a training run. Pass --resume to continue it, or another --output."
@@ -94,9 +94,9 @@ def read_config(file: Path) -> TrainConfig:
 
 
 def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, ...] = STAGES) -> Path:
-    """Train the stages and write ``bundle/``; returns its folder.
+    """Train the stages and write ``bundle/``; returns its folder, or the run's while there is no encoder.
 
-    The time limit is divided between the stages in the config's proportion. Raises Cancelled when the user
+    The time limit is divided between the stages in the config's proportions. Raises Cancelled when the user
     stopped (everything is saved), InputError for what the user can mend.
     """
     began = time.monotonic()
@@ -110,14 +110,24 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
         on_progress=_interruptible(run),
     )
     log = RunLog(run.folder)
-    seconds = None if run.max_minutes is None else run.max_minutes * 60.0
-    share = config.gan_share if "encoder" in stages else 1.0
-    if "gan" in stages:
-        _train_gan(run, config, store, log, None if seconds is None else began + share * seconds)
-    if "encoder" not in stages:
+    trainings = {"gan": _train_gan, "encoder": _train_encoder, "student": _train_student}
+    used = 0.0
+    for stage, share in _shares(config, stages).items():
+        used += share
+        deadline = None if run.max_minutes is None else began + used * run.max_minutes * 60.0
+        trainings[stage](run, config, store, log, deadline)
+    if not (run.checkpoints / "encoder_best.pt").exists():
         return run.folder
-    deadline = None if seconds is None else began + seconds
-    return _train_encoder(run, config, store, log, deadline)
+    return _write_bundle(run, config, store)
+
+
+def _shares(config: TrainConfig, stages: tuple[str, ...]) -> dict[str, float]:
+    """The part of the time that each of the asked stages has, in their order; together 1."""
+    left = max(0.0, 1.0 - config.gan_share - config.encoder_share)
+    shares = {"gan": config.gan_share, "encoder": config.encoder_share, "student": left}
+    asked = {stage: shares[stage] for stage in STAGES if stage in stages}
+    whole = sum(asked.values())
+    return {stage: share / whole if whole else 1.0 / len(asked) for stage, share in asked.items()}
 
 
 def _cache_of(cohort: Cohort) -> Path | None:
@@ -214,58 +224,106 @@ def _perceptual(run: Run, config: TrainConfig) -> Perceptual:
 
 def _train_encoder(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
-) -> Path:
-    checkpoint, best_file = run.checkpoints / "encoder.pt", run.checkpoints / "encoder_best.pt"
-    generator, facts = trained_generator(run, config)
-    perceptual = _perceptual(run, config)
-    trainer = EncoderTrainer(config, store, run.device, generator, perceptual)
-    fingerprint = _fingerprint(generator)
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint)
-        if state["generator"] == fingerprint:
-            trainer.load_state_dict(state)
-        else:  # stage 1 went on since: its weights are a good start, but the stage begins anew
-            trainer.encoder.load_state_dict(state["encoder"])
-            best_file.unlink(missing_ok=True)
-    tagged = _Tagged(trainer, fingerprint)
-    best = float(load_checkpoint(best_file)["quality"]) if best_file.exists() else -1.0
+) -> None:
+    generator, _ = trained_generator(run, config)
+    trainer = EncoderTrainer(config, store, run.device, generator, _perceptual(run, config))
 
-    def judge() -> dict[str, float]:
-        nonlocal best
-        if rank():
-            return {}
-        found = evaluate.encoder_quality(config, store, run.device, trainer.encoder, trainer.generator)
+    def quality() -> dict[str, float]:
         sheet = run.folder / "samples" / f"encoder_{trainer.images:08d}.png"
         evaluate.write_reconstructions(sheet, config, store, run.device, trainer.encoder, trainer.generator)
-        if not found["validation_dice"] <= best:  # NaN without validation patients: the last one is kept
-            best = found["validation_dice"]
-            kept = {"encoder": trainer.encoder.state_dict(), "images": trainer.images, "quality": best}
+        return evaluate.encoder_quality(config, store, run.device, trainer.encoder, trainer.generator)
+
+    best = _Best("validation_dice", quality, lambda: trainer.encoder)
+    limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
+    _train_on(run, _Tagged(trainer, _fingerprint(generator)), trainer.encoder, best, limits, log)
+
+
+def _train_student(
+    run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
+) -> None:
+    generator, _ = trained_generator(run, config)
+    trainer = StudentTrainer(
+        config.student_train,
+        store,
+        run.device,
+        generator,
+        labelled=config.labelled,
+        num_classes=config.generator.num_classes,
+        seed=config.seed,
+    )
+    validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
+    best = _Best("student_shifted_dice", lambda: validation(trainer.average), lambda: trainer.average)
+    limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
+    _train_on(run, _Tagged(trainer, _fingerprint(generator)), trainer.net, best, limits, log)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """What decides which weights of a stage are kept."""
+
+    figure: str  # of the figures, higher is better
+    quality: Callable[[], dict[str, float]]
+    network: Callable[[], nn.Module]
+
+
+def _train_on(run: Run, trainer: _Tagged, start: nn.Module, best: _Best, limits: Limits, log: RunLog) -> None:
+    """Run a stage that follows the GAN; its best weights so far are in ``<stage>_best.pt``."""
+    stage = trainer.name
+    checkpoint, best_file = run.checkpoints / f"{stage}.pt", run.checkpoints / f"{stage}_best.pt"
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+        if state["generator"] == trainer.fingerprint:
+            trainer.load_state_dict(state)
+        else:  # stage 1 went on since: its weights are a good start, but the stage begins anew
+            start.load_state_dict(state[stage])
+            best_file.unlink(missing_ok=True)
+    highest = float(load_checkpoint(best_file)["quality"]) if best_file.exists() else -1.0
+
+    def judge() -> dict[str, float]:
+        nonlocal highest
+        if rank():
+            return {}
+        found = best.quality()
+        if not found[best.figure] <= highest:  # NaN without validation patients: the last one is kept
+            highest = found[best.figure]
+            kept = {stage: best.network().state_dict(), "images": trainer.images, "quality": highest}
             save_checkpoint(kept | {"figures": found}, best_file)
         return found
 
-    limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
-    progress = _named(run.on_progress, "encoder")
+    progress = _named(run.on_progress, stage)
     reason = fit(
-        tagged, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress
+        trainer, checkpoint, limits, log, evaluate=judge, should_stop=run.should_stop, on_progress=progress
     )
     if reason == "stopped":
-        raise Cancelled(f"stopped after {trainer.images} images of the encoder; continue with --resume")
-    log.write("encoder", trainer.images, judge())
-    state = load_checkpoint(best_file)
-    trainer.encoder.load_state_dict(state["encoder"])
+        raise Cancelled(f"stopped after {trainer.images} images of the {stage}; continue with --resume")
+    log.write(stage, trainer.images, judge())
+
+
+def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
+    """Put the best networks of all stages into ``bundle/``."""
+    if rank():
+        return run.folder / "bundle"
+    generator, gan = trained_generator(run, config)
+    encoder = make_encoder(config, generator.mean_w)
+    trained = load_checkpoint(run.checkpoints / "encoder_best.pt")
+    encoder.load_state_dict(trained["encoder"])
     facts = {
         "tool_version": __version__,
         "cohort": store.cohort.name,
         "labelled_patients": config.labelled,
         "slices": len(store.images),
         "labelled_slices": len(store.labelled(config.labelled)),
-        "gan_images": facts["images"],
-        "gan_figures": facts["figures"],
-        "encoder_images": int(state["images"]),
-        **state["figures"],
+        "gan_images": gan["images"],
+        "gan_figures": gan["figures"],
+        "encoder_images": int(trained["images"]),
+        **trained["figures"],
     }
-    if rank():
-        return run.folder / "bundle"
+    student = None
+    if (run.checkpoints / "student_best.pt").exists():
+        taught = load_checkpoint(run.checkpoints / "student_best.pt")
+        student = make_student(config)
+        student.load_state_dict(taught["student"])
+        facts |= {"student_images": int(taught["images"]), **taught["figures"]}
     if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
         facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
     name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
@@ -273,17 +331,18 @@ def _train_encoder(
         run.folder / "bundle",
         name=name.lower().replace(" ", "-"),
         config=config,
-        generator=generator.cpu(),
-        encoder=trainer.encoder.cpu().eval(),
-        perceptual=perceptual.cpu(),
+        generator=generator,
+        encoder=encoder.eval(),
+        perceptual=_perceptual(run, config).cpu(),
+        student=student,
         facts=facts,
     )
 
 
 class _Tagged:
-    """The encoder's trainer, whose checkpoints also say which generator they belong to."""
+    """A stage's trainer, whose checkpoints also say which generator they belong to."""
 
-    def __init__(self, trainer: EncoderTrainer, fingerprint: str) -> None:
+    def __init__(self, trainer: EncoderTrainer | StudentTrainer, fingerprint: str) -> None:
         self.trainer, self.fingerprint, self.name = trainer, fingerprint, trainer.name
 
     @property
@@ -318,60 +377,3 @@ def _interruptible(run: Run) -> OnProgress:
 
 def _named(on_progress: OnProgress, stage: str) -> OnProgress:
     return lambda done, total, message: on_progress(done, total, f"{stage} {message}")
-
-
-# --- what a run would cost
-
-
-def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """Parameters (millions), memory (MB) and seconds a step of both stages, measured here on random images."""
-    size, channels = config.generator.size, config.generator.image_channels
-    count = 2 * config.gan.batch
-    images = np.random.default_rng(0).uniform(-1, 1, (count, channels, size, size)).astype(np.float16)
-    labels = np.random.default_rng(1).integers(
-        0, config.generator.num_classes, (count, size, size), dtype=np.uint8
-    )
-    case = Case(id="random", patient="random", image="random", label="random", labelled_rank=0)
-    cohort = Cohort("random", config.modality, config.intensity, config.labels, (case,))
-    store = SliceStore(images, labels, np.zeros(count, int), cohort)
-    config = replace(config, labelled=1)
-    gan = GanTrainer(config, store, device)
-    perceptual = make_perceptual("efficientnet-lite0") if config.perceptual == "discriminator" else None
-    perceptual = perceptual or make_perceptual(config.perceptual)
-    encoder = EncoderTrainer(config, store, device, gan.ema, perceptual)
-    return {
-        "generator_m_parameters": _millions(gan.generator),
-        "image_discriminator_m_parameters": _millions(gan.image_d),
-        "pair_discriminator_m_parameters": _millions(gan.pair_d),
-        "encoder_m_parameters": _millions(encoder.encoder),
-        "gan_seconds_per_step": _median_seconds(gan.step, device),
-        "encoder_seconds_per_step": _median_seconds(encoder.step, device),
-        "memory_mb": _memory_mb(device),
-    }
-
-
-def _millions(net: nn.Module) -> float:
-    return sum(parameter.numel() for parameter in net.parameters()) / 1e6
-
-
-def _median_seconds(step: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])  # the first one, with R1 and path length, also warms up
-
-
-def _memory_mb(device: torch.device) -> float:
-    """Peak memory: of the GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)

@@ -120,6 +120,7 @@ def toy_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "encoder": {"width": 8, "fpn_channels": 8, "stem_stride": False},
         "gan": {"batch": 4, "max_images": 48},
         "encoder_train": {"batch": 4, "max_images": 24},
+        "student_train": {"batch": 4, "max_images": 24, "channels": [4, 8]},
         "inversion": {"steps": 4},
         "perceptual": "discriminator",
         "preset": "tiny",

@@ -8,7 +8,8 @@ import torch
 
 from sgan_core.cohort import Case, Cohort, Intensity, Label
 from sgan_core.errors import InputError
-from sgan_core.evaluation.baselines.unet import UnetConfig, predict, train_unet
+from sgan_core.evaluation.baselines.unet import UnetConfig, train_unet
+from sgan_core.networks.segmenter import predict
 from sgan_core.training.data import SliceStore
 from sgan_core.training.evaluate import mean_dice
 
@@ -90,7 +91,7 @@ def test_the_best_validated_network_is_returned(monkeypatch: pytest.MonkeyPatch)
         seen.append(predicted.copy())
         return next(scores)
 
-    monkeypatch.setattr("sgan_core.evaluation.baselines.unet.mean_dice", remember)
+    monkeypatch.setattr("sgan_core.training.evaluate.mean_dice", remember)
     monkeypatch.setattr("sgan_core.evaluation.baselines.unet._EVALUATIONS", 4)
     store = discs()
     net = train_unet(store, UnetConfig(steps=8, batch=4, lr=0.02), labelled=4, num_classes=2)

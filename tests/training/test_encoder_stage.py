@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgan_core.config import TrainConfig
+from sgan_core.errors import InputError
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual
 from sgan_core.training.data import SliceStore
@@ -179,3 +180,23 @@ def test_encoders_of_one_seed_are_equal_and_global_randomness_is_left_alone(toy_
     first, second = (make_encoder(toy_config(), torch.zeros(8)) for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_encoder_sees_other_looks_of_the_same_images(stage, monkeypatch):
+    """With every look changed to its negative, the encoder sees negatives, and the losses the images as they were."""
+    monkeypatch.setattr("sgan_core.training.encoder.shift_appearance", lambda image, rng: -image)
+    seen: list[Tensor] = []
+    wanted: list[Tensor] = []
+    trainer = stage(appearance_share=1.0)
+    encode, compare = trainer.encoder.forward, trainer.perceptual.forward
+    monkeypatch.setattr(trainer.encoder, "forward", lambda image: seen.append(image) or encode(image))
+    monkeypatch.setattr(trainer.perceptual, "forward", lambda a, b: wanted.append(b) or compare(a, b))
+    trainer.step()
+    assert torch.equal(seen[0][: len(wanted[0])], -wanted[0])
+
+
+def test_appearance_is_left_alone_unless_asked(stage, monkeypatch):
+    monkeypatch.setattr("sgan_core.training.encoder.shift_appearance", lambda *_: pytest.fail("changed"))
+    stage().step()
+    with pytest.raises(InputError, match="appearance_share"):
+        stage(appearance_share=1.5)

@@ -1,0 +1,56 @@
+"""The feed-forward segmenter: MONAI's 2-D U-Net, as student of the generator and as reference method."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sgan_core.config import TrainConfig
+
+_BATCH = 64  # slices in one forward pass without gradients
+
+
+def make_segmenter(
+    channels: tuple[int, ...], *, image_channels: int, num_classes: int, seed: int = 0
+) -> nn.Module:
+    """The untrained network: (B, C, S, S) in [-1, 1] -> logits (B, K, S, S).
+
+    channels: width of each level, each half the resolution of the one before; S is a multiple of
+    2 ** (levels - 1).
+    """
+    from monai.networks.nets import UNet  # a second to import
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(
+            spatial_dims=2,
+            in_channels=image_channels,
+            out_channels=num_classes,
+            channels=channels,
+            strides=(2,) * (len(channels) - 1),
+            num_res_units=1,
+            norm=("instance", {"affine": True}),  # the same in training and use, whatever the batch
+        )
+
+
+def make_student(config: TrainConfig) -> nn.Module:
+    """The untrained student of a config: the model's channels and labels in, logits out."""
+    return make_segmenter(
+        config.student_train.channels,
+        image_channels=config.generator.image_channels,
+        num_classes=config.generator.num_classes,
+        seed=config.seed,
+    )
+
+
+@torch.no_grad()
+def label_probs(net: nn.Module, images: Tensor) -> Tensor:
+    """Softmax (N, K, S, S) float32 of images (N, C, S, S) in [-1, 1]; ``net`` is in evaluation mode."""
+    return torch.cat([net(part).float().softmax(dim=1) for part in images.split(_BATCH)])
+
+
+def predict(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Label probabilities (N, K, S, S) float32 of images (N, C, S, S) in [-1, 1], on the network's device."""
+    device = next(net.parameters()).device
+    return label_probs(net.eval(), torch.from_numpy(np.asarray(images, np.float32)).to(device)).cpu().numpy()
