@@ -28,15 +28,9 @@ from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
 from sgan_core.imaging.slices import images_to_volume
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_volume
+from sgan_core.labelling import OnProgress, SegmentConfig
 from sgan_core.report import LabelVolume, ReportCase, write_report
-from sgan_core.segment import (
-    OnProgress,
-    Segmentation,
-    SegmentConfig,
-    label_volumes,
-    part_of,
-    segment_volume,
-)
+from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volume
 
 SCHEMA = 1  # of run.json
 _SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of probability maps too
@@ -245,10 +239,11 @@ def _segment_case(
         },
         "seconds": round(found.seconds, 3),
         "method": found.method,
+        "reconstruction": asdict(found.reconstruction),
         "steps": found.steps,
         "labels": [asdict(volume) for volume in volumes],
         "reconstruction_error": {"case": found.error, "slices": [float(e) for e in found.slice_errors]},
-        "trust": asdict(found.trust),
+        "trust": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found.trust).items()},
         "warnings": list(found.warnings),
     }
 
@@ -264,7 +259,8 @@ def report_case(
 ) -> ReportCase:
     """A segmentation as a section of the report. truth: (N, S, S) labels; scores: DICE by method."""
     facts = {
-        "Method": f"{found.method}, {found.steps} steps" if found.steps else found.method,
+        "Mask": f"by the {found.method}" if found.method != "inversion" else "by inversion",
+        "Inversion": f"{found.steps} steps, {found.reconstruction.name}: {found.reconstruction.reason}",
         "Time": f"{found.seconds:.1f} s for {len(found.slice_errors)} slices",
         "Reconstruction error": f"{found.error:.3f}",
         "Trust": f"{found.trust.status}: {found.trust.reason}",

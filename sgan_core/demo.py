@@ -14,14 +14,14 @@ from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.metrics import label_scores
 from sgan_core.evaluation.tables import ScoreRow, json_text, scores_json, write_text
-from sgan_core.imaging.slices import labels_to_model
+from sgan_core.imaging.slices import labels_to_model, to_volume
 from sgan_core.imaging.writers import write_labels, write_volume
+from sgan_core.labelling import OnProgress, SegmentConfig
 from sgan_core.phantom import DOMAINS, LIVER, TEST_SEEDS, PhantomCase, make_case
 from sgan_core.report import ReportCase, write_report
-from sgan_core.segment import OnProgress, SegmentConfig, part_of, segment_volume
+from sgan_core.segment import part_of, segment_volume
 
 ORGAN = "liver"
-METHODS = {"encoder": SegmentConfig(quality="fast"), "inversion": SegmentConfig(quality="standard")}
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def run_demo(
     on_progress: OnProgress = lambda done, total, message: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Demo:
-    """Make ``patients`` in CT and T1 MRI (in and out of phase), segment them by both methods, score, report.
+    """Make ``patients`` in CT and T1 MRI (in and out of phase), segment and score them, report.
 
-    Writes volumes/, references/, segmentations/ (of inversion), scores.json and report.html to ``output``.
+    Writes volumes/, references/, segmentations/, scores.json and report.html to ``output``.
     Raises InputError for a model that knows no liver and a folder that cannot be written.
     """
     organ = _organ_value(bundle)
@@ -92,22 +92,18 @@ def _run_case(
     phantom = make_case(seed, domain)
     truth = ((phantom.labels == LIVER) * organ).astype(np.uint8)
     _write_case(output, name, phantom, truth, bundle)
-    rows = []
-    for method, config in METHODS.items():
-        # The encoder takes next to no time: counted as a part, it would spoil the time left.
-        progress = _silent if config.quality == "fast" else on_progress
-        found = segment_volume(phantom.image, bundle, config, on_progress=progress, should_stop=should_stop)
-        scores = label_scores(found.labels, truth, label=organ)
-        rows.append(ScoreRow(name, patient, domain, method, ORGAN, scores.dice, scores.jaccard))
+    first = segment_volume(phantom.image, bundle, SegmentConfig(encoder_only=True), should_stop=should_stop)
+    found = segment_volume(phantom.image, bundle, on_progress=on_progress, should_stop=should_stop)
+    masks = {"encoder": first.labels, "inversion": to_volume(found.inverted_probs, found.stack)}
+    if bundle.student is not None:
+        masks["student"] = found.labels
+    scores = {method: label_scores(mask, truth, label=organ) for method, mask in masks.items()}
+    rows = [ScoreRow(name, patient, domain, method, ORGAN, s.dice, s.jaccard) for method, s in scores.items()]
     labels = bundle.config.labels
     write_labels(output / "segmentations" / f"{name}_seg.nii.gz", found.labels, phantom.image.grid, labels)
     dice = {row.method: row.dice for row in rows}
     truth_slices = labels_to_model(truth, found.stack)
     return rows, report_case(found, bundle, name, domain=domain, truth=truth_slices, scores=dice)
-
-
-def _silent(done: int, total: int, message: str) -> None:
-    """Progress that nobody needs."""
 
 
 def _write_case(output: Path, name: str, phantom: PhantomCase, truth: np.ndarray, bundle: Bundle) -> None:

@@ -33,7 +33,7 @@ class SemanticGANSegmenter(nn.Module):
         Raises InputError for an image that cannot be read.
         """
         from sgan_core.batch import BatchConfig, find_inputs, run_batch
-        from sgan_core.segment import SegmentConfig
+        from sgan_core.labelling import SegmentConfig
 
         config = BatchConfig(segment=SegmentConfig(quality=quality), report=False)
         options = {"quality": quality}

@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
-from sgan_core.config import InversionConfig
-from sgan_core.errors import Cancelled, InputError
+from sgan_core.errors import Cancelled
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.slices import SliceStack, to_model, to_volume
-from sgan_core.inversion import Inversion, invert
-from sgan_core.reconstruction import PaperReconstruction
+from sgan_core.labelling import (
+    Chosen,
+    Labelling,
+    OnProgress,
+    SegmentConfig,
+    label_slices,
+    smooth_through_plane,
+)
+from sgan_core.trust import Calibration, Trust, judge, stored_calibration
 
-OnProgress = Callable[[int, int, str], None]  # done, total, message
-QUALITIES = ("fast", "standard", "careful")
-RECONSTRUCTIONS = ("auto", "paper")
-
-_POOR_DICE = 0.8
 _NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
-
-
-@dataclass(frozen=True)
-class SegmentConfig:
-    """How to segment.
-
-    quality: fast (encoder alone, the paper's "Ours-NO"), standard (inversion), careful (a second start from
-    the mean w, 2.5 times the steps). steps: replaces the quality's number. reconstruction: the objective of
-    inversion; "auto" is the bundle's choice, at present always the paper's.
-    """
-
-    quality: str = "standard"
-    steps: int | None = None
-    reconstruction: str = "auto"
-    batch: int | None = None  # slices optimised together; the bundle's value when left out
-
-    def __post_init__(self) -> None:
-        if self.quality not in QUALITIES:
-            raise InputError(f"quality is {self.quality!r}, expected one of {', '.join(QUALITIES)}")
-        if self.reconstruction not in RECONSTRUCTIONS:
-            known = ", ".join(RECONSTRUCTIONS)
-            raise InputError(f"reconstruction is {self.reconstruction!r}, expected one of {known}")
-        if self.steps is not None and self.steps < 0:
-            raise InputError(f"steps is {self.steps}, expected 0 or more")
-        if self.batch is not None and self.batch < 1:
-            raise InputError(f"batch is {self.batch}, expected 1 or more")
-
-
-@dataclass(frozen=True)
-class Trust:
-    """Whether the model could explain the image."""
-
-    status: str  # "ok" | "review"
-    score: float  # share of slices explained as well as the training anatomy was, 0 to 1
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +34,14 @@ class Segmentation:
 
     labels: np.ndarray  # uint8, the input's shape: (I, J, K) or (H, W)
     stack: SliceStack  # the model's input
-    reconstructions: np.ndarray  # (N, C, S, S) float32
+    reconstructions: np.ndarray  # (N, C, S, S) float32, in the brightness of the input
     label_probs: np.ndarray  # (N, K, S, S) float16
+    inverted_probs: np.ndarray  # the generator's own answer, by inversion or its encoder; as label_probs
     slice_errors: np.ndarray  # (N,) root mean squared error of the reconstruction, model units (range 2)
     trust: Trust
-    method: str  # "encoder" | "inversion"
-    steps: int
+    method: str  # what made the mask: "student" | "inversion" | "encoder"
+    reconstruction: Chosen  # the objective of inversion, and why
+    steps: int  # of inversion
     seconds: float
     warnings: tuple[str, ...]
 
@@ -121,7 +87,6 @@ def segment_volume(
     on_progress counts optimisation steps of single slices. Raises Cancelled when ``should_stop`` says so,
     InputError for an image that cannot be brought to the model.
     """
-    config = config or SegmentConfig()
     began = time.monotonic()
     generator = bundle.config.generator
     intensity, warning = choose_intensity(image, bundle.config.intensity)
@@ -133,112 +98,50 @@ def segment_volume(
         channels=generator.image_channels,
         squash=bundle.config.squash,
     )
-    inversion = _inversion_config(bundle.config.inversion, config)
-    starts = 2 if config.quality == "careful" else 1
-    steps = starts * inversion.steps  # of one slice
-    count, total = len(stack.images), len(stack.images) * max(1, steps)
-    # Filled batch by batch: parts that are joined at the end would double the memory of a large scan.
-    reconstructions = np.empty_like(stack.images)
-    label_probs = np.empty((count, generator.num_classes, generator.size, generator.size), np.float16)
-    for first in range(0, count, inversion.batch):
-        target = torch.from_numpy(stack.images[first : first + inversion.batch]).to(bundle.device)
 
-        def on_step(step: int, first: int = first, batch: int = len(target)) -> None:
-            if should_stop():
-                raise Cancelled("stopped; nothing was written for this case")
-            done = first * max(1, steps) + batch * step
-            message = f"slice {first + 1} to {first + batch} of {count}"
-            on_progress(done, total, f"{message}, step {step} of {steps}" if steps else message)
+    def report(done: int, total: int, message: str) -> None:
+        if should_stop():
+            raise Cancelled("stopped; nothing was written for this case")
+        on_progress(done, total, message)
 
-        on_step(0)
-        part = _best_of_starts(target, bundle, inversion, starts, on_step)
-        reconstructions[first : first + len(target)] = part.image.float().cpu().numpy()
-        label_probs[first : first + len(target)] = part.label_probs.half().cpu().numpy()
-    on_progress(total, total, "labelling")
-    errors = np.array([_rmse(*pair) for pair in zip(reconstructions, stack.images, strict=True)])
+    config = config or SegmentConfig()
+    calibration = stored_calibration(bundle.facts, "standard" if config.inversion(bundle).steps else "fast")
+    found = label_slices(
+        stack.images, bundle, config, foreign=warning, calibration=calibration, on_progress=report
+    )
+    probs, inverted = found.label_probs, found.inverted_probs
+    if isinstance(image, Volume):
+        probs, inverted = smooth_through_plane(probs), smooth_through_plane(inverted)
+    errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
     return Segmentation(
-        labels=to_volume(label_probs, stack),
+        labels=to_volume(probs, stack),
         stack=stack,
-        reconstructions=reconstructions,
-        label_probs=label_probs,
+        reconstructions=found.reconstructions,
+        label_probs=probs,
+        inverted_probs=inverted,
         slice_errors=errors,
-        trust=judge(errors, bundle),
-        method="inversion" if inversion.steps else "encoder",
-        steps=inversion.steps,
+        trust=_judged(found, calibration, bundle),
+        method=found.method,
+        reconstruction=found.chosen,
+        steps=found.steps,
         seconds=time.monotonic() - began,
         warnings=image.warnings + ((warning,) if warning else ()),
     )
 
 
+def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle) -> Trust:
+    """Trust in the mask of a case."""
+    if bundle.student is None:
+        return Trust("review", 0.0, "the model has no student for a second opinion; check the mask")
+    if found.features is None or calibration is None:
+        return Trust("review", 0.0, "the model carries no calibration of trust; check the mask")
+    figure = "student_dice" if found.method == "student" else "validation_dice"
+    dice = float(bundle.facts.get(figure, np.nan))  # absent without validation patients
+    return judge(found.features, calibration, validation_dice=dice)
+
+
 def _rmse(reconstruction: np.ndarray, image: np.ndarray) -> float:
     return float(np.sqrt(np.square(reconstruction - image).mean()))
-
-
-def _inversion_config(stored: InversionConfig, config: SegmentConfig) -> InversionConfig:
-    steps = {"fast": 0, "standard": stored.steps, "careful": int(2.5 * stored.steps)}[config.quality]
-    steps = steps if config.steps is None else config.steps
-    return replace(stored, steps=steps, batch=config.batch or stored.batch)
-
-
-def _best_of_starts(
-    target: Tensor,
-    bundle: Bundle,
-    inversion: InversionConfig,
-    starts: int,
-    on_step: Callable[[int], None],
-) -> Inversion:
-    """Inversion from the encoder's answer; with 2 starts also from the mean w, each slice's better one of both.
-
-    on_step(step) counts through both.
-    """
-    reconstruction = PaperReconstruction(bundle.perceptual, inversion)
-
-    def counted_from(base: int) -> Callable[[int, dict[str, Tensor]], bool]:
-        def report(step: int, terms: dict[str, Tensor]) -> bool:
-            on_step(base + step)
-            return True
-
-        return report
-
-    report = counted_from(0)
-    first = invert(target, bundle.generator, bundle.encoder, reconstruction, inversion, on_step=report)
-    if starts == 1 or not inversion.steps:
-        return first
-    report = counted_from(inversion.steps)
-    second = invert(target, bundle.generator, None, reconstruction, inversion, on_step=report)
-    better = second.loss < first.loss  # (B,)
-
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
-
-    return Inversion(
-        w_plus=pick(first.w_plus, second.w_plus),
-        image=pick(first.image, second.image),
-        label_probs=pick(first.label_probs, second.label_probs),
-        loss=pick(first.loss, second.loss),
-        steps=first.steps,
-    )
-
-
-def judge(slice_errors: np.ndarray, bundle: Bundle) -> Trust:
-    """Compare the reconstruction errors (N,) with those of the validation slices in training.
-
-    A simple first rule: a slice counts as explained when its error is not above the 95th percentile that
-    the encoder alone reached on validation slices. That limit is lenient for a poor model, so one whose own
-    validation DICE was below ``_POOR_DICE`` is never "ok".
-    """
-    limit = float(bundle.facts.get("validation_rmse_p95", np.inf))
-    explained = float((slice_errors <= limit).mean())
-    if not np.isfinite(limit):
-        return Trust("review", explained, "the model carries no validation errors to compare with")
-    dice = float(bundle.facts.get("validation_dice", np.nan))  # absent without validation patients
-    if dice < _POOR_DICE:
-        reason = f"the model itself reached only DICE {dice:.2f} on its validation patients; check the mask"
-        return Trust("review", explained, reason)
-    if explained >= 0.8:
-        return Trust("ok", explained, f"{explained:.0%} of the slices are explained as well as in validation")
-    reason = f"only {explained:.0%} of the slices are explained as well as in validation; check the mask"
-    return Trust("review", explained, reason)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.slices import to_model
 from sgan_core.imaging.writers import write_volume
-from sgan_core.segment import Segmentation, Trust
+from sgan_core.labelling import Chosen
+from sgan_core.segment import Segmentation
+from sgan_core.trust import Trust
 
 GRID = Grid((8, 6, 3), np.diag([-2.0, -2.0, 5.0, 1.0]))
 
@@ -304,7 +306,10 @@ def stand_in(image: Volume | Picture, bundle: Any, config: Any, **_: Any) -> Seg
     labels = np.full(shape, 2, np.uint8)
     errors = np.zeros(len(stack.images))
     trust = Trust("ok", 1.0, "made up")
-    return Segmentation(labels, stack, stack.images, probs, errors, trust, "encoder", 0, 0.1, ())
+    chosen = Chosen("paper", "asked for")
+    return Segmentation(
+        labels, stack, stack.images, probs, probs, errors, trust, "encoder", chosen, 0, 0.1, ()
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from sgan_core import inversion
 from sgan_core.config import EncoderConfig, GeneratorConfig, InversionConfig
-from sgan_core.inversion import invert, learning_rate
+from sgan_core.inversion import (
+    Lbfgs,
+    bytes_of_slice,
+    fitting_batch,
+    invert,
+    learning_rate,
+    out_of_memory,
+    planned_batch,
+    style_preconditioner,
+)
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
@@ -260,7 +269,6 @@ def test_without_the_stop_gradient_would_flow_through_the_encoder(generator, tar
     monkeypatch.setattr(inversion.torch, "no_grad", nullcontext)
     after = _codes_of_encoder_term(generator, target, flowing)
     assert flowing.with_gradient > 0
-    assert flowing.answer.grad is not None
     assert not torch.allclose(before, after)
 
 
@@ -296,6 +304,203 @@ def test_it_works_with_the_default_perceptual_network(generator, target):
     )
     found = invert(target[:1].float(), plain, None, PaperReconstruction(perceptual, config), config)
     assert (found.loss < start.loss).all()
+
+
+# --- L-BFGS
+
+LBFGS = replace(CONFIG, optimizer="lbfgs", steps=25)
+
+
+def _minimised(function, start: Tensor, steps: int, preconditioner: Tensor | None = None) -> list[Tensor]:
+    """Where L-BFGS looks: (steps + 1) codes."""
+    eye = torch.eye(start.shape[-1], dtype=start.dtype).expand(start.shape[1], -1, -1)
+    optimizer = Lbfgs(eye if preconditioner is None else preconditioner)
+    codes = [start]
+    for _ in range(steps):
+        code = codes[-1].clone().requires_grad_(True)
+        loss = function(code)
+        (gradient,) = torch.autograd.grad(loss.sum(), code)
+        codes.append(optimizer.next(code.detach(), loss.detach(), gradient))
+    return codes
+
+
+@pytest.fixture
+def quadratics() -> tuple[Tensor, Tensor]:
+    """Curvatures (4, 2, 6) from 1 to 1e3, and minima: four slices with 12 numbers."""
+    rng = torch.Generator().manual_seed(4)
+    return 10 ** (3 * torch.rand(4, 2, 6, generator=rng, dtype=torch.float64)), torch.randn(
+        4, 2, 6, generator=rng, dtype=torch.float64
+    )
+
+
+def test_lbfgs_finds_the_minimum_of_quadratics(quadratics):
+    curvature, minimum = quadratics
+    codes = _minimised(lambda w: (curvature * (w - minimum).square()).sum((1, 2)), 0 * minimum, 60)
+    torch.testing.assert_close(codes[-1], minimum, atol=1e-4, rtol=0.0)
+
+
+def test_with_the_curvature_known_lbfgs_goes_straight_to_the_minimum(quadratics):
+    curvature, minimum = quadratics[0][:1], quadratics[1][:1]
+    known = torch.diag_embed(1.0 / curvature[0])
+    codes = _minimised(lambda w: (curvature * (w - minimum).square()).sum((1, 2)), 0 * minimum, 2, known)
+    torch.testing.assert_close(codes[2], minimum)  # the first step has a fixed length and learns the scale
+
+
+def test_lbfgs_survives_what_is_not_a_number(quadratics):
+    """A move into a forbidden place is taken back and tried shorter."""
+    minimum = quadratics[1]
+
+    def function(w: Tensor) -> Tensor:
+        distance = (w - minimum).square().sum((1, 2))
+        return torch.where(distance > distance.detach().new_tensor(60.0), torch.nan, distance)
+
+    codes = _minimised(function, 0 * minimum, 30)
+    torch.testing.assert_close(codes[-1], minimum, atol=1e-6, rtol=0.0)
+
+
+def test_lbfgs_reaches_a_lower_loss_than_adam(generator, encoder, target):
+    adam = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=25))
+    lbfgs = invert(target, generator, encoder, _paper(), LBFGS)
+    assert (lbfgs.loss < adam.loss).all()
+
+
+def test_lbfgs_gives_each_slice_its_own_result(generator, encoder, target):
+    together = invert(target, generator, encoder, _paper(), LBFGS)
+    for index in range(3):
+        alone = invert(target[index : index + 1], generator, encoder, _paper(), LBFGS)
+        torch.testing.assert_close(together.w_plus[index], alone.w_plus[0], atol=1e-4, rtol=0.0)
+
+
+def test_preconditioner_undoes_what_the_affine_layers_do(generator):
+    """A change of w that changes the styles twice as much is made half as long, squared."""
+    found = style_preconditioner(generator)
+    assert found.shape == (generator.num_ws, 8, 8)
+    torch.testing.assert_close(found, found.mT)
+    torch.testing.assert_close(found.diagonal(dim1=1, dim2=2).mean(), torch.ones((), dtype=torch.float64))
+    assert (torch.linalg.eigvalsh(found) > 0).all()
+    blocks = list(generator.synthesis.blocks.values())
+    # Style 1 is read by the second block's up-sampling convolution and the first block's image head.
+    layers = [blocks[1].up.conv.affine, blocks[0].to_image.conv.affine]
+    metric = sum((a.weight * a.scale).T @ (a.weight * a.scale) for a in layers)
+    product = found[1] @ metric
+    torch.testing.assert_close(
+        product / product[0, 0], torch.eye(8, dtype=torch.float64), atol=0.02, rtol=0.0
+    )
+
+
+# --- slices that leave
+
+STOPPING = replace(LBFGS, steps=60, tolerance=0.2, patience=5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_a_slice_that_left_has_the_result_it_has_alone(generator, encoder, target, optimizer):
+    """Slices leave at different times; compaction mixes nothing up."""
+    config = replace(STOPPING, optimizer=optimizer)
+    counts: list[int] = []
+
+    def watch(_step: int, terms: dict[str, Tensor]) -> bool:
+        counts.append(len(terms["mse"]))
+        return True
+
+    together = invert(target, generator, encoder, _paper(), config, on_step=watch)
+    assert counts[0] == 3
+    assert counts[-1] < 3
+    assert together.steps < 60
+    alone = [invert(target[i : i + 1], generator, encoder, _paper(), config) for i in range(3)]
+    assert together.steps == max(one.steps for one in alone)
+    assert len({one.steps for one in alone}) > 1
+    for index, one in enumerate(alone):
+        torch.testing.assert_close(together.w_plus[index], one.w_plus[0], atol=1e-4, rtol=0.0)
+        torch.testing.assert_close(together.loss[index], one.loss[0], atol=1e-5, rtol=0.0)
+
+
+def test_a_slice_that_left_keeps_its_best(generator, encoder, target):
+    found = invert(target, generator, encoder, _paper(), STOPPING)
+    torch.testing.assert_close(found.loss, _objective(found.image, target))
+    start = invert(target, generator, encoder, _paper(), replace(CONFIG, steps=0))
+    assert (found.loss < start.loss).all()
+
+
+def test_without_tolerance_nobody_leaves(generator, encoder, target):
+    found = invert(target, generator, encoder, _paper(), replace(STOPPING, tolerance=0.0))
+    assert found.steps == 60
+
+
+# --- memory
+
+
+class Small(PaperReconstruction):
+    """A machine whose memory holds two slices."""
+
+    said = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"
+
+    def aim(self, target: Tensor) -> None:
+        self.slices = len(target)
+        super().aim(target)
+
+    def terms(self, image: Tensor) -> dict[str, Tensor]:
+        if self.slices > 2:
+            raise RuntimeError(self.said)
+        return super().terms(image)
+
+
+def test_a_batch_that_does_not_fit_is_halved(generator, encoder, target):
+    whole = invert(target, generator, encoder, _paper(), CONFIG)
+    halved = invert(target, generator, encoder, Small(Coarse(), CONFIG), CONFIG)
+    assert halved.steps == whole.steps
+    for name in ("w_plus", "image", "label_probs", "loss"):
+        torch.testing.assert_close(getattr(halved, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
+
+
+def test_one_slice_that_does_not_fit_is_an_error(generator, target, monkeypatch):
+    def full(image: Tensor) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    paper = _paper()
+    monkeypatch.setattr(paper, "terms", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        invert(target, generator, None, paper, CONFIG)
+
+
+def test_other_errors_are_not_taken_for_a_full_memory(generator, target, monkeypatch):
+    calls = []
+
+    def broken(image: Tensor) -> dict[str, Tensor]:
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    paper = _paper()
+    monkeypatch.setattr(paper, "terms", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        invert(target, generator, None, paper, CONFIG)
+    assert calls == [1]
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert out_of_memory(RuntimeError("not enough memory: you tried to allocate 5 bytes"))
+
+
+def test_memory_of_a_slice_does_not_count_what_slices_share(generator, target):
+    """Twice the slices keep twice as much more; the weights are far larger than one feature map here."""
+    found = bytes_of_slice(target[:1], generator, _paper())
+    # Double precision. At least the feature maps of the 32 px layers: 8 channels, two layers.
+    assert 2 * 8 * 32 * 32 * 8 < found < 40 * 8 * 32 * 32 * 8
+    assert planned_batch(100 * found, found) == 30
+    assert planned_batch(0, found) == 1
+    assert planned_batch(10**15, found) == 512
+
+
+def test_on_a_cpu_the_batch_is_the_configs(generator, target):
+    assert fitting_batch(target, generator, _paper(), replace(CONFIG, batch=7)) == 7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_planned_batch_fits(generator, target):
+    device = torch.device("cuda")
+    on_gpu, slices = generator.to(device), target.to(device)
+    count = fitting_batch(slices, on_gpu, _paper(), CONFIG)
+    assert 1 <= count <= 512
+    invert(slices[:1].expand(count, -1, -1, -1), on_gpu, None, _paper(), replace(CONFIG, steps=1))
 
 
 # --- the rate

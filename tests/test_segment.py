@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Case, Cohort, Intensity, Label
@@ -20,19 +19,15 @@ from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image
+from sgan_core.labelling import SegmentConfig
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
-from sgan_core.segment import (
-    SegmentConfig,
-    choose_intensity,
-    judge,
-    label_volumes,
-    part_of,
-    segment_volume,
-)
+from sgan_core.networks.segmenter import make_student
+from sgan_core.segment import choose_intensity, label_volumes, part_of, segment_volume
 from sgan_core.training.data import open_store
+from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
 
 HU = Intensity(-160.0, 240.0, "HU")
 
@@ -62,9 +57,16 @@ def bundle() -> Bundle:
         judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
     perceptual = make_perceptual("discriminator", image_discriminator=judge)
     facts = {"validation_rmse_p95": 0.2}
+    device = torch.device("cpu")
     return Bundle(
-        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, torch.device("cpu")
+        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, None, device
     )
+
+
+@pytest.fixture(scope="module")
+def taught(bundle: Bundle) -> Bundle:
+    """The same with an untrained student."""
+    return replace(bundle, student=make_student(bundle.config).eval())
 
 
 def scan(slices: int = 5, seed: int = 0) -> Volume:
@@ -160,28 +162,6 @@ def test_inversion_explains_better_than_the_encoder(bundle: Bundle) -> None:
     assert inversion.error < encoder.error
 
 
-def test_careful_takes_the_better_start_for_each_slice(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sgan_core.segment
-
-    seen: list[Any] = []
-    invert = sgan_core.segment.invert
-
-    def spy(target: Tensor, *arguments: Any, **options: Any) -> Any:
-        seen.append(invert(target, *arguments, **options))
-        # The slices disagree on which start is better.
-        loss = torch.arange(len(target), dtype=torch.float32)
-        seen[-1] = replace(seen[-1], loss=loss if len(seen) == 1 else loss.flip(0))
-        return seen[-1]
-
-    monkeypatch.setattr(sgan_core.segment, "invert", spy)
-    found = segment_volume(scan(4), bundle, SegmentConfig("careful", steps=2))
-    first, second = (part.image.numpy() for part in seen)
-    np.testing.assert_array_equal(found.reconstructions[:2], first[:2])
-    np.testing.assert_array_equal(found.reconstructions[2:], second[2:])
-
-
 # --- progress, stopping ----------------------------------------------------------------------------
 
 
@@ -221,29 +201,30 @@ def test_part_of_the_whole() -> None:
 # --- trust, volumes --------------------------------------------------------------------------------
 
 
+def test_without_a_second_opinion_nothing_is_trusted(bundle: Bundle) -> None:
+    trust = segment_volume(scan(), bundle, SegmentConfig("fast")).trust
+    assert (trust.status, trust.score) == ("review", 0.0)
+    assert "no student" in trust.reason
+
+
 @pytest.mark.parametrize(
-    ("errors", "limit", "status", "score"),
-    [
-        ([0.1, 0.1, 0.1, 0.1, 0.3], 0.2, "ok", 0.8),
-        ([0.1, 0.1, 0.1, 0.3, 0.3], 0.2, "review", 0.6),
-        ([0.1, 0.1], None, "review", 1.0),
-    ],
+    ("quality", "figure", "status"),
+    [("fast", 0.9, "ok"), ("fast", 0.7, "review"), ("standard", 0.9, "review")],
 )
-def test_trust_follows_the_share_of_explained_slices(
-    errors: list[float], limit: float | None, status: str, score: float, bundle: Bundle
+def test_trust_is_judged_with_the_calibration_of_the_quality(
+    taught: Bundle, quality: str, figure: float, status: str
 ) -> None:
-    facts = {} if limit is None else {"validation_rmse_p95": limit}
-    found = judge(np.array(errors), replace(bundle, facts=facts))
-    assert (found.status, found.score) == (status, pytest.approx(score))
-    assert found.reason
-
-
-@pytest.mark.parametrize(("dice", "status"), [(0.79, "review"), (0.81, "ok")])
-def test_poor_model_is_never_trusted(bundle: Bundle, dice: float, status: str) -> None:
-    facts = {"validation_rmse_p95": 0.3, "validation_dice": dice}
-    found = judge(np.array([0.1, 0.2]), replace(bundle, facts=facts))
-    assert found.status == status
-    assert (f"DICE {dice:.2f}" in found.reason) == (status == "review")
+    """A calibration that finds nothing wrong, of fast only; the mask is the student's, so its figure counts."""
+    nothing = Regression((0.0,) * len(FEATURES), -9.0)
+    zeros, ones = (0.0,) * len(FEATURES), (1.0,) * len(FEATURES)
+    assert taught.student is not None
+    anatomy = Anatomy.of(deep_answers(taught.student, torch.rand(40, 1, 32, 32)))
+    calibration = Calibration(tuple(FEATURES), zeros, ones, nothing, nothing, anatomy)
+    facts = {"trust": {"fast": calibration.to_dict()}, "student_dice": figure, "validation_dice": 0.1}
+    trust = segment_volume(scan(), replace(taught, facts=facts), SegmentConfig(quality)).trust
+    assert trust.status == status
+    assert ("no calibration" in trust.reason) == (quality == "standard")
+    assert ("DICE 0.70" in trust.reason) == (figure == 0.7)
 
 
 def test_volumes_are_voxels_times_their_size(bundle: Bundle) -> None:

@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     p = app.Parser(
         "sgan-segment",
         description="Segment volumes (DICOM, NIfTI, NRRD, MetaImage) or pictures (PNG, JPEG, BMP, TIFF), one by\n"
-        "one or a folder of them, by inverting the model's generator.",
+        "one or a folder of them. The model's student draws the mask, and inverting the model's generator says\n"
+        "how far to trust it.",
         examples=_EXAMPLES,
     )
     add = p.add_argument
@@ -52,16 +53,18 @@ def parser() -> argparse.ArgumentParser:
         "--quality",
         choices=("fast", "standard", "careful"),
         default="standard",
-        help="fast: one pass of the encoder; standard: inversion; careful: a second start and 2.5 times the "
-        "steps (default: standard)",
+        help="fast: one pass; standard: every mask is checked by inversion; careful: from two starts with 2.5 "
+        "times the steps (default: standard)",
     )
-    add("--encoder-only", action="store_true", help="the encoder's answer without optimisation")
+    add("--encoder-only", action="store_true", help="the encoder's mask, the paper's \"Ours-NO\"")
     add("--steps", type=int, metavar="N", help="optimisation steps of a slice (default: the model's)")
     add(
         "--reconstruction",
-        choices=("auto", "paper"),
+        choices=("auto", "paper", "mind", "map-mind"),
         default="auto",
-        help="objective of inversion: paper = perceptual + squared error (default: auto, the model's choice)",
+        help="objective of inversion: paper = perceptual + squared error; mind = self-similarities; map-mind = the "
+        "same with a free brightness curve, for another modality. Naming one gives the mask of inversion alone, "
+        "as in the paper. Default: auto, chosen for each case, and the mask is the student's if there is one",
     )
     add(
         "--format",
@@ -111,7 +114,7 @@ def command(args: argparse.Namespace) -> int:
     from sgan_core.bundle import load_bundle
     from sgan_core.cli.progress import Progress
     from sgan_core.device import choose_device, describe
-    from sgan_core.segment import SegmentConfig
+    from sgan_core.labelling import SegmentConfig
 
     should_stop = stop_on_eof() if args.cancel_on_eof else lambda: False
     with Progress(as_json=args.json_progress) as progress:
@@ -120,10 +123,11 @@ def command(args: argparse.Namespace) -> int:
             device = choose_device(args.device)
             bundle = load_bundle(args.model, device)
             segment = SegmentConfig(
-                quality="fast" if args.encoder_only else args.quality,
-                steps=0 if args.encoder_only else args.steps,
+                quality=args.quality,
+                steps=args.steps,
                 reconstruction=args.reconstruction,
                 batch=args.batch,
+                encoder_only=args.encoder_only,
             )
             config = BatchConfig(
                 segment,

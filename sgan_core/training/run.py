@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from sgan_core import __version__
-from sgan_core.bundle import save_bundle
+from sgan_core.bundle import load_bundle, save_bundle
 from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.files import replacing
+from sgan_core.labelling import answers
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
 from sgan_core.training import evaluate
+from sgan_core.training.calibrate import SLICES, calibrate
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
-from sgan_core.training.parallel import rank
+from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
 OnProgress = Callable[[int, int, str], None]
 STAGES = ("gan", "encoder", "student")
-LABEL_TIE = 0.05  # projection DICE on 64 slices moves by that much between neighbouring evaluations
+LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbouring evaluations
+JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
+_JUDGE_SHARE = 0.1  # of stage 1's time, at most
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         nonlocal best, watch, judged
         if rank():
             return {}
-        watch = watch or evaluate.GanWatch(config, store, run.device, run.folder / "samples")
+        watch = watch or evaluate.GanWatch(config, store, run.device, run.folder / "samples", judging)
         found = watch(trainer.ema, trainer.images)
         judged = trainer.images
         if trainer.fade >= 1.0 and (best is None or better_generator(found, best)):
@@ -169,6 +175,7 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
             save_checkpoint(kept, best_file)
         return found
 
+    judging = _label_judge(run, config, store, deadline)
     limits = _limits(config, config.gan.max_images, deadline, config.evaluate_images)
     progress = _named(run.on_progress, "gan")
     reason = fit(
@@ -180,12 +187,35 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         log.write("gan", trainer.images, judge())
 
 
+def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: float | None) -> nn.Module:
+    """A small segmenter taught by the labelled slices alone; kept in the run, so it is trained once."""
+    file = run.checkpoints / "judge.pt"
+    images = min(JUDGE_IMAGES, config.student_train.max_images)
+    taught = replace(config.student_train, max_images=images, generated_share=0.0)
+    trainer = _student_trainer(run, replace(config, student_train=taught), store, None)
+    if file.exists():
+        trainer.average.load_state_dict(load_checkpoint(file)["judge"])
+        return trainer.average
+    now = time.monotonic()
+    # Several processes must stop at the same step, so their judge is not cut short.
+    limited = deadline is not None and world_size() == 1
+    limit = now + _JUDGE_SHARE * (deadline - now) if limited and deadline is not None else math.inf
+    while trainer.images < images and time.monotonic() < limit:
+        if run.should_stop():
+            raise Cancelled("stopped while the judge of generated labels learned; continue with --resume")
+        trainer.step()
+        run.on_progress(trainer.images, images, "a judge of generated labels learns")
+    if rank() == 0:
+        save_checkpoint({"judge": trainer.average.state_dict()}, file)
+    return trainer.average
+
+
 def better_generator(found: dict[str, float], best: dict[str, float]) -> bool:
     """Whether figures of ``GanWatch`` beat the best so far: label quality decides, realism where labels tie.
 
-    Differences of DICE within ``LABEL_TIE`` are chance (64 slices), so the lower Frechet distance wins there.
+    Differences of agreement within ``LABEL_TIE`` are chance, so the lower Frechet distance wins there.
     """
-    gain = found.get("projection_dice", 0.0) - best.get("projection_dice", 0.0)
+    gain = found.get("label_agreement", 0.0) - best.get("label_agreement", 0.0)
     return gain > LABEL_TIE or (gain >= -LABEL_TIE and found["frechet"] < best["frechet"])
 
 
@@ -242,7 +272,17 @@ def _train_student(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
 ) -> None:
     generator, _ = trained_generator(run, config)
-    trainer = StudentTrainer(
+    trainer = _student_trainer(run, config, store, generator)
+    validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
+    best = _Best("student_shifted_dice", lambda: validation(trainer.average), lambda: trainer.average)
+    limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
+    _train_on(run, _Tagged(trainer, _fingerprint(generator)), trainer.net, best, limits, log)
+
+
+def _student_trainer(
+    run: Run, config: TrainConfig, store: SliceStore, generator: Generator | None
+) -> StudentTrainer:
+    return StudentTrainer(
         config.student_train,
         store,
         run.device,
@@ -251,10 +291,6 @@ def _train_student(
         num_classes=config.generator.num_classes,
         seed=config.seed,
     )
-    validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
-    best = _Best("student_shifted_dice", lambda: validation(trainer.average), lambda: trainer.average)
-    limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
-    _train_on(run, _Tagged(trainer, _fingerprint(generator)), trainer.net, best, limits, log)
 
 
 @dataclass(frozen=True)
@@ -327,16 +363,49 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
     if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
         facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
     name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
-    return save_bundle(
-        run.folder / "bundle",
+    folder = run.folder / "bundle"
+    save = partial(
+        save_bundle,
+        folder,
         name=name.lower().replace(" ", "-"),
         config=config,
         generator=generator,
         encoder=encoder.eval(),
         perceptual=_perceptual(run, config).cpu(),
         student=student,
-        facts=facts,
     )
+    save(facts=facts)
+    if student is not None:
+        save(facts=facts | _trust(run, folder, store))
+    return folder
+
+
+def _trust(run: Run, folder: Path, store: SliceStore) -> dict[str, Any]:
+    """Facts that calibrate trust, measured with the finished model; none with too few validation slices."""
+    bundle = load_bundle(folder, run.device)
+    assert bundle.student is not None
+    facts: dict[str, Any] = {"trust": {}}
+    qualities = ("fast", "standard")
+    for number, quality in enumerate(qualities):
+        seen = 0
+
+        def asked(target: Tensor, number: int = number, quality: str = quality) -> Any:
+            nonlocal seen
+            if run.should_stop():
+                raise Cancelled("stopped while trust was calibrated; the bundle is there, without trust")
+            run.on_progress(number * SLICES + min(seen, SLICES), len(qualities) * SLICES, "calibrating trust")
+            seen += len(target)
+            return answers(target, bundle, quality)
+
+        found = calibrate(
+            store, asked, student=bundle.student, encoder=bundle.encoder, seed=bundle.config.seed
+        )
+        if found is not None:
+            calibration, figures = found
+            facts["trust"][quality] = calibration.to_dict()
+            facts |= {f"trust_{quality}_{name}": value for name, value in figures.items()}
+    run.on_progress(len(qualities) * SLICES, len(qualities) * SLICES, "calibrating trust")
+    return facts
 
 
 class _Tagged:

@@ -90,3 +90,50 @@ def test_help_imports_nothing_heavy(options):
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "set()")
     assert "examples:" in done.stdout
+
+
+# --- inversion
+
+FEW = ("--slices", "4", "--steps", "3", "--reference-steps", "2", "--device", "cpu")
+
+
+def test_inversion_beside_the_authors_procedure(tiny_bundle, disc_cohort, tmp_path, capsys):
+    output = tmp_path / "deep" / "inversion.json"
+    options = ("--model", str(tiny_bundle), "--data", str(disc_cohort), *FEW)
+    assert main(["inversion", "--output", str(output), *options]) == 0
+    found = json.loads(output.read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert (found["size"], found["slices"], found["model"]) == (32, 4, "tiny-ct-liver")
+    reference, ours = found["reference"], found["ours"]
+    assert (reference["steps"], ours["steps"]) == (2, 3)
+    for part in (reference, ours):
+        assert part["seconds_per_slice"] > 0
+        assert part["loss"] > 0
+        assert part["dice"] is None or 0 <= part["dice"] <= 1
+    expected = reference["seconds_per_slice"] / ours["seconds_per_slice"]
+    assert found["ratio"] == pytest.approx(expected, rel=0.01)
+    assert (len(ours["seconds"]), len(reference["seconds"])) == (2, 2)  # in turns
+    assert found["calculated"] is False
+    assert isinstance(found["busy"], bool)
+    assert "| seconds a slice |" in printed
+    assert "Ratio of seconds a slice, measured:" in printed
+    worse = ours["loss"] > reference["loss"]
+    assert ("loss" in printed.split("measured:")[1] and "HIGHER" in printed) or not worse
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--slices", "1"), "slices is 1"),
+        (("--steps", "0"), "steps is 0"),
+        (("--size", "64"), "--preset"),
+        (("--split", "test"), "no labelled patients"),
+        (("--model", "nowhere"), "nowhere"),
+    ],
+)
+def test_wrong_options_of_inversion_are_one_line(tiny_bundle, disc_cohort, tmp_path, capsys, options, words):
+    given = ("--model", str(tiny_bundle), "--data", str(disc_cohort), *FEW, *options)
+    assert main(["inversion", "--output", str(tmp_path / "x.json"), *given]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert words in lines[-1]
+    assert lines[-1].startswith("sgan-benchmark: error: ")

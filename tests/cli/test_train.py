@@ -63,7 +63,7 @@ def test_run_folder_holds_everything(finished: Path, leftovers: Leftovers) -> No
     assert leftovers(finished) == []
     figures = [line for line in log(finished) if line["stage"] == "gan" and "frechet" in line]
     assert figures[-1]["images"] == 48
-    assert 0 <= figures[-1]["projection_dice"] <= 1
+    assert 0 <= figures[-1]["label_agreement"] <= 1
     last = {line["stage"]: line for line in log(finished)}
     assert 0 <= last["encoder"]["validation_dice"] <= 1
     assert 0 <= last["student"]["student_shifted_dice"] <= 1

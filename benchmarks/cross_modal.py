@@ -1,0 +1,385 @@
+"""The cross-modal table: the generator's methods beside U-Nets, on patients that training never saw.
+
+    python benchmarks/cross_modal.py --model phantom-ct-liver --train phantom --test phantom --output results/phantom
+    python benchmarks/cross_modal.py --model runs/lits/bundle --train lits --output results/liver \\
+        --test CT=lits:validation T1-in=chaos:test:chaos-mr-1,chaos-mr-37
+
+Writes OUTPUT.json, where the rows of other methods and seeds stay, and OUTPUT.md. The U-Nets learn from the labelled
+patients of the bundle in the cohort of --train, at its size. Scores are per patient, all slices of a patient
+together, on the native grid. ``ceiling`` is the truth brought to model size and back: the most that a method can
+reach at this size. Phantom test patients: odd seeds are of a family of liver shapes that training does not draw.
+
+Methods: ceiling; unet, unet_intensity (the same under random looks), unet_selftrained (unet_intensity that learns
+again with its own answers to the unlabelled slices: what the unlabelled images give without a generator); student;
+encoder ("Ours-NO"); the reconstruction terms of sgan-segment, each as inversion alone ("paper" is "Ours"); standard:
+what sgan-segment gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sgan_core.bundle import Bundle, load_bundle
+from sgan_core.cli import app
+from sgan_core.cli.progress import Progress
+from sgan_core.cohort import BUILT_IN, Case, Cohort, load_cohort
+from sgan_core.device import choose_device, describe
+from sgan_core.errors import InputError
+from sgan_core.evaluation.baselines import unet
+from sgan_core.evaluation.metrics import Evaluation
+from sgan_core.evaluation.tables import (
+    MethodRow,
+    json_text,
+    markdown,
+    method_table,
+    print_table,
+    table_json,
+    write_text,
+)
+from sgan_core.imaging.slices import SliceStack, labels_to_model, to_model, to_volume
+from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, smooth_through_plane
+from sgan_core.networks.segmenter import predict
+from sgan_core.phantom import DOMAINS, phantom_cohort
+from sgan_core.segment import choose_intensity
+from sgan_core.training.data import UNLABELLED, SliceStore, open_store, read_case
+
+INVERSIONS = tuple(f"inversion_{name}" for name in RECONSTRUCTIONS if name != "auto")
+UNETS = (*unet.METHODS, "unet_selftrained")
+METHODS = ("ceiling", *UNETS, "student", "encoder", *INVERSIONS, "standard")
+_SURE = 0.9  # mean probability of a mask from which on self-training learns from it
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """One patient's slices, which may lie in several files."""
+
+    name: str
+    stacks: tuple[SliceStack, ...]
+    truths: tuple[np.ndarray, ...]  # classes, on each file's own grid
+
+    @property
+    def images(self) -> np.ndarray:
+        """All slices, (N, C, S, S)."""
+        return np.concatenate([stack.images for stack in self.stacks])
+
+
+# A patient to label probabilities (N, K, S, S). Only the ceiling looks at the truth.
+Method = Callable[[Patient], np.ndarray]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark. Returns the exit code."""
+    p = app.Parser("cross_modal", description=__doc__ or "")
+    add = p.add_argument
+    add("--model", required=True, metavar="BUNDLE", help="a trained model")
+    add("--train", required=True, metavar="SRC", help="its training cohort: a prepared folder, or phantom")
+    add(
+        "--test",
+        required=True,
+        nargs="+",
+        metavar="TEST",
+        help="NAME=FOLDER:SPLIT[:PATIENT,PATIENT...], or phantom",
+    )
+    add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    add("--patients", type=int, default=30, metavar="N", help="phantom test patients a domain (default 30)")
+    add("--unet-steps", type=int, default=unet.UnetConfig.steps, metavar="N", help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of the U-Nets (default 0)")
+    add("--cache", type=Path, metavar="DIR", help="keeps prepared training slices (default: not kept)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    return app.run(make_table, p, argv)
+
+
+def make_table(args: argparse.Namespace) -> None:
+    """Score the asked methods one by one; both files are written after each."""
+    if args.patients < 1:
+        raise InputError(f"--patients {args.patients}: give at least 1.")
+    bundle = load_bundle(args.model, choose_device(args.device))
+    tests = dict(test for source in args.test for test in test_cases(source, args.patients))
+    file = args.output.with_suffix(".json")
+    counts = ", ".join(f"{domain} {len(names(cohort))}" for domain, cohort in tests.items())
+    head = {"scale": f"{bundle.config.generator.size} px, patients: {counts}", "model": bundle.hash}
+    rows = stored_rows(file, head)
+    say(f"{bundle.name}, {head['scale']}, {describe(bundle.device)}")
+    for name in args.methods:
+        began = time.monotonic()
+        method = prepared(name, bundle, args)
+        if method is None:
+            say(f"{name}: the model has none")
+            continue
+        new = [
+            row
+            for domain, cohort in tests.items()
+            for row in score(name, method, domain, cohort, bundle, args)
+        ]
+        replaced = {_key(row) for row in new}
+        rows = sorted([row for row in rows if _key(row) not in replaced] + new, key=_place)
+        write_text(file, json_text(table_json("cross_modal", head["scale"], rows) | head))
+        write_text(args.output.with_suffix(".md"), text(rows, bundle))
+        means = ", ".join(f"{row.domain} {row.mean:.3f}" for row in new if row.metric == "dice")
+        say(f"{name}: DICE {means} ({time.monotonic() - began:.0f} s)")
+    print_table(method_table("", rows))
+    say(f"{file} is written, with a table of the same name in Markdown")
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr: stdout is for the table."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- patients --------------------------------------------------------------------------------------
+
+
+def test_cases(source: str, patients: int) -> Iterator[tuple[str, Cohort]]:
+    """The cohorts behind an argument of --test with the names of their domains, reduced to the cases to score."""
+    if source == "phantom":
+        for domain in DOMAINS:
+            cohort = phantom_cohort(patients=0, labelled=0, validation=0, test=patients, domain=domain)
+            yield domain, cohort
+        return
+    name, _, where = source.rpartition("=")
+    path, split, chosen = [*where.split(":", 2), "", ""][:3]
+    cohort, wanted = load_cohort(path), set(filter(None, chosen.split(",")))
+    cases = tuple(
+        case
+        for case in cohort.cases
+        if case.split == (split or "test")
+        and (case.label or case.empty)
+        and (not wanted or case.patient in wanted)
+    )
+    if not cases:
+        raise InputError(f"{source}: no labelled case of that split. Give another, e.g. {path}:validation.")
+    yield name or cohort.name, replace(cohort, cases=cases)
+
+
+def names(cohort: Cohort) -> list[str]:
+    """The patients, in order."""
+    return list(dict.fromkeys(case.patient for case in cohort.cases))
+
+
+def read_patients(cohort: Cohort, bundle: Bundle) -> Iterator[Patient]:
+    """Each patient's slices as ``segment_volume`` sees them: every method gets the same input."""
+    for name in names(cohort):
+        cases = [case for case in cohort.cases if case.patient == name]
+        stacks, truths = zip(*(_read(case, cohort, bundle) for case in cases), strict=True)
+        yield Patient(name, stacks, truths)
+
+
+def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.ndarray]:
+    image, truth = read_case(case, cohort)
+    assert truth is not None
+    generator, trained = bundle.config.generator, bundle.config
+    intensity = cohort.intensity
+    if case.image.startswith(BUILT_IN) or cohort.modality == trained.modality:
+        intensity, _ = choose_intensity(image, trained.intensity)
+    stack = to_model(
+        image,
+        size=generator.size,
+        intensity=intensity,
+        channels=generator.image_channels,
+        squash=trained.squash,
+    )
+    return stack, truth
+
+
+# --- methods ---------------------------------------------------------------------------------------
+
+
+def prepared(name: str, bundle: Bundle, args: argparse.Namespace) -> Method | None:
+    """The method of a name, trained when it needs that; None when the model lacks it."""
+    if name == "ceiling":
+        return lambda patient: ceiling(patient, bundle)
+    if name in UNETS:
+        net = trained_unet(name, bundle, args)
+        return lambda patient: predict(net, patient.images)
+    if name == "student":
+        return None if bundle.student is None else lambda patient: predict(bundle.student, patient.images)  # type: ignore[arg-type]
+    config = {"encoder": SegmentConfig(encoder_only=True), "standard": SegmentConfig()}.get(name)
+    if config is None:
+        config = SegmentConfig(reconstruction=name.removeprefix("inversion_"))
+
+    def labelled(patient: Patient) -> np.ndarray:
+        found = label_slices(patient.images, bundle, config).label_probs
+        volume = name == "standard" and len(patient.stacks) == 1
+        return smooth_through_plane(found) if volume else found
+
+    return labelled
+
+
+def ceiling(patient: Patient, bundle: Bundle) -> np.ndarray:
+    """The truth brought to model size, as probabilities of 0 and 1."""
+    small = np.concatenate(
+        [labels_to_model(*pair[::-1]) for pair in zip(patient.stacks, patient.truths, strict=True)]
+    )
+    classes = np.arange(bundle.config.generator.num_classes)
+    return (small[:, None] == classes[:, None, None]).astype(np.float32)
+
+
+def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Module:
+    """A U-Net trained on the patients whose labels the bundle has seen."""
+    labelled, generator = bundle.config.labelled, bundle.config.generator
+    cohort = phantom_cohort(labelled=labelled) if args.train == "phantom" else load_cohort(args.train)
+    cohort = replace(cohort, intensity=bundle.config.intensity, squash=bundle.config.squash)
+    if name != "unet_selftrained":  # the unlabelled are of no use to the others
+        cohort = replace(cohort, cases=tuple(case for case in cohort.cases if case.label or case.empty))
+    appearance = name != "unet"
+    config = unet.UnetConfig(steps=args.unet_steps, appearance=appearance, seed=args.seed)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, Progress() as progress:
+        folder = args.cache or Path(temporary)
+        store = open_store(cohort, folder, size=generator.size, channels=generator.image_channels)
+
+        def train(store: SliceStore, labelled: int) -> nn.Module:
+            return unet.train_unet(
+                store,
+                config,
+                labelled=labelled,
+                num_classes=generator.num_classes,
+                device=bundle.device,
+                on_progress=progress,
+            )
+
+        net = train(store, labelled)
+        if name == "unet_selftrained":
+            net = train(*with_own_answers(store, net, labelled))
+        return net
+
+
+def with_own_answers(store: SliceStore, net: nn.Module, labelled: int) -> tuple[SliceStore, int]:
+    """The store with a network's answers as labels of the unlabelled training slices it is sure of.
+
+    Returns it with the number of patients that are labelled now.
+    """
+    known = set(store.labelled(labelled).tolist())
+    asked = np.array([n for n in store.slices_of(split="train") if n not in known])
+    probs = predict(net, store.images[asked].astype(np.float32))
+    answers = probs.argmax(axis=1).astype(np.uint8)
+    best, mask = probs.max(axis=1), answers > 0
+    share = np.where(
+        mask.any(axis=(1, 2)), (best * mask).sum(axis=(1, 2)) / np.maximum(1, mask.sum(axis=(1, 2))), 1.0
+    )
+    sure = asked[share >= _SURE]
+    labels = store.labels.copy()
+    labels[sure] = answers[share >= _SURE]
+    # A case a slice, so that the slices it is not sure of stay out.
+    cases, rank = [], {}
+    for n, position in enumerate(store.case):
+        case = store.cohort.cases[position]
+        learns = n in known or (
+            case.split == "train" and labels[n][0, 0] != UNLABELLED and n in set(sure.tolist())
+        )
+        if case.split == "train" and learns:
+            order = rank.setdefault(case.patient, len(rank))
+            cases.append(replace(case, label=case.label or case.image, labelled_rank=order))
+        else:
+            cases.append(
+                replace(case, label=case.label if case.split != "train" else None, labelled_rank=None)
+            )
+    cohort = replace(store.cohort, cases=tuple(cases))
+    return SliceStore(store.images, labels, np.arange(len(cases)), cohort), len(rank)
+
+
+def score(
+    name: str, method: Method, domain: str, cohort: Cohort, bundle: Bundle, args: argparse.Namespace
+) -> list[MethodRow]:
+    """DICE and Jaccard of each patient of a domain, the mean over labels: a row for each metric."""
+    labelled = 0 if name == "ceiling" else bundle.config.labelled
+    seed = {"ceiling": 0}.get(name, args.seed if name in UNETS else bundle.config.seed)
+    evaluation = Evaluation([label.value for label in bundle.config.labels], surfaces=False)
+    count = len(names(cohort))
+    with Progress() as progress:
+        for number, patient in enumerate(read_patients(cohort, bundle)):
+            progress(number, count, f"{name}, {domain}")
+            probs, first = method(patient), 0
+            for stack, truth in zip(patient.stacks, patient.truths, strict=True):
+                last = first + len(stack.images)
+                evaluation.add(patient.name, to_volume(probs[first:last], stack), truth)
+                first = last
+    rows = []
+    for metric in ("dice", "jaccard"):
+        found: dict[str, list[float]] = {}
+        for result in evaluation.results():
+            found.setdefault(result.patient, []).append(getattr(result.scores, metric))
+        means = {patient: float(np.mean(values)) for patient, values in found.items()}
+        rows.append(MethodRow(name, labelled, seed, domain, metric, means))
+    return rows
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def stored_rows(file: Path, head: dict[str, str]) -> list[MethodRow]:
+    """Rows that may stand beside new ones: of the same patients, the generator's of the same model."""
+    if not file.exists():
+        return []
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        rows = [_row(entry) for entry in stored["rows"]]
+        scale, model = stored["scale"], stored["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not a table of this benchmark. Choose another --output.") from error
+    independent = (*UNETS, "ceiling")
+    kept = [
+        row
+        for row in rows
+        if scale == head["scale"]
+        and row.method in METHODS
+        and (model == head["model"] or row.method in independent)
+    ]
+    if len(kept) < len(rows):
+        say(f"{file}: {len(rows) - len(kept)} rows of another model or other patients are left out")
+    return kept
+
+
+def _row(entry: dict[str, Any]) -> MethodRow:
+    values = {name: value for name, value in entry.items() if name != "mean"}
+    patients = {name: math.nan if value is None else value for name, value in values.pop("patients").items()}
+    return MethodRow(**values, patients=patients)
+
+
+def _key(row: MethodRow) -> tuple[str, int, int, str, str]:
+    return row.method, row.labelled, row.seed, row.domain, row.metric
+
+
+def _place(row: MethodRow) -> tuple[int, int, int, str]:
+    return METHODS.index(row.method), row.labelled, row.seed, row.metric
+
+
+def text(rows: Sequence[MethodRow], bundle: Bundle) -> str:
+    """The Markdown file: all patients, then DICE by family of liver shapes for the phantom."""
+    images = bundle.facts.get("gan_images")
+    seen = f", GAN trained on {images:,} images" if images else ""
+    tables = [method_table("Mean over test patients", rows)]
+    if any(row.domain in DOMAINS for row in rows):
+        dice = [row for row in rows if row.metric == "dice" and row.domain in DOMAINS]
+        tables.append(
+            method_table("DICE by family of liver shapes", [f for row in dice for f in _by_family(row)])
+        )
+    model = f"Model `{bundle.name}` ({bundle.hash[:12]}), {bundle.config.generator.size} px{seen}."
+    return "\n".join([f"{model} `labelled` counts patients.\n", *(markdown(table) for table in tables)])
+
+
+def _by_family(row: MethodRow) -> list[MethodRow]:
+    parts = []
+    for odd, family in enumerate(("training family", "held-out family")):
+        patients = {
+            name: dice for name, dice in row.patients.items() if int(name.rsplit("-", 1)[1]) % 2 == odd
+        }
+        if patients:
+            parts.append(replace(row, domain=f"{row.domain}, {family}", patients=patients))
+    return parts
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,270 @@
+"""How a model labels a stack of slices: the student's answer, checked by inversion, or inversion alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from sgan_core.bundle import Bundle
+from sgan_core.config import InversionConfig
+from sgan_core.errors import InputError
+from sgan_core.inversion import Inversion, fitting_batch, invert
+from sgan_core.networks.segmenter import label_probs
+from sgan_core.reconstruction import (
+    RECONSTRUCTIONS,
+    Reconstruction,
+    make_reconstruction,
+    recoloured,
+    unexplained_shares,
+)
+from sgan_core.trust import Calibration, features
+
+OnProgress = Callable[[int, int, str], None]  # done, total, message
+QUALITIES = ("fast", "standard", "careful")
+AUTO = "auto"
+
+FOREIGN_RECONSTRUCTION = "map-mind"  # for brightness that means something else, see docs/results.md
+_SAME_BRIGHTNESS = 1.4  # phantom CT validation patients: 1.1 to 1.3; their T1 images 1.5 to 1.9
+
+# Through-plane smoothing: standard deviation of a Gaussian in slices. In slices, not mm: what flickers is each
+# slice's own error, whatever the distance. From 0.82 on a slice cannot outvote its two neighbours (docs/results.md).
+_THROUGH_PLANE = 0.85
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """How to segment.
+
+    quality: fast (one pass of student and encoder), standard (inversion too), careful (a second start from the
+    mean w, 2.5 times the steps). steps: replaces the quality's number. reconstruction: the objective of
+    inversion. With "auto" it is decided case by case, and the mask is the student's where the model has one,
+    inversion being its judge; any name in ``RECONSTRUCTIONS`` gives the mask of inversion alone, as in the paper.
+    encoder_only: the encoder's mask, the paper's "Ours-NO".
+    """
+
+    quality: str = "standard"
+    steps: int | None = None
+    reconstruction: str = AUTO
+    batch: int | None = None  # slices optimised together; the bundle's value when left out
+    encoder_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quality not in QUALITIES:
+            raise InputError(f"quality is {self.quality!r}, expected one of {', '.join(QUALITIES)}")
+        if self.reconstruction not in (AUTO, *RECONSTRUCTIONS):
+            known = ", ".join((AUTO, *RECONSTRUCTIONS))
+            raise InputError(f"reconstruction is {self.reconstruction!r}, expected one of {known}")
+        if self.steps is not None and self.steps < 0:
+            raise InputError(f"steps is {self.steps}, expected 0 or more")
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"batch is {self.batch}, expected 1 or more")
+
+    def asks(self, bundle: Bundle) -> bool:
+        """Whether the mask is to be the student's."""
+        return bundle.student is not None and self.reconstruction == AUTO and not self.encoder_only
+
+    def inversion(self, bundle: Bundle) -> InversionConfig:
+        """The model's settings of inversion with what this config changes."""
+        stored = bundle.config.inversion
+        factor = {"fast": 0.0, "standard": 1.0, "careful": 2.5}[self.quality]
+        steps = int(factor * (stored.check_steps if self.asks(bundle) else stored.steps))
+        steps = steps if self.steps is None else self.steps
+        return replace(stored, steps=0 if self.encoder_only else steps, batch=self.batch or stored.batch)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The objective of inversion for a case, and why."""
+
+    name: str  # in RECONSTRUCTIONS
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Labelling:
+    """What a model says about N slices. Probabilities are (N, K, S, S) float16, channel 0 is background."""
+
+    label_probs: np.ndarray  # the answer
+    inverted_probs: np.ndarray  # of the generator, by inversion or (0 steps) the encoder
+    student_probs: np.ndarray | None  # None: the model has no student
+    reconstructions: np.ndarray  # (N, C, S, S) float32 in about [-1, 1], in the brightness of the slices
+    features: np.ndarray | None  # (N, F) of ``trust.features``; None without a student or calibration
+    chosen: Chosen
+    method: str  # what gave the answer: "student" | "inversion" | "encoder"
+    steps: int  # of inversion
+
+
+def label_slices(
+    images: np.ndarray,
+    bundle: Bundle,
+    config: SegmentConfig | None = None,
+    *,
+    foreign: str | None = None,
+    calibration: Calibration | None = None,
+    on_progress: OnProgress = lambda done, total, message: None,
+) -> Labelling:
+    """Label slices (N, C, S, S) float32 in [-1, 1] of one case.
+
+    foreign: why the intensities cannot mean what they meant in training, if they cannot. calibration: of trust,
+    whose features are then taken. on_progress counts optimisation steps of single slices; what it raises stops
+    the work.
+    """
+    config = config or SegmentConfig()
+    settings = config.inversion(bundle)
+    starts = 2 if config.quality == "careful" and settings.steps else 1
+    generator = bundle.config.generator
+    count, steps = len(images), starts * settings.steps
+    total = count * max(1, steps)
+    chosen = choose_reconstruction(config, images, bundle, foreign=foreign)
+    reconstruction = make_reconstruction(chosen.name, bundle.perceptual, settings)
+    batch = settings.batch
+    if config.batch is None and count:
+        one = torch.from_numpy(images[:1]).to(bundle.device)
+        batch = fitting_batch(one, bundle.generator, reconstruction, settings)
+
+    # Filled batch by batch: parts that are joined at the end would double the memory of a large scan.
+    reconstructions = np.empty_like(images)
+    inverted = np.empty((count, generator.num_classes, generator.size, generator.size), np.float16)
+    taught = None if bundle.student is None else np.empty_like(inverted)
+    found: list[np.ndarray] = []
+    furthest = 0  # of all steps: a batch that does not fit into memory begins anew in halves
+    for first in range(0, count, batch):
+        rows = slice(first, min(first + batch, count))
+        target = torch.from_numpy(images[rows]).to(bundle.device)
+
+        def on_step(step: int, rows: slice = rows) -> None:
+            nonlocal furthest
+            message = f"slice {rows.start + 1} to {rows.stop} of {count}"
+            done = rows.start * max(1, steps) + (rows.stop - rows.start) * step
+            furthest = max(furthest, done)
+            on_progress(furthest, total, f"{message}, step {step} of {steps}" if steps else message)
+
+        on_step(0)
+        part = _best_of_starts(target, bundle, reconstruction, settings, starts, on_step)
+        shown = part.image if chosen.name == "paper" else recoloured(part.image, target)
+        reconstructions[rows] = shown.float().cpu().numpy()
+        inverted[rows] = part.label_probs.half().cpu().numpy()
+        if bundle.student is not None and taught is not None:
+            answer = label_probs(bundle.student, target)
+            taught[rows] = answer.half().cpu().numpy()
+            if calibration is not None:
+                student, encoder, anatomy = bundle.student, bundle.encoder, calibration.anatomy
+                found.append(
+                    features(target, answer, part, student=student, encoder=encoder, anatomy=anatomy)
+                )
+    on_progress(total, total, "labelling")
+    asks = config.asks(bundle)
+    inverting = "inversion" if settings.steps else "encoder"
+    return Labelling(
+        label_probs=taught if asks and taught is not None else inverted,
+        inverted_probs=inverted,
+        student_probs=taught,
+        reconstructions=reconstructions,
+        features=np.concatenate(found) if found else None,
+        chosen=chosen,
+        method="student" if asks else inverting,
+        steps=settings.steps,
+    )
+
+
+def answers(target: Tensor, bundle: Bundle, quality: str) -> tuple[Tensor, Tensor, Inversion]:
+    """What trust is calibrated on: label probabilities of the answer and of the student, and the inversion.
+
+    target: slices (N, C, S, S) of one kind, as those of a case are. Raises ValueError without a student.
+    """
+    if bundle.student is None:
+        raise ValueError("the model has no student")
+    settings = SegmentConfig(quality).inversion(bundle)
+    chosen = choose_reconstruction(SegmentConfig(quality), target.cpu().numpy(), bundle, foreign=None)
+    reconstruction = make_reconstruction(chosen.name, bundle.perceptual, settings)
+    found = invert(target, bundle.generator, bundle.encoder, reconstruction, settings)
+    student = label_probs(bundle.student, target)
+    return student, student, found
+
+
+def choose_reconstruction(
+    config: SegmentConfig, images: np.ndarray, bundle: Bundle, *, foreign: str | None
+) -> Chosen:
+    """Decide on the objective for slices (N, C, S, S) of one case.
+
+    The paper's terms compare intensities, so these must mean what they meant in training: be in the right units,
+    and the encoder's first guess must explain the image about as well as it is as through a free curve.
+    """
+    if config.reconstruction != AUTO:
+        return Chosen(config.reconstruction, "asked for")
+    if foreign:
+        return Chosen(FOREIGN_RECONSTRUCTION, foreign)
+    ratio = _brightness_ratio(images, bundle)
+    if ratio > _SAME_BRIGHTNESS:
+        times = f"a free curve explains the first guess {ratio:.1f} times better"
+        return Chosen(FOREIGN_RECONSTRUCTION, f"tissues have other brightness than in training: {times}")
+    return Chosen("paper", "brightness means what it meant in training: a free curve explains hardly more")
+
+
+@torch.no_grad()
+def _brightness_ratio(images: np.ndarray, bundle: Bundle) -> float:
+    """How many times more a free brightness curve explains of the encoder's first guess than brightness as it is."""
+    plain = curved = 0.0
+    for part in torch.from_numpy(images).split(bundle.config.inversion.batch):
+        target = part.to(bundle.device)
+        guess = bundle.generator.synthesis(bundle.encoder(target)).image
+        shares = unexplained_shares(guess, target)
+        plain, curved = plain + float(shares[0].sum()), curved + float(shares[1].sum())
+    return plain / max(curved, 1e-6)
+
+
+def _best_of_starts(
+    target: Tensor,
+    bundle: Bundle,
+    reconstruction: Reconstruction,
+    settings: InversionConfig,
+    starts: int,
+    on_step: Callable[[int], None],
+) -> Inversion:
+    """Inversion from the encoder's answer; with 2 starts also from the mean w, each slice's better one of both.
+
+    on_step(step) counts through both.
+    """
+
+    def counted_from(base: int) -> Callable[[int, dict[str, Tensor]], bool]:
+        def report(step: int, terms: dict[str, Tensor]) -> bool:
+            on_step(base + step)
+            return True
+
+        return report
+
+    report = counted_from(0)
+    first = invert(target, bundle.generator, bundle.encoder, reconstruction, settings, on_step=report)
+    if starts == 1:
+        return first
+    report = counted_from(settings.steps)
+    second = invert(target, bundle.generator, None, reconstruction, settings, on_step=report)
+    better = second.loss < first.loss  # (B,)
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
+
+    return Inversion(
+        w_plus=pick(first.w_plus, second.w_plus),
+        image=pick(first.image, second.image),
+        label_probs=pick(first.label_probs, second.label_probs),
+        loss=pick(first.loss, second.loss),
+        steps=first.steps,
+    )
+
+
+def smooth_through_plane(probabilities: np.ndarray) -> np.ndarray:
+    """Let neighbouring slices of a volume agree: probabilities (N, K, S, S) blurred along N, the same dtype.
+
+    Slices are labelled one by one, so a slice may differ from both its neighbours by chance alone.
+    """
+    smooth = np.empty_like(probabilities)
+    for channel in range(probabilities.shape[1]):  # one at a time: the filter works in float32
+        part = probabilities[:, channel].astype(np.float32)
+        smooth[:, channel] = gaussian_filter1d(part, _THROUGH_PLANE, axis=0, mode="nearest")
+    return smooth

@@ -1,0 +1,334 @@
+"""Features of trust on pictures whose answer is known, calibrations as plain data, what a judgement says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.layers.simplelayers import SkipConnection
+from torch import Tensor, nn
+
+from sgan_core.errors import InputError
+from sgan_core.inversion import Inversion
+from sgan_core.networks.segmenter import make_segmenter
+from sgan_core.trust import (
+    FEATURES,
+    Anatomy,
+    Calibration,
+    Regression,
+    deep_answers,
+    features,
+    judge,
+    soft_overlap,
+    stored_calibration,
+)
+
+SIZE = 32
+NAMES = list(FEATURES)
+
+
+class Threshold(nn.Module):
+    """A student that labels what is brighter than a level: it falls for any change of brightness."""
+
+    def __init__(self, level: float = 0.0) -> None:
+        super().__init__()
+        self.level = level
+        self.deep = SkipConnection(nn.AvgPool2d(4))
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.deep.submodule(image)
+        organ = 50.0 * (image[:, :1] - self.level)
+        return torch.cat([-organ, organ], dim=1)
+
+
+class Steady(nn.Module):
+    """A student that answers with the same label, whatever the image."""
+
+    def __init__(self, label: Tensor) -> None:
+        super().__init__()
+        self.label = label
+        self.deep = SkipConnection(nn.AvgPool2d(4))
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.deep.submodule(image)
+        return one_hot(self.label.expand(len(image), -1, -1)) * 20.0
+
+
+class Encoder(nn.Module):
+    """Answers with w_plus of zeros."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.zeros(len(image), 4, 8)
+
+
+def disc(column: float = 16.0, radius: float = 7.0) -> Tensor:
+    """A label map (1, S, S) with a disc."""
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    return (torch.hypot(rows - 16.0, columns - column) < radius).long()[None]
+
+
+def one_hot(label: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(label, 2).movedim(-1, 1).float()
+
+
+def picture(label: Tensor, organ: float = 0.6, ground: float = -0.7) -> Tensor:
+    return torch.where(label > 0, organ, ground)[:, None]
+
+
+ANATOMY = Anatomy(np.zeros(4), np.eye(4)[:1])  # of the mean brightness of each quarter
+
+
+def found(
+    *,
+    target: Tensor,
+    student: nn.Module,
+    drawn: Tensor,
+    image: Tensor | None = None,
+    moved: float = 0.0,
+) -> dict[str, float]:
+    """Features by name of one slice. drawn: the inversion's label map; image: its picture, else the target."""
+    w_plus = torch.full((1, 4, 8), moved)
+    inversion = Inversion(w_plus, target if image is None else image, one_hot(drawn), torch.zeros(1), 1)
+    student_probs = student(target).softmax(dim=1)
+    row = features(target, student_probs, inversion, student=student, encoder=Encoder(), anatomy=ANATOMY)
+    assert row.shape == (1, len(FEATURES))
+    return dict(zip(FEATURES, row[0].tolist(), strict=True))
+
+
+def test_soft_overlap_of_hard_masks_is_dice_but_for_one_pixel() -> None:
+    first, second = disc(), disc(column=20.0)
+    both, total = (first * second).sum().item(), (first.sum() + second.sum()).item()
+    assert soft_overlap(one_hot(first), one_hot(second)).item() == pytest.approx((2 * both + 1) / (total + 1))
+
+
+def test_soft_overlap_of_empty_masks_is_full_and_labels_must_agree() -> None:
+    empty, ones, twos = (
+        torch.nn.functional.one_hot(torch.full((1, 8, 8), k), 3).movedim(-1, 1) for k in range(3)
+    )
+    assert soft_overlap(empty, empty).item() == 1.0
+    assert soft_overlap(empty, ones).item() < 0.02
+    assert soft_overlap(ones, twos).item() < 0.02
+
+
+def test_methods_that_disagree_are_noticed() -> None:
+    target, student = picture(disc()), Threshold()
+    same = found(target=target, student=student, drawn=disc())
+    other = found(target=target, student=student, drawn=disc(column=23.0))
+    assert same["methods"] == pytest.approx(np.log(0.02), abs=0.01)
+    overlap = soft_overlap(one_hot(disc()), one_hot(disc(column=23.0))).item()
+    assert other["methods"] == pytest.approx(np.log(1.02 - overlap), abs=0.01)
+
+
+def test_a_student_that_goes_by_brightness_is_noticed() -> None:
+    target = picture(disc())
+    steady = found(target=target, student=Steady(disc()), drawn=disc())
+    fickle = found(target=target, student=Threshold(), drawn=disc())
+    assert steady["brightness"] == pytest.approx(np.log(0.02), abs=1e-4)
+    assert fickle["brightness"] > steady["brightness"] + 1.0
+    assert fickle == found(target=target, student=Threshold(), drawn=disc())  # the same changes again
+
+
+def test_a_mask_that_stays_behind_when_the_image_moves_is_noticed() -> None:
+    target = picture(disc())
+    follows = found(target=target, student=Threshold(), drawn=disc())
+    stays = found(target=target, student=Steady(disc()), drawn=disc())
+    assert follows["nudge"] == pytest.approx(np.log(0.02), abs=1e-4)
+    moved = [(torch.roll(disc(), way, (1, 2)), disc()) for way in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+    dice = [2.0 * (a * b).sum().item() / (a.sum() + b.sum()).item() for a, b in moved]
+    assert stays["nudge"] == pytest.approx(
+        np.log(1.02 - (sum(dice) + 2.0) / 6), abs=1e-4
+    )  # noise changes nothing
+
+
+def test_noise_counts_too() -> None:
+    ground = torch.full((1, 1, SIZE, SIZE), -0.03)  # just below the level of the student
+    assert found(target=ground, student=Threshold(), drawn=torch.zeros_like(disc()))["nudge"] > np.log(0.3)
+
+
+def test_features_of_a_slice_do_not_depend_on_the_batch() -> None:
+    target = torch.cat([picture(disc(column=column)) for column in (10.0, 16.0, 22.0)])
+    student, anatomy = Threshold(), ANATOMY
+    inversion = Inversion(torch.ones(3, 4, 8), target, one_hot(disc().expand(3, -1, -1)), torch.zeros(3), 1)
+    networks = {"student": student, "encoder": Encoder(), "anatomy": anatomy}
+    together = features(target, student(target).softmax(dim=1), inversion, **networks)
+    second = Inversion(
+        *(part[1:2] for part in (inversion.w_plus, target, inversion.label_probs, inversion.loss)), 1
+    )
+    alone = features(target[1:2], student(target[1:2]).softmax(dim=1), second, **networks)
+    np.testing.assert_allclose(together[1], alone[0], rtol=1e-5)
+
+
+def test_a_constant_image_has_finite_features() -> None:
+    target = torch.full((1, 1, SIZE, SIZE), -1.0)
+    values = found(target=target, student=Threshold(), drawn=torch.zeros_like(disc()), image=target)
+    assert np.isfinite(list(values.values())).all()
+
+
+def test_a_search_that_goes_far_is_noticed() -> None:
+    given = {"target": picture(disc()), "student": Steady(disc()), "drawn": disc()}
+    assert found(moved=0.0, **given)["search"] == pytest.approx(np.log(1e-6))
+    assert found(moved=2.0, **given)["search"] == pytest.approx(np.log(4.0), abs=1e-4)
+
+
+def test_anatomy_is_measured_from_the_plane_of_training_answers() -> None:
+    random = np.random.default_rng(0)
+    plane = random.normal(size=(200, 2)) @ random.normal(size=(2, 6)) + 5.0
+    anatomy = Anatomy.of(plane, directions=2)
+    off = np.linalg.svd(anatomy.axes)[2][-1]  # a unit vector at right angles to the plane
+    near, far = anatomy.log_distance(plane + 0.01 * off), anatomy.log_distance(plane + 3.0 * off)
+    np.testing.assert_allclose(far, np.log(9.0 / 6.0), atol=0.02)
+    assert near.max() < -5.0
+
+
+def test_deep_answers_are_of_the_deepest_level_in_quarters() -> None:
+    student = make_segmenter((4, 6, 8), image_channels=1, num_classes=2).eval()
+    images = torch.rand(70, 1, SIZE, SIZE)  # more than one batch
+    answers = deep_answers(student, images)
+    assert answers.shape == (70, 4 * 8)
+    np.testing.assert_allclose(deep_answers(student, images[66:]), answers[66:], atol=1e-5)
+    image = picture(disc(column=6.0))
+    quarters = deep_answers(Steady(disc()), image)[0]  # means of brightness
+    upper, lower = image[0, 0].split(SIZE // 2)
+    expected = [part.mean() for row in (upper, lower) for part in row.split(SIZE // 2, dim=1)]
+    np.testing.assert_allclose(quarters, expected, atol=1e-6)
+
+
+def test_without_the_anatomy_there_is_no_judgement() -> None:
+    target, student = picture(disc()), Threshold()
+    inversion = Inversion(torch.zeros(1, 4, 8), target, one_hot(disc()), torch.zeros(1), 0)
+    row = features(target, student(target).softmax(dim=1), inversion, student=student, encoder=Encoder())
+    assert np.isnan(row[0, NAMES.index("anatomy")])
+    with pytest.raises(ValueError, match="anatomy"):
+        judge(row, CALIBRATION, validation_dice=0.9)
+
+
+# --- calibration and judgement -----------------------------------------------------------------------
+
+
+def calibration(**wrong: float) -> Calibration:
+    """Features as they are; ``wrong`` are weights of the first regression, foreign follows "search" alone."""
+    count = len(NAMES)
+    return Calibration(
+        features=tuple(NAMES),
+        centre=(0.0,) * count,
+        scale=(1.0,) * count,
+        wrong=Regression(tuple(wrong.get(name, 0.0) for name in NAMES), -3.0),
+        foreign=Regression(tuple(6.0 * (name == "search") for name in NAMES), -3.0),
+        anatomy=ANATOMY,
+    )
+
+
+def rows(count: int, **values: dict[int, float]) -> np.ndarray:
+    """Features of ``count`` slices, 0 but for values[feature][slice]."""
+    table = np.zeros((count, len(NAMES)))
+    for name, entries in values.items():
+        for number, value in entries.items():
+            table[number, NAMES.index(name)] = value
+    return table
+
+
+CALIBRATION = calibration(methods=6.0, brightness=6.0)
+
+
+def test_a_calibration_survives_json() -> None:
+    again = Calibration.from_dict(json.loads(json.dumps(CALIBRATION.to_dict())))
+    assert again.to_dict() == CALIBRATION.to_dict()
+    np.testing.assert_array_equal(again.anatomy.axes, ANATOMY.axes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": ["methods"]},
+        {"features": ["magic"] * len(NAMES)},
+        {"scale": [0.0] * len(NAMES)},
+        {"centre": [float("nan")] * len(NAMES)},
+        {"wrong": {"weights": [1.0], "bias": 0.0}},
+        {"wrong": "none"},
+        {"wrong": {"weights": [-1.0] * len(NAMES), "bias": 0.0}},
+        {"bias": 3.0},
+        {"anatomy": {"shape": [2, 4], "float16": "AAAA"}},
+        {"anatomy": {"shape": [2, 4], "float16": "?"}},
+        {"anatomy": {}},
+    ],
+)
+def test_a_damaged_calibration_is_an_input_error(change: dict) -> None:
+    values = json.loads(json.dumps(CALIBRATION.to_dict())) | change
+    with pytest.raises(InputError, match="trust"):
+        Calibration.from_dict(values)
+
+
+def test_a_calibration_that_is_no_table_is_an_input_error() -> None:
+    for values in (None, [], 3):
+        with pytest.raises(InputError, match="trust"):
+            Calibration.from_dict(values)
+
+
+def test_each_quality_has_a_calibration_of_its_own() -> None:
+    facts = json.loads(json.dumps({"trust": {"standard": CALIBRATION.to_dict()}}))
+    stored = stored_calibration(facts, "standard")
+    assert stored is not None
+    assert stored.to_dict() == CALIBRATION.to_dict()
+    assert stored_calibration(facts, "fast") is None
+    assert stored_calibration({}, "standard") is None
+    with pytest.raises(InputError, match="trust"):
+        stored_calibration({"trust": 3}, "standard")
+
+
+def test_a_calibration_may_use_some_of_the_features() -> None:
+    few = Calibration(("search",), (1.0,), (2.0,), Regression((1.0,), 0.0), Regression((0.0,), 0.0), ANATOMY)
+    wrong, foreign = few.probabilities(rows(2, search={1: 5.0}))
+    np.testing.assert_allclose(wrong, [1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-2.0))])
+    np.testing.assert_allclose(foreign, 0.5)
+
+
+def test_a_sound_case_is_ok() -> None:
+    trust = judge(rows(10), CALIBRATION, validation_dice=0.9)
+    assert trust.status == "ok"
+    assert trust.score == pytest.approx(1 - 1 / (1 + np.exp(3.0)), abs=1e-3)
+    assert trust.slices == ()
+    json.dumps(asdict(trust))
+
+
+def test_few_doubtful_slices_are_listed_though_the_case_is_ok() -> None:
+    trust = judge(rows(20, methods={4: 1.0, 5: 1.0}), CALIBRATION, validation_dice=0.9)
+    assert trust.status == "ok"
+    assert trust.slices == (5, 6)
+    assert trust.reason.endswith("look at slices 5-6")
+
+
+def test_many_wrong_masks_are_reviewed_with_the_reason_and_the_slices() -> None:
+    found = rows(39, methods=dict.fromkeys([1, *range(11, 18)], 1.0), brightness={30: 1.0})
+    trust = judge(found, CALIBRATION, validation_dice=0.9)
+    assert trust.status == "review"
+    assert "the two methods disagree on 8 of 39 slices: 2, 12-18" in trust.reason
+    assert "the mask changes when brightness is altered on 1 of 39 slices: 31" in trust.reason
+    assert trust.slices == (2, *range(12, 19), 31)
+
+
+def test_a_foreign_picture_is_reviewed_though_its_mask_may_be_right() -> None:
+    trust = judge(rows(1, search={0: 1.0}), CALIBRATION, validation_dice=0.9)
+    assert trust.status == "review"
+    assert trust.score > 0.9
+    assert "foreign" in trust.reason
+    assert FEATURES["search"] in trust.reason
+
+
+def test_doubt_without_a_suspicious_slice_still_gives_a_reason() -> None:
+    doubtful = replace(CALIBRATION, wrong=replace(CALIBRATION.wrong, bias=-1.0))
+    trust = judge(rows(4), doubtful, validation_dice=0.9)
+    assert trust.status == "review"
+    assert trust.slices == ()
+    assert "on 4 of 4 slices: 1-4" in trust.reason
+
+
+def test_nothing_is_ok_without_calibration_or_with_a_poor_model() -> None:
+    without = judge(rows(3), None, validation_dice=0.9)
+    assert without.status == "review"
+    assert "calibration" in without.reason
+    poor = judge(rows(3), CALIBRATION, validation_dice=0.79)
+    assert poor.status == "review"
+    assert "0.79" in poor.reason
