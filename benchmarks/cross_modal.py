@@ -9,10 +9,9 @@ patients of the bundle in the cohort of --train, at its size. Scores are per pat
 together, on the native grid. ``ceiling`` is the truth brought to model size and back: the most that a method can
 reach at this size. Phantom test patients: odd seeds are of a family of liver shapes that training does not draw.
 
-Methods: ceiling; unet, unet_intensity (the same under random looks), unet_selftrained (unet_intensity that learns
-again with its own answers to the unlabelled slices: what the unlabelled images give without a generator); student;
-encoder ("Ours-NO"); the reconstruction terms of sgan-segment, each as inversion alone ("paper" is "Ours"); standard:
-what sgan-segment gives.
+Methods: ceiling; unet, unet_intensity (the same under random looks); student; encoder ("Ours-NO"); the reconstruction
+terms of sgan-segment, each as inversion alone ("paper" is "Ours"); fusion: the mean of student and inversion; standard:
+what sgan-segment gives, which for volumes also lets neighbouring slices agree.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from torch import nn
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
-from sgan_core.cohort import BUILT_IN, Case, Cohort, load_cohort
+from sgan_core.cohort import Case, Cohort, load_cohort
 from sgan_core.device import choose_device, describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.baselines import unet
@@ -53,12 +52,10 @@ from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, sm
 from sgan_core.networks.segmenter import predict
 from sgan_core.phantom import DOMAINS, phantom_cohort
 from sgan_core.segment import choose_intensity
-from sgan_core.training.data import UNLABELLED, SliceStore, open_store, read_case
+from sgan_core.training.data import open_store, read_case
 
 INVERSIONS = tuple(f"inversion_{name}" for name in RECONSTRUCTIONS if name != "auto")
-UNETS = (*unet.METHODS, "unet_selftrained")
-METHODS = ("ceiling", *UNETS, "student", "encoder", *INVERSIONS, "standard")
-_SURE = 0.9  # mean probability of a mask from which on self-training learns from it
+METHODS = ("ceiling", *unet.METHODS, "student", "encoder", *INVERSIONS, "fusion", "standard")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +65,7 @@ class Patient:
     name: str
     stacks: tuple[SliceStack, ...]
     truths: tuple[np.ndarray, ...]  # classes, on each file's own grid
+    foreign: str | None  # why intensities cannot mean what they meant in training
 
     @property
     def images(self) -> np.ndarray:
@@ -95,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     add("--patients", type=int, default=30, metavar="N", help="phantom test patients a domain (default 30)")
+    add("--steps", type=int, metavar="N", help="of inversion, for each slice (default: the model's)")
     add("--unet-steps", type=int, default=unet.UnetConfig.steps, metavar="N", help="default: %(default)s")
     add("--seed", type=int, default=0, help="of the U-Nets (default 0)")
     add("--cache", type=Path, metavar="DIR", help="keeps prepared training slices (default: not kept)")
@@ -173,17 +172,15 @@ def read_patients(cohort: Cohort, bundle: Bundle) -> Iterator[Patient]:
     """Each patient's slices as ``segment_volume`` sees them: every method gets the same input."""
     for name in names(cohort):
         cases = [case for case in cohort.cases if case.patient == name]
-        stacks, truths = zip(*(_read(case, cohort, bundle) for case in cases), strict=True)
-        yield Patient(name, stacks, truths)
+        stacks, truths, foreign = zip(*(_read(case, cohort, bundle) for case in cases), strict=True)
+        yield Patient(name, stacks, truths, foreign[0])
 
 
-def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.ndarray]:
+def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.ndarray, str | None]:
     image, truth = read_case(case, cohort)
     assert truth is not None
     generator, trained = bundle.config.generator, bundle.config
-    intensity = cohort.intensity
-    if case.image.startswith(BUILT_IN) or cohort.modality == trained.modality:
-        intensity, _ = choose_intensity(image, trained.intensity)
+    intensity, foreign = choose_intensity(image, trained.intensity)
     stack = to_model(
         image,
         size=generator.size,
@@ -191,7 +188,7 @@ def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.nd
         channels=generator.image_channels,
         squash=trained.squash,
     )
-    return stack, truth
+    return stack, truth, foreign
 
 
 # --- methods ---------------------------------------------------------------------------------------
@@ -201,21 +198,31 @@ def prepared(name: str, bundle: Bundle, args: argparse.Namespace) -> Method | No
     """The method of a name, trained when it needs that; None when the model lacks it."""
     if name == "ceiling":
         return lambda patient: ceiling(patient, bundle)
-    if name in UNETS:
+    if name in unet.METHODS:
         net = trained_unet(name, bundle, args)
         return lambda patient: predict(net, patient.images)
     if name == "student":
         return None if bundle.student is None else lambda patient: predict(bundle.student, patient.images)  # type: ignore[arg-type]
-    config = {"encoder": SegmentConfig(encoder_only=True), "standard": SegmentConfig()}.get(name)
+    if name == "fusion":
+        return lambda patient: fused(patient, bundle, args.steps)
+    # The mask of standard is that of fast: what differs is how well it is checked.
+    config = {"encoder": SegmentConfig(encoder_only=True), "standard": SegmentConfig("fast")}.get(name)
     if config is None:
-        config = SegmentConfig(reconstruction=name.removeprefix("inversion_"))
+        config = SegmentConfig(reconstruction=name.removeprefix("inversion_"), steps=args.steps)
 
     def labelled(patient: Patient) -> np.ndarray:
-        found = label_slices(patient.images, bundle, config).label_probs
+        found = label_slices(patient.images, bundle, config, foreign=patient.foreign).label_probs
         volume = name == "standard" and len(patient.stacks) == 1
         return smooth_through_plane(found) if volume else found
 
     return labelled
+
+
+def fused(patient: Patient, bundle: Bundle, steps: int | None) -> np.ndarray:
+    """The mean of the student's and inversion's probabilities."""
+    found = label_slices(patient.images, bundle, SegmentConfig(steps=steps), foreign=patient.foreign)
+    student = found.inverted_probs if found.student_probs is None else found.student_probs
+    return (student.astype(np.float32) + found.inverted_probs) / 2
 
 
 def ceiling(patient: Patient, bundle: Bundle) -> np.ndarray:
@@ -232,62 +239,23 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Modu
     labelled, generator = bundle.config.labelled, bundle.config.generator
     cohort = phantom_cohort(labelled=labelled) if args.train == "phantom" else load_cohort(args.train)
     cohort = replace(cohort, intensity=bundle.config.intensity, squash=bundle.config.squash)
-    if name != "unet_selftrained":  # the unlabelled are of no use to the others
-        cohort = replace(cohort, cases=tuple(case for case in cohort.cases if case.label or case.empty))
-    appearance = name != "unet"
-    config = unet.UnetConfig(steps=args.unet_steps, appearance=appearance, seed=args.seed)
+    known = tuple(
+        case for case in cohort.cases if case.label or case.empty
+    )  # the unlabelled are of no use to it
+    config = unet.UnetConfig(steps=args.unet_steps, appearance=unet.METHODS[name], seed=args.seed)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, Progress() as progress:
         folder = args.cache or Path(temporary)
-        store = open_store(cohort, folder, size=generator.size, channels=generator.image_channels)
-
-        def train(store: SliceStore, labelled: int) -> nn.Module:
-            return unet.train_unet(
-                store,
-                config,
-                labelled=labelled,
-                num_classes=generator.num_classes,
-                device=bundle.device,
-                on_progress=progress,
-            )
-
-        net = train(store, labelled)
-        if name == "unet_selftrained":
-            net = train(*with_own_answers(store, net, labelled))
-        return net
-
-
-def with_own_answers(store: SliceStore, net: nn.Module, labelled: int) -> tuple[SliceStore, int]:
-    """The store with a network's answers as labels of the unlabelled training slices it is sure of.
-
-    Returns it with the number of patients that are labelled now.
-    """
-    known = set(store.labelled(labelled).tolist())
-    asked = np.array([n for n in store.slices_of(split="train") if n not in known])
-    probs = predict(net, store.images[asked].astype(np.float32))
-    answers = probs.argmax(axis=1).astype(np.uint8)
-    best, mask = probs.max(axis=1), answers > 0
-    share = np.where(
-        mask.any(axis=(1, 2)), (best * mask).sum(axis=(1, 2)) / np.maximum(1, mask.sum(axis=(1, 2))), 1.0
-    )
-    sure = asked[share >= _SURE]
-    labels = store.labels.copy()
-    labels[sure] = answers[share >= _SURE]
-    # A case a slice, so that the slices it is not sure of stay out.
-    cases, rank = [], {}
-    for n, position in enumerate(store.case):
-        case = store.cohort.cases[position]
-        learns = n in known or (
-            case.split == "train" and labels[n][0, 0] != UNLABELLED and n in set(sure.tolist())
+        store = open_store(
+            replace(cohort, cases=known), folder, size=generator.size, channels=generator.image_channels
         )
-        if case.split == "train" and learns:
-            order = rank.setdefault(case.patient, len(rank))
-            cases.append(replace(case, label=case.label or case.image, labelled_rank=order))
-        else:
-            cases.append(
-                replace(case, label=case.label if case.split != "train" else None, labelled_rank=None)
-            )
-    cohort = replace(store.cohort, cases=tuple(cases))
-    return SliceStore(store.images, labels, np.arange(len(cases)), cohort), len(rank)
+        return unet.train_unet(
+            store,
+            config,
+            labelled=labelled,
+            num_classes=generator.num_classes,
+            device=bundle.device,
+            on_progress=progress,
+        )
 
 
 def score(
@@ -295,7 +263,7 @@ def score(
 ) -> list[MethodRow]:
     """DICE and Jaccard of each patient of a domain, the mean over labels: a row for each metric."""
     labelled = 0 if name == "ceiling" else bundle.config.labelled
-    seed = {"ceiling": 0}.get(name, args.seed if name in UNETS else bundle.config.seed)
+    seed = {"ceiling": 0}.get(name, args.seed if name in unet.METHODS else bundle.config.seed)
     evaluation = Evaluation([label.value for label in bundle.config.labels], surfaces=False)
     count = len(names(cohort))
     with Progress() as progress:
@@ -329,7 +297,7 @@ def stored_rows(file: Path, head: dict[str, str]) -> list[MethodRow]:
         scale, model = stored["scale"], stored["model"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a table of this benchmark. Choose another --output.") from error
-    independent = (*UNETS, "ceiling")
+    independent = (*unet.METHODS, "ceiling")
     kept = [
         row
         for row in rows

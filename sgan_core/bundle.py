@@ -253,6 +253,9 @@ def describe(reference: str | Path) -> dict[str, Any]:
     settings = _settings(folder)
     config: TrainConfig = settings["config"]
     files = [folder / path for path in _manifest(folder)]
+    facts = dict(settings["facts"])
+    if isinstance(facts.get("trust"), dict):  # long rows of numbers
+        facts["trust"] = f"calibrated for {', '.join(facts['trust']) or 'no'} quality"
     return {
         "name": settings["name"],
         "hash": bundle_hash(folder),
@@ -261,7 +264,7 @@ def describe(reference: str | Path) -> dict[str, Any]:
         "modality": config.modality,
         "size_px": config.generator.size,
         "labels": [{"value": label.value, "name": label.name} for label in config.labels],
-        "facts": settings["facts"],
+        "facts": facts,
         "config": config.to_dict(),
     }
 

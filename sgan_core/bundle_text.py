@@ -54,7 +54,8 @@ def metadata(name: str, config: TrainConfig, facts: dict[str, Any]) -> dict[str,
         "task": f"Segmentation of {_list(_classes(config)[1:])} in {_modality(config)} images",
         "description": (
             "A generative model of images and their labels. A new image is inverted into the latent space; "
-            "the label that belongs to the found latent is its segmentation."
+            "the label that belongs to the found latent is a segmentation. Where the model has a student, that "
+            "draws the mask, and inversion checks it."
         ),
         "authors": str(facts.get("authors", "whoever trained this model with semanticgan")),
         "copyright": f"Licence of the weights: {facts.get('licence', _UNKNOWN_LICENCE)}",
@@ -107,8 +108,9 @@ def readme(name: str, config: TrainConfig, facts: dict[str, Any]) -> str:
     return f"""# {name}
 
 A generative model of {_modality(config)} images ({generator.size} x {generator.size} px, channels:
-{generator.image_channels}) and their labels, after SemanticGAN (CVPR 2021). It segments an image by
-finding the latent that draws it.
+{generator.image_channels}) and their labels, after SemanticGAN (CVPR 2021). It explains an image by
+finding the latent that draws it; the label that belongs to the latent is a segmentation. A student, where there
+is one in models/, draws the mask, which the generator then checks.
 
 **{_INTENDED_USE}**
 
@@ -140,7 +142,7 @@ The second command needs the package fire and writes FOLDER/eval/scan_seg.nii.gz
 ## Limits
 
 - It knows the anatomy, modality and acquisition of its training images. On others it still draws a mask,
-  which may be wrong; look at the reconstruction error and the trust that sgan-segment reports.
+  which may be wrong; look at the reconstruction and the trust that sgan-segment reports.
 - Volumes are segmented slice by slice at {generator.size} px: structures of about a model pixel are lost.
 - Validation figures, where there are any, come from patients of the same source as the training.
 """
@@ -187,7 +189,9 @@ def _plain(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _validation_figures(facts: dict[str, Any]) -> dict[str, float]:
     numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
-    return {key: value for key, value in numbers.items() if key.startswith("validation")}
+    return {
+        key: value for key, value in numbers.items() if key.startswith("validation") or key.endswith("_dice")
+    }
 
 
 def _shown(value: str | int | float | bool) -> str:

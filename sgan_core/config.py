@@ -319,7 +319,7 @@ MODALITIES: dict[str, dict[str, Any]] = {
 
 
 def _small_presets(size: int, flip: bool) -> dict[str, Any]:
-    """``tiny`` (64 px), ``small`` (128 px): made for few images and a CPU (docs/method.md section 5)."""
+    """``tiny`` (64 px), ``small`` (128 px): made for few images and a CPU (docs/method.md section 6)."""
     table = {4: 128, 8: 128, 16: 64, 32: 32, 64: 16}
     if size > 64:
         table = {4: 256, 8: 256, 16: 128, 32: 96, 64: 64, 128: 32, 256: 32, 512: 16}

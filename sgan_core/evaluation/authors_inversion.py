@@ -6,8 +6,8 @@ Written from the paper's description (Li et al., CVPR 2021, Eq. 7-8) and that of
 * every sample has weights of its own, in a grouped convolution; the FIR filters insert zeros, pad and convolve
   in full, one channel at a time;
 * the target's perceptual features are computed anew in every step;
-* gradients of all weights of the generator are computed and thrown away; the encoder's answer is computed with a
-  graph, then detached. (The perceptual backbone stays frozen, as the ``lpips`` package leaves it.)
+* gradients of all weights, of the generator and of the perceptual network, are computed and thrown away; the
+  encoder's answer is computed with a graph, then detached;
 * 200 steps of Adam for every slice, noise maps optimised too, and the last iterate is kept, not the best.
 """
 
@@ -157,7 +157,7 @@ def invert_as_authors(
     on_step(step) counts through all slices; False gives up the present slice where it is.
     """
     found = []
-    with _trainable(generator, encoder):
+    with _trainable(generator, encoder, perceptual):
         for number in range(len(target)):
 
             def report(step: int, base: int = number * config.steps) -> bool:

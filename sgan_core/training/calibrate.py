@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor, nn
 
+from sgan_core.config import MODALITIES
 from sgan_core.evaluation import failure
 from sgan_core.imaging.slices import AIR
 from sgan_core.inversion import Inversion
@@ -77,13 +78,14 @@ def turned(image: np.ndarray, label: np.ndarray, grade: float, random: np.random
 
 
 def overturned(image: np.ndarray, label: np.ndarray, grade: float, random: np.random.Generator) -> Pair:
-    """Upside down, or a quarter or half turn, when severe; nobody would call a mild one by this name."""
+    """Upside down, mirrored, or a quarter or half turn, when severe; nobody would call a mild one by this name."""
     if grade < SEVERE[0]:
         return image, label
-    turns = int(random.integers(4))
-    if turns == 0:
-        return image[:, ::-1].copy(), label[::-1].copy()
-    return np.rot90(image, turns, axes=(1, 2)).copy(), np.rot90(label, turns).copy()
+    turns = int(random.integers(5))
+    if turns > 2:  # rows or columns in reverse
+        axis = turns - 3
+        return np.flip(image, axis + 1).copy(), np.flip(label, axis).copy()
+    return np.rot90(image, turns + 1, axes=(1, 2)).copy(), np.rot90(label, turns + 1).copy()
 
 
 def shuffled(image: np.ndarray, label: np.ndarray, grade: float, random: np.random.Generator) -> Pair:
@@ -114,6 +116,7 @@ def pattern(image: np.ndarray, label: np.ndarray, grade: float, random: np.rando
 
 
 CORRUPTIONS: tuple[Corruption, ...] = (noisy, cut_off, turned, overturned, shuffled, pattern)
+_ORIENTED = (turned, overturned)  # foreign only where sides have a meaning
 
 
 def look_family(images: Tensor, numbers: torch.Generator) -> Tensor:
@@ -143,7 +146,9 @@ def show(store: SliceStore, *, count: int = SLICES, seed: int = 0) -> Shown:
         raise ValueError("no labelled validation slices")
     random = np.random.default_rng([seed, 1])
     drawn = _endless(positions, random)
-    each = max(1, count // (4 * len(CORRUPTIONS)))  # slices of a corruption and grade
+    sides = not MODALITIES[store.cohort.modality]["flip"]
+    corruptions = [corrupt for corrupt in CORRUPTIONS if sides or corrupt not in _ORIENTED]
+    each = max(1, count // (4 * len(corruptions)))  # slices of a corruption and grade
     plain = {"clean": count // 4, "appearance": count // 8, "family": count // 8}
     index = {kind: np.array([next(drawn) for _ in range(number)], int) for kind, number in plain.items()}
     images = {kind: store.image_batch(found) for kind, found in index.items()}
@@ -151,7 +156,7 @@ def show(store: SliceStore, *, count: int = SLICES, seed: int = 0) -> Shown:
     images["appearance"] = shift_appearance(images["appearance"], rng(seed, 0, "trust-appearance"), strong)
     images["family"] = look_family(images["family"], rng(seed, 0, "trust-family"))
     parts = [_part(kind, images[kind].numpy(), *_truth(store, found), 0.0) for kind, found in index.items()]
-    for corrupt in CORRUPTIONS:
+    for corrupt in corruptions:
         for (low, high), foreign in ((MILD, np.nan), (SEVERE, 1.0)):
             found = np.array([next(drawn) for _ in range(each)])
             labels, patients = _truth(store, found)

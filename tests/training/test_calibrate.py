@@ -242,3 +242,10 @@ def test_slices_are_segmented_in_batches(store: SliceStore) -> None:
 
 def test_too_few_validation_slices_give_no_calibration(disc_store: Callable[..., SliceStore]) -> None:
     assert calibrate.calibrate(disc_store(), segment_slices, **SETTINGS) is None
+
+
+def test_where_sides_have_no_meaning_nothing_is_turned(store: SliceStore) -> None:
+    skin = replace(store, cohort=replace(store.cohort, modality="dermoscopy"))
+    kinds = set(calibrate.show(skin, count=96).kinds)
+    assert kinds.isdisjoint({"turned", "overturned"})
+    assert {"noisy", "cut_off", "shuffled", "pattern"} < kinds
