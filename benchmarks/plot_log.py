@@ -14,9 +14,10 @@ import matplotlib.pyplot as plt
 PANELS = (
     ("gan", ("image_d", "image_g", "pair_d", "pair_g"), "stage 1: losses"),
     ("gan", ("frechet",), "stage 1: Frechet distance (EfficientNet-Lite0, 500 images)"),
-    ("gan", ("label_agreement", "empty_share", "empty_share_data"), "stage 1: labels"),
+    ("gan", ("label_agreement", "projection_dice", "empty_share", "empty_share_data"), "stage 1: labels"),
     ("encoder", ("perceptual", "mse", "ce", "dice", "latent"), "stage 2: losses"),
     ("encoder", ("validation_dice",), "stage 2: encoder-only DICE, validation patients"),
+    ("student", ("student_dice", "student_shifted_dice"), "stage 3: DICE, validation patients"),
 )
 
 

@@ -80,7 +80,7 @@ def test_run_json_holds_what_machines_need(tiny_bundle: Path, write_scan: WriteS
     assert label["volume_ml"] == pytest.approx(voxels * voxel_ml)
     assert len(case["reconstruction_error"]["slices"]) == 5
     assert case["reconstruction_error"]["case"] > 0
-    assert case["trust"].keys() == {"status", "score", "reason"}
+    assert case["trust"].keys() == {"status", "score", "reason", "wrong", "foreign", "slices"}
     assert case["seconds"] > 0
 
 

@@ -1,0 +1,107 @@
+"""The bundled model on phantoms it never saw: right masks, nothing where nothing is, doubt where doubt is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sgan_core.bundle import Bundle, load_bundle
+from sgan_core.evaluation.failure import empty_slice_area_mm2
+from sgan_core.imaging.image import Volume
+from sgan_core.labelling import SegmentConfig
+from sgan_core.phantom import LIVER, PhantomCase, make_case
+from sgan_core.segment import Segmentation, segment_volume
+
+SEED = 710_000  # not of training, validation, test or the tables
+FAST = SegmentConfig("fast")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle("phantom-ct-liver")
+
+
+@pytest.fixture(scope="module")
+def scan() -> PhantomCase:
+    return make_case(SEED, "ct")
+
+
+def dice(found: Segmentation, case: PhantomCase) -> float:
+    mask, truth = found.labels > 0, case.labels == LIVER
+    return float(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+
+
+def test_its_own_modality_is_segmented_and_trusted(bundle: Bundle, scan: PhantomCase) -> None:
+    found = segment_volume(scan.image, bundle, FAST)
+    assert dice(found, scan) > 0.88
+    assert found.trust.status == "ok"
+    assert found.reconstruction.name == "paper"
+    assert len(found.trust.wrong) == scan.image.array.shape[2]
+
+
+@pytest.mark.parametrize("domain", ["t1_in", "t1_out"])
+def test_mri_is_segmented_by_a_model_that_never_saw_any(bundle: Bundle, domain: str) -> None:
+    case = make_case(SEED, domain)
+    found = segment_volume(case.image, bundle, FAST)
+    assert dice(found, case) > 0.85
+    assert found.reconstruction.name == "map-mind"
+
+
+def test_slices_without_the_organ_stay_empty(bundle: Bundle, scan: PhantomCase) -> None:
+    truth = scan.labels == LIVER
+    empty = ~truth.any(axis=(0, 1))
+    assert empty.sum() >= 5
+    found = segment_volume(scan.image, bundle, FAST)
+    pixel_mm2 = float(np.prod(scan.image.grid.spacing_mm[:2]))
+    slices = (np.moveaxis(part, 2, 0).astype(np.uint8) for part in (found.labels, truth))
+    area_mm2, count = empty_slice_area_mm2(*slices, pixel_mm2=pixel_mm2)
+    assert count == empty.sum()
+    assert area_mm2 < 100.0  # a fleck of 1 cm
+    air = Volume(np.full_like(scan.image.array, -1000), scan.image.grid)
+    assert not segment_volume(air, bundle, FAST).labels.any()
+
+
+def noisy(ct: np.ndarray) -> np.ndarray:
+    return ct + np.random.default_rng(0).normal(0, 300, ct.shape)
+
+
+def half(ct: np.ndarray) -> np.ndarray:
+    ct = ct.copy()
+    ct[: len(ct) // 2] = -1000
+    return ct
+
+
+def turned(ct: np.ndarray) -> np.ndarray:
+    return np.rot90(ct).copy()
+
+
+def streaks(ct: np.ndarray) -> np.ndarray:
+    """Bright and dark rays from a point, as metal draws them."""
+    i, j = np.indices(ct.shape[:2]) - 64.0
+    rays = 900 * np.sin(24 * np.arctan2(j, i)) * np.exp(-np.hypot(i, j) / 60)
+    return ct + rays[..., None]
+
+
+def shuffled(ct: np.ndarray) -> np.ndarray:
+    """Anatomy in pieces: quarters of rows and columns change places."""
+    blocks = np.concatenate([ct[32 * k : 32 * k + 32] for k in (2, 0, 3, 1)])
+    return np.concatenate([blocks[:, 32 * k : 32 * k + 32] for k in (1, 3, 0, 2)], axis=1)
+
+
+@pytest.mark.parametrize("spoil", [noisy, half, turned, streaks, shuffled])
+def test_what_is_spoilt_is_to_be_reviewed(
+    bundle: Bundle, scan: PhantomCase, spoil: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    array = spoil(scan.image.array.astype(np.float32)).astype(np.float32)
+    trust = segment_volume(Volume(array, scan.image.grid), bundle, FAST).trust
+    assert trust.status == "review"
+    assert "slices" in trust.reason
+
+
+def test_the_reason_of_another_objective_is_told(bundle: Bundle, scan: PhantomCase) -> None:
+    """CT whose numbers are not in HU: the units give it away."""
+    shifted = Volume((scan.image.array + 1100).clip(0), scan.image.grid)
+    found = segment_volume(shifted, bundle, FAST)
+    assert "Hounsfield" in found.reconstruction.reason
