@@ -30,7 +30,7 @@ def main(picture: Path, model: str = "phantom-ct-liver") -> None:
         phantom = make_case(TEST_SEEDS, domain)
         found = segment_volume(phantom.image, bundle)
         truth = labels_to_model((phantom.labels == LIVER).astype(np.uint8), found.stack)
-        drawn = found.label_probs.argmax(axis=1).astype(np.uint8)
+        drawn = found.inverted_probs.argmax(axis=1).astype(np.uint8)
         for index in spread(np.flatnonzero(truth.any(axis=(1, 2))), SLICES + 2)[1:-1]:
             rows[0].append(outline(found.stack.images[index], truth[index], colours))
             rows[1].append(outline(found.reconstructions[index], drawn[index], colours))

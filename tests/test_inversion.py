@@ -21,6 +21,7 @@ from sgan_core.inversion import (
     learning_rate,
     out_of_memory,
     planned_batch,
+    saved_bytes,
     style_preconditioner,
 )
 from sgan_core.networks.encoder import Encoder
@@ -324,6 +325,18 @@ def _minimised(function, start: Tensor, steps: int, preconditioner: Tensor | Non
     return codes
 
 
+def test_a_step_that_failed_is_tried_again_shorter() -> None:
+    """Where the gradient did not change, nothing is learned from the failure but that the step was too long."""
+    optimizer = Lbfgs(torch.eye(3).expand(2, 3, 3))
+    start, gradient = torch.zeros(2, 2, 3), torch.ones(2, 2, 3)
+    first = optimizer.next(start, torch.tensor([1.0, 1.0]), gradient)
+    second = optimizer.next(first, torch.tensor([9.0, 0.5]), gradient)  # the first slice got worse
+    torch.testing.assert_close(second[0], 0.3 * first[0])
+    assert (second[1] - first[1]).norm() > 0.9 * first[1].norm()  # the other one goes on from where it is
+    third = optimizer.next(second, torch.tensor([9.0, 0.4]), gradient)
+    torch.testing.assert_close(third[0], 0.09 * first[0])
+
+
 @pytest.fixture
 def quadratics() -> tuple[Tensor, Tensor]:
     """Curvatures (4, 2, 6) from 1 to 1e3, and minima: four slices with 12 numbers."""
@@ -484,9 +497,23 @@ def test_memory_of_a_slice_does_not_count_what_slices_share(generator, target):
     found = bytes_of_slice(target[:1], generator, _paper())
     # Double precision. At least the feature maps of the 32 px layers: 8 channels, two layers.
     assert 2 * 8 * 32 * 32 * 8 < found < 40 * 8 * 32 * 32 * 8
+    # What slices share, the weights, is not a slice's own: four keep one's share three times over.
+    kept = {count: _kept(target[:1].expand(count, -1, -1, -1), generator) for count in (1, 4)}
+    assert kept[4] - kept[1] == pytest.approx(3 * found, rel=0.02)
+    assert kept[1] > 1.02 * found
     assert planned_batch(100 * found, found) == 30
     assert planned_batch(0, found) == 1
     assert planned_batch(10**15, found) == 512
+
+
+def _kept(slices: Tensor, generator: Generator) -> int:
+    """Bytes that a step of these slices keeps for its backward pass."""
+    reconstruction = _paper()
+    reconstruction.aim(slices)
+    code = (
+        generator.broadcast(generator.mean_w[None]).expand(len(slices), -1, -1).clone().requires_grad_(True)
+    )
+    return saved_bytes(lambda: sum(reconstruction.terms(generator.synthesis(code).image).values()).sum())
 
 
 def test_on_a_cpu_the_batch_is_the_configs(generator, target):
