@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.config import InversionConfig, StudentTrainConfig
@@ -57,7 +58,6 @@ from sgan_core.reconstruction import (
     hat_functions,
     roughness,
 )
-from sgan_core.training.appearance import AppearanceConfig, shift_appearance
 from sgan_core.training.data import SliceStore, open_store, rng
 from sgan_core.training.evaluate import mean_dice
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
 from sgan_core.cohort import load_cohort
@@ -32,7 +33,6 @@ from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import predict
 from sgan_core.phantom import phantom_cohort
 from sgan_core.training import augment
-from sgan_core.training.appearance import AppearanceConfig, shift_appearance
 from sgan_core.training.data import UNLABELLED, SliceStore, open_store, rng
 from sgan_core.training.evaluate import mean_dice
 from sgan_core.training.gan import one_hot

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.device import choose_device, describe
@@ -38,7 +39,6 @@ from sgan_core.networks.segmenter import label_probs
 from sgan_core.phantom import DOMAINS, LIVER, make_case, phantom_cohort
 from sgan_core.segment import choose_intensity
 from sgan_core.training import calibrate
-from sgan_core.training.appearance import AppearanceConfig, shift_appearance
 from sgan_core.training.calibrate import Shown
 from sgan_core.training.data import open_store, rng
 from sgan_core.trust import Calibration, judge, stored_calibration

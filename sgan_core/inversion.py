@@ -16,6 +16,7 @@ from sgan_core.reconstruction import Reconstruction
 OnStep = Callable[[int, dict[str, Tensor]], bool]
 
 HISTORY = 100  # steps that L-BFGS remembers; with 20 the loss after 60 steps was 5 % higher
+_ADAM_BETAS = (0.9, 0.999)
 _FIRST_STEP = 0.1  # length of its first step: root mean square over the code's numbers
 _SUFFICIENT = 1e-4  # share of the promised decrease that a step must keep (Armijo)
 _SHORTER = 0.3  # a step that failed is tried again by as much
@@ -242,15 +243,15 @@ class _Optimizer(Protocol):
 class Adam:
     """Adam (Kingma and Ba, ICLR 2015) with the rate of ``learning_rate``: what the paper uses."""
 
-    def __init__(self, config: InversionConfig, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.config, self.betas = config, betas
+    def __init__(self, config: InversionConfig) -> None:
+        self.config = config
         self.step = 0
         self.first = self.second = torch.zeros(())
 
     def next(self, w_plus: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         if not self.step:
             self.first = self.second = torch.zeros_like(w_plus)
-        b1, b2 = self.betas
+        b1, b2 = _ADAM_BETAS
         self.first = b1 * self.first + (1.0 - b1) * gradient
         self.second = b2 * self.second + (1.0 - b2) * gradient.square()
         rate = learning_rate(self.step, self.config)

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor, nn
 
+from sgan_core.appearance import AppearanceConfig, apply_curves, random_curves
 from sgan_core.errors import InputError
 from sgan_core.inversion import Inversion
 from sgan_core.networks.segmenter import label_probs
-from sgan_core.training.appearance import AppearanceConfig, apply_curves, random_curves
 
 # Feature: what is said when it is what makes slices suspicious. Every feature rises with suspicion.
 FEATURES = {
@@ -38,6 +38,9 @@ _DIRECTIONS = 16  # of the student's answers, of 512
 _NOISE = (0.05, 0.1)  # standard deviations, model units
 _LEAST_DICE = 0.8  # of the model itself in validation, to be trusted at all
 _LEAST_RIGHT = 0.8  # expected share of right masks in a case that is "ok"
+_MOST_LISTED = (
+    0.1  # share of slices to look at in a case that is "ok"; clean validation phantoms have up to 0.06
+)
 _SUSPICIOUS = 0.5  # probability from which on a slice is listed
 
 
@@ -290,7 +293,8 @@ def judge(found: np.ndarray, calibration: Calibration | None, *, validation_dice
     """Judge a case by the features (N, F) of its slices, see ``features``.
 
     calibration: the model's; without one nothing is ever "ok". validation_dice: of the model on its own
-    validation patients, NaN when unknown; below 0.8 nothing is "ok" either.
+    validation patients, NaN when unknown; below 0.8 nothing is "ok" either. A case is "ok" when it does not look
+    foreign, 80 % of its slices or more are expected to be right, and no more than a tenth are to be looked at.
     """
     if calibration is None:
         return Trust("review", 0.0, "the model carries no calibration of trust; check the mask")
@@ -310,6 +314,9 @@ def judge(found: np.ndarray, calibration: Calibration | None, *, validation_dice
         return Trust(
             "review", score, f"only {score:.0%} of the slices are expected to be right: {why}", *details
         )
+    if len(listed) > _MOST_LISTED * len(found):
+        why = _why(calibration, calibration.wrong, x, np.maximum(wrong, foreign))
+        return Trust("review", score, f"{len(listed)} of {len(found)} slices are doubtful: {why}", *details)
     look = f"; look at slices {_ranges(listed)}" if len(listed) else ""
     return Trust("ok", score, f"{score:.0%} of the slices are expected to be right{look}", *details)
 

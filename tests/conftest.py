@@ -1,14 +1,16 @@
-"""What every test may use: the shared real data, when it is there, and DICOM files made by pydicom."""
+"""What every test may use: the shared real data, when it is there, DICOM files made by pydicom, a small model."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
@@ -23,6 +25,14 @@ from pydicom.uid import (
     VLPhotographicImageStorage,
     generate_uid,
 )
+
+from sgan_core.bundle import Bundle
+from sgan_core.cohort import Intensity, Label
+from sgan_core.config import EncoderConfig, InversionConfig, preset
+from sgan_core.networks.discriminators import ImageDiscriminator
+from sgan_core.networks.encoder import Encoder
+from sgan_core.networks.generator import Generator
+from sgan_core.networks.perceptual import make_perceptual
 
 
 @pytest.fixture(scope="session")
@@ -202,3 +212,37 @@ def _decimal(value: float) -> str:
 def dicom_files() -> DicomFiles:
     """Writes DICOM files."""
     return DicomFiles()
+
+
+# --- a model ---
+
+
+@pytest.fixture(scope="session")
+def untrained() -> Bundle:
+    """An untrained CT model of 32 px with two labels."""
+    channels = {4: 8, 8: 8, 16: 8, 32: 8}
+    config = preset("tiny", modality="ct", num_classes=3, size=32)
+    config = replace(
+        config,
+        generator=replace(config.generator, channels=channels, w_dim=8, z_dim=8),
+        image_discriminator=replace(config.image_discriminator, channels=channels),
+        encoder=EncoderConfig("resnet18", 8, 8, "light", "group", stem_stride=False),
+        inversion=InversionConfig(steps=3, check_steps=2),
+        perceptual="discriminator",
+        intensity=Intensity(-160.0, 240.0, "HU"),
+        labels=(Label(1, "liver", (200, 90, 60)), Label(2, "spleen", (90, 90, 200))),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = Generator(config.generator)
+        generator.update_mean_w(64)
+        encoder = Encoder(
+            config.encoder, size=32, image_channels=1, num_ws=config.generator.num_ws, w_dim=8
+        ).eval()
+        judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
+    perceptual = make_perceptual("discriminator", image_discriminator=judge)
+    facts = {"validation_rmse_p95": 0.2}
+    device = torch.device("cpu")
+    return Bundle(
+        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, None, device
+    )

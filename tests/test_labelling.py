@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,46 +13,16 @@ from torch import Tensor
 
 import sgan_core.labelling
 from sgan_core.bundle import Bundle
-from sgan_core.cohort import Intensity
-from sgan_core.config import EncoderConfig, InversionConfig, preset
 from sgan_core.labelling import SegmentConfig, label_slices, smooth_through_plane
-from sgan_core.networks.discriminators import ImageDiscriminator
-from sgan_core.networks.encoder import Encoder
-from sgan_core.networks.generator import Generator
-from sgan_core.networks.perceptual import make_perceptual
 from sgan_core.networks.segmenter import make_student, predict
 from sgan_core.reconstruction import MindReconstruction, PaperReconstruction, Weighted
 from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    """An untrained model of 32 px with an untrained student."""
-    channels = {4: 8, 8: 8, 16: 8, 32: 8}
-    config = preset("tiny", modality="ct", num_classes=2, size=32)
-    config = replace(
-        config,
-        generator=replace(config.generator, channels=channels, w_dim=8, z_dim=8),
-        image_discriminator=replace(config.image_discriminator, channels=channels),
-        encoder=EncoderConfig("resnet18", 8, 8, "light", "group", stem_stride=False),
-        inversion=InversionConfig(steps=3, check_steps=2),
-        student_train=replace(config.student_train, channels=(4, 8)),
-        perceptual="discriminator",
-        intensity=Intensity(-160.0, 240.0, "HU"),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        generator = Generator(config.generator)
-        generator.update_mean_w(64)
-        encoder = Encoder(
-            config.encoder, size=32, image_channels=1, num_ws=config.generator.num_ws, w_dim=8
-        ).eval()
-        judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
-    perceptual = make_perceptual("discriminator", image_discriminator=judge)
-    student, facts, device = make_student(config).eval(), {"validation_rmse_p95": 9.0}, torch.device("cpu")
-    return Bundle(
-        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, student, device
-    )
+def bundle(untrained: Bundle) -> Bundle:
+    """An untrained model with an untrained student."""
+    return replace(untrained, student=make_student(untrained.config).eval())
 
 
 def slices(count: int = 5) -> np.ndarray:

@@ -13,17 +13,12 @@ import torch
 from PIL import Image
 
 from sgan_core.bundle import Bundle
-from sgan_core.cohort import Case, Cohort, Intensity, Label
-from sgan_core.config import EncoderConfig, InversionConfig, preset
+from sgan_core.cohort import Case, Cohort, Intensity
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image
 from sgan_core.labelling import SegmentConfig
-from sgan_core.networks.discriminators import ImageDiscriminator
-from sgan_core.networks.encoder import Encoder
-from sgan_core.networks.generator import Generator
-from sgan_core.networks.perceptual import make_perceptual
 from sgan_core.networks.segmenter import make_student
 from sgan_core.segment import choose_intensity, label_volumes, part_of, segment_volume
 from sgan_core.training.data import open_store
@@ -33,34 +28,9 @@ HU = Intensity(-160.0, 240.0, "HU")
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    """An untrained CT model of 32 px with two labels."""
-    channels = {4: 8, 8: 8, 16: 8, 32: 8}
-    config = preset("tiny", modality="ct", num_classes=3, size=32)
-    config = replace(
-        config,
-        generator=replace(config.generator, channels=channels, w_dim=8, z_dim=8),
-        image_discriminator=replace(config.image_discriminator, channels=channels),
-        encoder=EncoderConfig("resnet18", 8, 8, "light", "group", stem_stride=False),
-        inversion=InversionConfig(steps=3),
-        perceptual="discriminator",
-        intensity=HU,
-        labels=(Label(1, "liver", (200, 90, 60)), Label(2, "spleen", (90, 90, 200))),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        generator = Generator(config.generator)
-        generator.update_mean_w(64)
-        encoder = Encoder(
-            config.encoder, size=32, image_channels=1, num_ws=config.generator.num_ws, w_dim=8
-        ).eval()
-        judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
-    perceptual = make_perceptual("discriminator", image_discriminator=judge)
-    facts = {"validation_rmse_p95": 0.2}
-    device = torch.device("cpu")
-    return Bundle(
-        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, None, device
-    )
+def bundle(untrained: Bundle) -> Bundle:
+    """An untrained CT model without a student."""
+    return untrained
 
 
 @pytest.fixture(scope="module")

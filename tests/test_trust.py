@@ -300,6 +300,15 @@ def test_few_doubtful_slices_are_listed_though_the_case_is_ok() -> None:
     assert trust.reason.endswith("look at slices 5-6")
 
 
+@pytest.mark.parametrize(("doubtful", "status"), [(4, "ok"), (5, "review")])
+def test_more_than_a_tenth_to_look_at_is_reviewed(doubtful: int, status: str) -> None:
+    trust = judge(rows(40, methods=dict.fromkeys(range(doubtful), 1.0)), CALIBRATION, validation_dice=0.9)
+    assert trust.status == status
+    assert trust.score > 0.8
+    assert len(trust.slices) == doubtful
+    assert ("5 of 40 slices are doubtful: the two methods disagree" in trust.reason) == (status == "review")
+
+
 def test_many_wrong_masks_are_reviewed_with_the_reason_and_the_slices() -> None:
     found = rows(39, methods=dict.fromkeys([1, *range(11, 18)], 1.0), brightness={30: 1.0})
     trust = judge(found, CALIBRATION, validation_dice=0.9)

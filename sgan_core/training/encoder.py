@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgan_core.appearance import shift_appearance
 from sgan_core.config import TrainConfig
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator, Pair
 from sgan_core.networks.perceptual import Perceptual
 from sgan_core.training import losses
-from sgan_core.training.appearance import shift_appearance
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.parallel import autocast, average_gradients, share

@@ -10,12 +10,12 @@ import torch
 from scipy.ndimage import label as connected_components
 from torch import Tensor, nn
 
+from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.config import TrainConfig
 from sgan_core.evaluation.frechet import FeatureStatistics, pooled_features
 from sgan_core.evaluation.metrics import mean_without_nan, per_patient_dice
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import predict
-from sgan_core.training.appearance import AppearanceConfig, shift_appearance
 from sgan_core.training.data import SliceStore, rng
 from sgan_core.training.samples import colours_of, outline, write_sheet
 

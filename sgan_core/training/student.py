@@ -1,7 +1,7 @@
 """Stage 3: the student, a feed-forward segmenter taught by labelled slices and by the generator.
 
 The generator draws endless image + label pairs; a part of each batch comes from it. Everything passes through
-random geometry and random appearance (``training.appearance``), so the student goes by shape and reads modalities
+random geometry and random appearance (``appearance``), so the student goes by shape and reads modalities
 that it was never trained on. Without a generator this is the reference method of the tables: a U-Net.
 """
 
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgan_core.appearance import shift_appearance
 from sgan_core.config import StudentTrainConfig
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import label_probs, make_segmenter
 from sgan_core.training import augment
-from sgan_core.training.appearance import shift_appearance
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.losses import overlap_share, soft_dice_loss

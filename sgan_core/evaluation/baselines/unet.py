@@ -1,7 +1,7 @@
 """The reference segmenter: MONAI's 2-D U-Net on the labelled slices alone.
 
 Method ``unet`` sees the slices with geometric augmentation only, ``unet_intensity`` also with random
-intensity curves, bias field, noise and blur (``training.appearance``). It is the student without a generator.
+intensity curves, bias field, noise and blur (``appearance``). It is the student without a generator.
 """
 
 from __future__ import annotations

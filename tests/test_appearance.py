@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgan_core.errors import InputError
-from sgan_core.training.appearance import (
+from sgan_core.appearance import (
     AppearanceConfig,
     apply_curves,
     bias_fields,
     random_curves,
     shift_appearance,
 )
+from sgan_core.errors import InputError
 
 ALWAYS = AppearanceConfig(curve=1.0, bias=1.0, noise=1.0, blur=1.0)
 NEVER = AppearanceConfig(curve=0.0, bias=0.0, noise=0.0, blur=0.0)
