@@ -9,6 +9,10 @@ patients of the bundle in the cohort of --train, at its size. Scores are per pat
 together, on the native grid. ``ceiling`` is the truth brought to model size and back: the most that a method can
 reach at this size. Phantom test patients: odd seeds are of a family of liver shapes that training does not draw.
 
+A second table says what a method labels where nothing is: the area on slices whose truth is empty (FP), and the
+volume of pieces that lie on one slice alone (isolated): flicker, beside the tips of the organ itself, which the row of
+the ceiling has too. Pictures have no millimetres: "–". Rows stored before these were measured show "–" until run again.
+
 Methods: ceiling; unet, unet_intensity (the same under random looks); student; encoder ("Ours-NO"); the reconstruction
 terms of sgan-segment, each as inversion alone ("paper" is "Ours"); fusion: the mean of student and inversion; standard:
 what sgan-segment gives, which for volumes also lets neighbouring slices agree.
@@ -28,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import io_orientation
+from scipy import ndimage
 from torch import nn
 
 from sgan_core.bundle import Bundle, load_bundle
@@ -37,16 +43,19 @@ from sgan_core.cohort import Case, Cohort, load_cohort
 from sgan_core.device import choose_device, describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.baselines import unet
-from sgan_core.evaluation.metrics import Evaluation
+from sgan_core.evaluation.metrics import NAN, Evaluation, mean_without_nan
 from sgan_core.evaluation.tables import (
     MethodRow,
+    Table,
     json_text,
     markdown,
     method_table,
+    number,
     print_table,
     table_json,
     write_text,
 )
+from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.slices import SliceStack, labels_to_model, to_model, to_volume
 from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, smooth_through_plane
 from sgan_core.networks.segmenter import predict
@@ -56,6 +65,8 @@ from sgan_core.training.data import open_store, read_case
 
 INVERSIONS = tuple(f"inversion_{name}" for name in RECONSTRUCTIONS if name != "auto")
 METHODS = ("ceiling", *unet.METHODS, "student", "encoder", *INVERSIONS, "fusion", "standard")
+OVERLAP = ("dice", "jaccard")
+STRAY = {"false_positive_mm2": "FP, mm² a slice", "isolated_ml": "isolated, mL"}  # as stored, as shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +140,10 @@ def make_table(args: argparse.Namespace) -> None:
         write_text(args.output.with_suffix(".md"), text(rows, bundle))
         means = ", ".join(f"{row.domain} {row.mean:.3f}" for row in new if row.metric == "dice")
         say(f"{name}: DICE {means} ({time.monotonic() - began:.0f} s)")
-    print_table(method_table("", rows))
+    for table in main_tables(rows):
+        print_table(table)
+    if unmeasured := without_stray(rows):
+        say(f"stored without false positives and isolated pieces, run again to add them: {unmeasured}")
     say(f"{file} is written, with a table of the same name in Markdown")
 
 
@@ -212,8 +226,13 @@ def prepared(name: str, bundle: Bundle, args: argparse.Namespace) -> Method | No
 
     def labelled(patient: Patient) -> np.ndarray:
         found = label_slices(patient.images, bundle, config, foreign=patient.foreign).label_probs
-        volume = name == "standard" and len(patient.stacks) == 1
-        return smooth_through_plane(found) if volume else found
+        if name != "standard":
+            return found
+        ends = np.cumsum([len(stack.images) for stack in patient.stacks])
+        parts = zip(np.split(found, ends[:-1]), patient.stacks, strict=True)
+        return np.concatenate(
+            [smooth_through_plane(p) if stack.grid is not None else p for p, stack in parts]
+        )
 
     return labelled
 
@@ -261,27 +280,82 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Modu
 def score(
     name: str, method: Method, domain: str, cohort: Cohort, bundle: Bundle, args: argparse.Namespace
 ) -> list[MethodRow]:
-    """DICE and Jaccard of each patient of a domain, the mean over labels: a row for each metric."""
+    """OVERLAP and STRAY of each patient of a domain, the mean over labels: a row for each metric."""
     labelled = 0 if name == "ceiling" else bundle.config.labelled
     seed = {"ceiling": 0}.get(name, args.seed if name in unet.METHODS else bundle.config.seed)
-    evaluation = Evaluation([label.value for label in bundle.config.labels], surfaces=False)
+    values = [label.value for label in bundle.config.labels]
+    evaluation = Evaluation(values, surfaces=False)
+    found: dict[str, dict[str, float]] = {metric: {} for metric in (*OVERLAP, *STRAY)}
     count = len(names(cohort))
     with Progress() as progress:
-        for number, patient in enumerate(read_patients(cohort, bundle)):
-            progress(number, count, f"{name}, {domain}")
-            probs, first = method(patient), 0
-            for stack, truth in zip(patient.stacks, patient.truths, strict=True):
-                last = first + len(stack.images)
-                evaluation.add(patient.name, to_volume(probs[first:last], stack), truth)
-                first = last
-    rows = []
-    for metric in ("dice", "jaccard"):
-        found: dict[str, list[float]] = {}
+        for done, patient in enumerate(read_patients(cohort, bundle)):
+            progress(done, count, f"{name}, {domain}")
+            labelmaps = native_labels(method(patient), patient)
+            for labelmap, truth in zip(labelmaps, patient.truths, strict=True):
+                evaluation.add(patient.name, labelmap, truth)
+            areas = [false_positive_mm2(labelmaps, patient, value) for value in values]
+            volumes = [isolated_ml(labelmaps, patient, value) for value in values]
+            for metric, figures in zip(STRAY, (areas, volumes), strict=True):
+                found[metric][patient.name] = mean_without_nan(figures)[0]
+    for metric in OVERLAP:
+        by_label: dict[str, list[float]] = {}
         for result in evaluation.results():
-            found.setdefault(result.patient, []).append(getattr(result.scores, metric))
-        means = {patient: float(np.mean(values)) for patient, values in found.items()}
-        rows.append(MethodRow(name, labelled, seed, domain, metric, means))
-    return rows
+            by_label.setdefault(result.patient, []).append(getattr(result.scores, metric))
+        found[metric] = {patient: float(np.mean(figures)) for patient, figures in by_label.items()}
+    return [MethodRow(name, labelled, seed, domain, metric, patients) for metric, patients in found.items()]
+
+
+def native_labels(probs: np.ndarray, patient: Patient) -> list[np.ndarray]:
+    """Probabilities (N, K, S, S) of all slices of a patient as the label map of each file, on its own grid."""
+    ends = np.cumsum([len(stack.images) for stack in patient.stacks])
+    parts = np.split(probs, ends[:-1])
+    return [to_volume(*pair) for pair in zip(parts, patient.stacks, strict=True)]
+
+
+# --- what is labelled where nothing is ---------------------------------------------------------------
+
+
+def slice_axis(grid: Grid) -> int:
+    """The array axis along which ``to_model`` cuts slices: the one nearest to feet-head."""
+    return io_orientation(grid.affine)[:, 0].tolist().index(2)
+
+
+def false_positive_mm2(labelmaps: Sequence[np.ndarray], patient: Patient, label: int) -> float:
+    """Area of a label on the patient's slices whose truth has none of it: mm2 a slice, their mean.
+
+    labelmaps: classes on each file's own grid. Pictures, without millimetres, are left out. NaN without such
+    slices.
+    """
+    areas: list[float] = []
+    for labelmap, truth, stack in zip(labelmaps, patient.truths, patient.stacks, strict=True):
+        if stack.grid is None:
+            continue
+        axis = slice_axis(stack.grid)
+        plane = tuple(other for other in range(3) if other != axis)
+        empty = ~(truth == label).any(axis=plane)
+        pixel_mm2 = math.prod(stack.grid.spacing_mm[list(plane)].tolist())
+        areas += (pixel_mm2 * np.count_nonzero(labelmap == label, axis=plane)[empty]).tolist()
+    return mean_without_nan(areas)[0]
+
+
+def isolated_ml(labelmaps: Sequence[np.ndarray], patient: Patient, label: int) -> float:
+    """Volume in mL of a label's pieces that lie on one slice alone, over all volumes of the patient.
+
+    A piece is what hangs together by voxel faces (6-connected) in 3-D. labelmaps: classes on each file's own
+    grid. NaN without a volume of more than one slice: only neighbours can tell.
+    """
+    volumes = []
+    for labelmap, stack in zip(labelmaps, patient.stacks, strict=True):
+        if stack.grid is None or len(stack.images) == 1:
+            continue
+        pieces, _ = ndimage.label(labelmap == label)  # by default 6-connected
+        axis = slice_axis(stack.grid)
+        voxels = 0
+        for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
+            if box[axis].stop - box[axis].start == 1:
+                voxels += int(np.count_nonzero(pieces[box] == piece))
+        volumes.append(voxels * stack.grid.voxel_ml)
+    return float(sum(volumes)) if volumes else NAN
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -324,11 +398,44 @@ def _place(row: MethodRow) -> tuple[int, int, int, str]:
     return METHODS.index(row.method), row.labelled, row.seed, row.metric
 
 
+def without_stray(rows: Sequence[MethodRow]) -> str:
+    """The methods (seed) of rows from before STRAY was measured, as text."""
+    keys = {_key(row) for row in rows}
+    lacking = [
+        f"{row.method} ({row.seed})"
+        for row in rows
+        if row.metric == "dice" and any((*_key(row)[:-1], metric) not in keys for metric in STRAY)
+    ]
+    return ", ".join(dict.fromkeys(lacking))
+
+
+def main_tables(rows: Sequence[MethodRow]) -> list[Table]:
+    """Overlap with the truth, then what is labelled where nothing is."""
+    overlap = [row for row in rows if row.metric in OVERLAP]
+    return [method_table("Mean over test patients", overlap), stray_table(rows)]
+
+
+def stray_table(rows: Sequence[MethodRow]) -> Table:
+    """STRAY, as means over the patients that have it (their number stands in the header) and over seeds."""
+    columns = [(domain, metric) for domain in dict.fromkeys(row.domain for row in rows) for metric in STRAY]
+    header, cells = ["method", "labelled"], []
+    for domain, metric in columns:
+        chosen = [row for row in rows if (row.domain, row.metric) == (domain, metric)]
+        patients = max((sum(not math.isnan(v) for v in row.patients.values()) for row in chosen), default=0)
+        header.append(f"{domain} {STRAY[metric]} (n = {patients})")
+        cells.append(chosen)
+    body = []
+    for key in dict.fromkeys((row.method, row.labelled) for row in rows):
+        means = [[row.mean for row in chosen if (row.method, row.labelled) == key] for chosen in cells]
+        body.append((key[0], str(key[1]), *(number(mean_without_nan(seeds)[0], 2) for seeds in means)))
+    return Table("Labelled where nothing is, mean over test patients", tuple(header), tuple(body))
+
+
 def text(rows: Sequence[MethodRow], bundle: Bundle) -> str:
     """The Markdown file: all patients, then DICE by family of liver shapes for the phantom."""
     images = bundle.facts.get("gan_images")
     seen = f", GAN trained on {images:,} images" if images else ""
-    tables = [method_table("Mean over test patients", rows)]
+    tables = main_tables(rows)
     if any(row.domain in DOMAINS for row in rows):
         dice = [row for row in rows if row.metric == "dice" and row.domain in DOMAINS]
         tables.append(

@@ -12,7 +12,7 @@ negative and to the slice with the histogram of CT.
 
 Rows NAME+guide:W add W times (cross-entropy + Dice loss) between the generated label and that of a second
 segmenter, a U-Net trained on the labelled patients under random appearance; NAME+truth:1 puts the true label
-in its place: how well the generator can express it. +pull:W replaces the weight of the encoder term (Eq. 8).
+in its place: how well the generator can express it. +pull:W replaces the weight of the distance from the start.
 
 Writes the output after every row, keeps what it already holds (``--again`` redoes it), prints a Markdown
 table. A row in a domain takes half a minute to two on a busy core.
@@ -394,8 +394,8 @@ def run_row(
     name, *extras = row.split("+")
     weights = {kind: float(weight) for kind, _, weight in (extra.partition(":") for extra in extras)}
     generator = WithLabels(bundle.generator)
-    pull = weights.get("pull", bundle.config.inversion.encoder_weight)
-    config = replace(bundle.config.inversion, steps=steps, encoder_weight=pull)
+    pull = weights.get("pull", bundle.config.inversion.start_weight)
+    config = replace(bundle.config.inversion, steps=steps, start_weight=pull)
     with torch.no_grad():
         guides = student(slices.images).softmax(dim=1)
     if "truth" in weights:
@@ -418,7 +418,7 @@ def run_row(
         )
         first = best_start(starts(bundle.encoder, target, ct), generator, term, target)
         encoder = _Answers(bundle.encoder, first, target.shape[1])
-        found = invert(target, generator, encoder, term, config)  # type: ignore[arg-type]
+        found = invert(target, generator, encoder, term, config, curvature=bundle.curvature)  # type: ignore[arg-type]
         with torch.no_grad():
             started[group] = bundle.generator.synthesis(first).labels().numpy()
             image_term.aim(target)

@@ -19,12 +19,20 @@ _TABLE = 256  # entries of a curve as a look-up table over [-1, 1]
 _SMOOTHING = 17  # table entries, odd: corners of a curve are rounded over 7 % of the range
 _BIAS_NODES = 4  # random values along a side of the bias field
 _BLUR_RADIUS = 3  # pixels
+_BODY = -0.9  # brighter is body
+_BLACK, _DARK = -0.8, -0.65  # darker is as black as air; darker is fat or gas, if the window shows fat at all
+_CLIPPED = -0.85, 0.35  # a window clips fat where more than this share of what is dark and thin is that black
+_TISSUE = 0.0  # soft tissue is at least as bright, where fat takes part of a pixel
+_FAT = (0.3, 2.0)  # brightness of fat, the brightest other tissue being 1; on T1 it is far above
+_THICK = 10  # lung and bowel gas are wider than a tenth of the picture
 
 
 @dataclass(frozen=True)
 class AppearanceConfig:
     """How often and how far images change. Shares are probabilities for each image."""
 
+    fat: float = 0.3  # share of images in which fat is told from air, see ``light_fat``
+    gas: float = 0.25  # share of those in which wide dark regions, mostly lung and bowel gas, change as well
     curve: float = 0.8  # share of images whose intensities pass through a random curve
     monotone: float = 0.5  # share of curves that rise; the others go up and down
     dark_air: float = 0.9  # share of curves that leave air (-1) at -1
@@ -36,7 +44,7 @@ class AppearanceConfig:
     blur_px: float = 1.0  # largest standard deviation of the blur, pixels
 
     def __post_init__(self) -> None:
-        for name in ("curve", "monotone", "dark_air", "bias", "noise", "blur"):
+        for name in ("fat", "gas", "curve", "monotone", "dark_air", "bias", "noise", "blur"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"appearance: {name} is {getattr(self, name)}, expected a share from 0 to 1")
         for name in ("bias_log", "noise_std", "blur_px"):
@@ -45,7 +53,7 @@ class AppearanceConfig:
 
 
 def shift_appearance(image: Tensor, rng: torch.Generator, config: AppearanceConfig | None = None) -> Tensor:
-    """Give each image of a batch another look: intensity curve, blur, bias field, noise.
+    """Give each image of a batch another look: grey of fat, intensity curve, blur, bias field, noise.
 
     image: (B, C, H, W) in [-1, 1]; the channels of an image share curve and bias field. rng: a CPU generator,
     the only source of randomness. Returns the same shape, in [-1, 1].
@@ -59,10 +67,87 @@ def shift_appearance(image: Tensor, rng: torch.Generator, config: AppearanceConf
     noise_std = torch.rand(batch, generator=rng) * config.noise_std * _chosen(batch, config.noise, rng)
     noise = torch.randn(image.shape, generator=rng) * noise_std[:, None, None, None]
 
-    changed = torch.where(chosen, apply_curves(image, curves), image)
+    changed = light_fat(image, rng, config)
+    changed = torch.where(chosen, apply_curves(changed, curves), changed)
     changed = _blurred(changed, blur_px.to(image))
     changed = (changed + 1.0) * fields - 1.0  # multiplies brightness, so air stays dark
     return (changed + noise.to(image)).clamp(-1.0, 1.0)
+
+
+def light_fat(image: Tensor, rng: torch.Generator, config: AppearanceConfig) -> Tensor:
+    """Give what is black inside the body a random brightness, thin and wide regions each its own.
+
+    A soft tissue window clips fat (about -100 HU) to the black of air, while fat is the brightest tissue of T1
+    MRI: no curve of intensities can make the one of the other. Thin black regions are fat, between organs and
+    under the skin; wide ones are mostly gas, black in every modality, so few of them change. Air around the
+    body stays as it is, and so does an image whose window shows fat as dark grey. Where fat outshines the
+    rest, the rest gets darker, as in a picture scaled by its brightest pixels. image: (B, C, H, W) in [-1, 1];
+    returns the same.
+    """
+    batch = len(image)
+    chosen = _chosen(batch, config.fat, rng)
+    fat, gas = torch.rand(2, batch, generator=rng) * (_FAT[1] - _FAT[0]) + _FAT[0]
+    gas = gas * _chosen(batch, config.gas, rng)  # 0 leaves it black
+
+    mean = image.mean(dim=1, keepdim=True)
+    inside = inside_body(mean)
+    black = (mean < _BLACK) & inside
+    wide = wide_regions(black, image.shape[-1] // _THICK)
+    near = (_grown(black.float(), 1) > 0.5) & inside
+    chosen = chosen.to(image.device) & _clips_fat(mean, inside & ~wide)
+    # A pixel beside fat is fat by as much as it is darker than the tissue beside it: no dark line is left between.
+    tissue = _grown(mean, 1).clamp(min=_TISSUE)
+    fraction = (tissue - mean) / (tissue + 1.0) * near
+    level = torch.where(wide, _each(gas, image), _each(fat, image))
+    lit = (image + 1.0) + 2.0 * level * fraction  # brightness: 0 is air
+    lit = lit * (2.0 / lit.amax(dim=(1, 2, 3), keepdim=True).clamp(min=2.0)) - 1.0
+    return torch.where(_each(chosen, image) > 0, lit, image)
+
+
+def _clips_fat(image: Tensor, where: Tensor) -> Tensor:
+    """Whether fat is black, not dark grey as in a wider window: image and mask where (B, 1, H, W) -> (B,) bool."""
+    level, share = _CLIPPED
+    dark = where & (image < _DARK)
+    return (dark & (image < level)).sum(dim=(1, 2, 3)) > share * dark.sum(dim=(1, 2, 3))
+
+
+def _each(values: Tensor, image: Tensor) -> Tensor:
+    """A value for each image (B,) as (B, 1, 1, 1)."""
+    return values.to(image)[:, None, None, None]
+
+
+def inside_body(image: Tensor) -> Tensor:
+    """Whether body lies to the left and right of a pixel and above and below it: image (B, 1, H, W) -> bool."""
+    body = (image > _BODY).float()
+    body = _eroded(_grown(body, 1), 1)  # a gap of a pixel in thin skin must not let the air in
+    inside = torch.ones_like(body, dtype=torch.bool)
+    for dim in (2, 3):
+        before = body.cumsum(dim)  # body pixels up to here
+        after = before.narrow(dim, -1, 1) - before + body
+        inside &= (before > 0.5) & (after > 0.5)
+    return inside & wide_regions(inside, image.shape[-1] // _THICK)  # the gap above a table is flat
+
+
+def wide_regions(mask: Tensor, width: int) -> Tensor:
+    """Where a square of about ``width`` pixels fits into mask (B, 1, H, W) bool, and half as far around it."""
+    radius = width // 2
+    core = _grown(
+        _eroded(mask.float(), radius), 2 * radius
+    )  # beyond the opening: corners belong to the region
+    return core > 0.5
+
+
+def _grown(mask: Tensor, radius: int) -> Tensor:
+    """The largest value in a square of 2 * radius + 1 pixels."""
+    rows = F.max_pool2d(
+        mask, (2 * radius + 1, 1), stride=1, padding=(radius, 0)
+    )  # a side at a time is faster
+    return F.max_pool2d(rows, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+
+
+def _eroded(mask: Tensor, radius: int) -> Tensor:
+    """The smallest value in a square of 2 * radius + 1 pixels, of those inside the picture."""
+    return -_grown(-mask, radius)
 
 
 def random_curves(count: int, rng: torch.Generator, config: AppearanceConfig) -> Tensor:

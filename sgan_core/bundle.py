@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sgan_core import __version__
 from sgan_core.bundle_text import inference_config, licence_text, metadata, readme
 from sgan_core.config import TrainConfig
+from sgan_core.curvature import Curvature
 from sgan_core.errors import InputError
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
@@ -44,6 +45,7 @@ GENERATOR = "models/generator.safetensors"
 ENCODER = "models/encoder.safetensors"
 PERCEPTUAL = "models/perceptual.safetensors"
 STUDENT = "models/student.safetensors"  # not in every model
+CURVATURE = "models/curvature.safetensors"  # not in every model
 _WEIGHTS = (GENERATOR, ENCODER, PERCEPTUAL)
 
 _AGAIN = "Copy, download or export the model again."
@@ -64,6 +66,7 @@ class Bundle:
     encoder: Encoder
     perceptual: Perceptual
     student: nn.Module | None  # (B, C, S, S) -> logits (B, K, S, S)
+    curvature: Curvature | None  # of the generator, for inversion
     device: torch.device
 
 
@@ -79,6 +82,7 @@ def save_bundle(
     encoder: nn.Module,
     perceptual: Perceptual,
     student: nn.Module | None = None,
+    curvature: Curvature | None = None,
     facts: dict[str, Any],
     half: bool = True,
 ) -> Path:
@@ -97,7 +101,8 @@ def save_bundle(
         raise ValueError(f"perceptual term {perceptual.name!r}, the config says {config.perceptual!r}")
     facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
     networks = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
-    networks |= {} if student is None else {STUDENT: student}
+    optional = {STUDENT: student, CURVATURE: curvature}
+    networks |= {path: part for path, part in optional.items() if part is not None}
     files = {path: _weights(network, path, half=half) for path, network in networks.items()}
     files[SETTINGS] = _json({"schema": SCHEMA, "name": name, "config": config.to_dict(), "facts": facts})
     files[METADATA] = _json(metadata(name, config, facts))
@@ -189,8 +194,8 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
     """
     folder = find_bundle(reference)
     hashes = _manifest(folder)
-    taught = STUDENT in hashes
-    for path in (SETTINGS, *_WEIGHTS, *([STUDENT] * taught)):
+    optional = [path for path in (STUDENT, CURVATURE) if path in hashes]
+    for path in (SETTINGS, *_WEIGHTS, *optional):
         if problem := _problem(folder, path, hashes.get(path)):
             raise InputError(f"{problem} {_AGAIN}")
     settings = _settings(folder)
@@ -200,18 +205,20 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
         generator, encoder, judge = _networks(config)
         weights = folder / PERCEPTUAL
         perceptual = make_perceptual(config.perceptual, weights=weights, image_discriminator=judge)
-        student = make_student(config) if taught else None
+        student = make_student(config) if STUDENT in optional else None
+    curvature = Curvature(generator.num_ws, config.generator.w_dim) if CURVATURE in optional else None
     _load_weights(generator, folder / GENERATOR)
     _load_weights(encoder, folder / ENCODER)
     if student is not None:
         _load_weights(student, folder / STUDENT)
-    for network in (generator, encoder, perceptual, student):
+    if curvature is not None:
+        _load_weights(curvature, folder / CURVATURE)
+    for network in (generator, encoder, perceptual, student, curvature):
         if network is not None:
             network.to(device).eval().requires_grad_(False)
     name, facts = settings["name"], settings["facts"]
-    return Bundle(
-        folder, name, bundle_hash(folder), config, facts, generator, encoder, perceptual, student, device
-    )
+    parts = (generator, encoder, perceptual, student, curvature)
+    return Bundle(folder, name, bundle_hash(folder), config, facts, *parts, device)
 
 
 def _networks(config: TrainConfig) -> tuple[Generator, Encoder, ImageDiscriminator | None]:

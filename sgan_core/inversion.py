@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sgan_core.config import InversionConfig
-from sgan_core.networks.generator import Block, Generator
+from sgan_core.curvature import Curvature
+from sgan_core.networks.generator import Generator
 from sgan_core.reconstruction import Reconstruction
 
 OnStep = Callable[[int, dict[str, Tensor]], bool]
@@ -20,7 +21,6 @@ _ADAM_BETAS = (0.9, 0.999)
 _FIRST_STEP = 0.1  # length of its first step: root mean square over the code's numbers
 _SUFFICIENT = 1e-4  # share of the promised decrease that a step must keep (Armijo)
 _SHORTER = 0.3  # a step that failed is tried again by as much
-_RIDGE = 1e-4  # of the styles' metric, in its largest eigenvalue
 _FREE_SHARE = 0.6  # of a GPU's free memory that a batch may be planned to use
 _MOST_SLICES = 512  # of a planned batch
 
@@ -51,12 +51,15 @@ def invert(
     reconstruction: Reconstruction,
     config: InversionConfig,
     *,
+    curvature: Curvature | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
     """Minimise reconstruction + lambda_2 |w_plus - E(G_x(w_plus))|^2 over w_plus, for a batch of slices.
 
     target: (B, C, H, W) in [-1, 1]. The start is E(target), or the mean w without an encoder. The encoder's
-    answer is a constant of each step: no gradient flows through E. The best iterate of each slice is kept.
+    answer is a constant of each step: no gradient flows through E. ``start_weight`` holds w_plus near an encoder's
+    start instead, which costs no passes of E. The best iterate of each slice is kept. L-BFGS takes fewer steps
+    with the generator's ``curvature``.
     ``steps`` 0 gives the start itself: the paper's "Ours-NO". Every slice goes its own way: its result does not
     depend on the others, but for rounding. With a ``tolerance`` it leaves the batch when it hardly improves.
     on_step(step, terms) -> bool: return False to stop; the best w_plus so far is returned. The terms are those
@@ -65,7 +68,7 @@ def invert(
     """
     found = None
     try:
-        found = _invert(target, generator, encoder, reconstruction, config, on_step)
+        found = _invert(target, generator, encoder, reconstruction, config, curvature, on_step)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if len(target) < 2 or not out_of_memory(error):
             raise
@@ -76,7 +79,10 @@ def invert(
         torch.cuda.empty_cache()
     halves = target.tensor_split(2)
     return joined(
-        [invert(half, generator, encoder, reconstruction, config, on_step=on_step) for half in halves]
+        [
+            invert(half, generator, encoder, reconstruction, config, curvature=curvature, on_step=on_step)
+            for half in halves
+        ]
     )
 
 
@@ -158,15 +164,16 @@ def _invert(
     encoder: nn.Module | None,
     reconstruction: Reconstruction,
     config: InversionConfig,
+    curvature: Curvature | None,
     on_step: OnStep | None,
 ) -> Inversion:
     generator.requires_grad_(False)
     reconstruction.aim(target)
     with torch.no_grad():
         start = encoder(target) if encoder is not None else generator.broadcast(generator.mean_w[None])
-    w_plus = start.detach().expand(len(target), -1, -1).clone()
-    quasi_newton = config.optimizer == "lbfgs" and config.steps
-    optimizer: _Optimizer = Lbfgs(style_preconditioner(generator)) if quasi_newton else Adam(config)
+    start = start.detach().expand(len(target), -1, -1)
+    w_plus = start.clone()
+    optimizer: _Optimizer = Lbfgs(curvature) if config.optimizer == "lbfgs" else Adam(config)
     kept = _Best(w_plus, config)
 
     step = 0
@@ -184,6 +191,8 @@ def _invert(
             with torch.no_grad():
                 answer = encoder(image)
             loss = loss + config.encoder_weight * (w_plus - answer).square().mean(dim=(1, 2))
+        if encoder is not None and config.start_weight:
+            loss = loss + config.start_weight * (w_plus - start).square().mean(dim=(1, 2))
         # Slices are independent: the sum's gradient is each slice's own.
         (gradient,) = torch.autograd.grad(loss.sum(), w_plus)
         w_plus = optimizer.next(w_plus.detach(), loss.detach(), gradient)
@@ -191,7 +200,7 @@ def _invert(
         if not rows.any():
             break
         if not rows.all():
-            w_plus = w_plus[rows]
+            w_plus, start = w_plus[rows], start[rows]
             for part in (reconstruction, optimizer, kept):
                 part.keep(rows)
 
@@ -267,12 +276,12 @@ class Lbfgs:
     """L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4), a step length for each slice.
 
     One evaluation is one step: a slice whose loss did not fall enough goes back and tries a shorter step, in the
-    direction that it knows better by then; the others go on. preconditioner: (num_ws, w_dim, w_dim), about the
-    inverse of the objective's curvature, up to a factor.
+    direction that it knows better by then; the others go on. inverse: about the inverse of the objective's
+    curvature times a vector (B, num_ws, w_dim), up to a factor.
     """
 
-    def __init__(self, preconditioner: Tensor) -> None:
-        self.preconditioner = preconditioner
+    def __init__(self, inverse: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.inverse = inverse or (lambda vector: vector)
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # moves, gradient changes, 1 / their product
         self.loss: Tensor | None = None  # of ``point``
         self.slope = torch.zeros(())  # of the loss along the last move
@@ -281,7 +290,7 @@ class Lbfgs:
         if self.loss is None:
             self.point, self.loss, self.gradient = w_plus, loss, gradient
             self.length = torch.ones_like(loss)
-            size = _dot(gradient, self._preconditioned(gradient)).sqrt()
+            size = _dot(gradient, self.inverse(gradient)).sqrt()
             self.gain = _FIRST_STEP * gradient[0].numel() ** 0.5 / size.clamp(min=1e-12)
         else:
             self._learn(w_plus - self.point, gradient - self.gradient)
@@ -302,9 +311,6 @@ class Lbfgs:
         self.length, self.gain, self.slope = self.length[rows], self.gain[rows], self.slope[rows]
         self.pairs = [(move[rows], change[rows], inverse[rows]) for move, change, inverse in self.pairs]
 
-    def _preconditioned(self, vector: Tensor) -> Tensor:
-        return torch.einsum("nij,bnj->bni", self.preconditioner, vector)
-
     def _learn(self, move: Tensor, change: Tensor) -> None:
         """Remember the curvature along a move, of slices where it is positive: elsewhere zeros, without effect."""
         product = _dot(move, change)
@@ -312,7 +318,7 @@ class Lbfgs:
         rows = positive[:, None, None]
         move, change = (torch.where(rows, part, torch.zeros_like(part)) for part in (move, change))
         inverse = torch.where(positive, 1.0 / product, torch.zeros_like(product))
-        gain = product / _dot(change, self._preconditioned(change)).clamp(min=1e-20)
+        gain = product / _dot(change, self.inverse(change)).clamp(min=1e-20)
         self.gain = torch.where(positive, gain, self.gain)
         self.pairs = [*self.pairs, (move, change, inverse)][-HISTORY:]
 
@@ -323,7 +329,7 @@ class Lbfgs:
             share = inverse * _dot(move, q)
             shares.append(share)
             q = q - share[:, None, None] * change
-        q = self._preconditioned(q) * self.gain[:, None, None]
+        q = self.inverse(q) * self.gain[:, None, None]
         for (move, change, inverse), share in zip(self.pairs, reversed(shares), strict=True):
             q = q + (share - inverse * _dot(change, q))[:, None, None] * move
         return -q
@@ -332,32 +338,3 @@ class Lbfgs:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """(B, num_ws, w_dim) twice -> (B,)."""
     return (a * b).sum(dim=(1, 2))
-
-
-def style_preconditioner(generator: Generator) -> Tensor:
-    """Directions of w that hardly move the styles may be long: (num_ws, w_dim, w_dim), symmetric, mean diagonal 1.
-
-    Each w is read by the affine layers A of one or two convolutions and of the image head. The inverse of the
-    sum of A^T A, made regular, brings a change of the code to the scale of the change of the styles.
-    """
-    readers: list[list[Tensor]] = [[] for _ in range(generator.num_ws)]
-    index = 0
-    for block in generator.synthesis.blocks.values():
-        assert isinstance(block, Block)
-        for layer in (block.up, block.conv):
-            if layer is not None:
-                readers[index].append(layer.conv.affine.weight * layer.conv.affine.scale)
-                index += 1
-        readers[index].append(block.to_image.conv.affine.weight * block.to_image.conv.affine.scale)
-    metric = torch.stack([_gram(parts) for parts in readers])
-    largest = torch.linalg.matrix_norm(metric, ord=2).max()
-    eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
-    inverse = torch.linalg.inv(metric + _RIDGE * largest * eye)
-    mean = inverse.diagonal(dim1=1, dim2=2).mean()
-    return (inverse / mean).to(generator.mean_w)
-
-
-def _gram(parts: list[Tensor]) -> Tensor:
-    """The sum of A^T A, (w_dim, w_dim), in double precision: the inverse is of a nearly singular matrix."""
-    stacked = torch.cat(parts).detach().double()
-    return stacked.T @ stacked

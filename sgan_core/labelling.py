@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -182,7 +183,9 @@ def answers(target: Tensor, bundle: Bundle, quality: str) -> tuple[Tensor, Tenso
     settings = SegmentConfig(quality).inversion(bundle)
     chosen = choose_reconstruction(SegmentConfig(quality), target.cpu().numpy(), bundle, foreign=None)
     reconstruction = make_reconstruction(chosen.name, bundle.perceptual, settings)
-    found = invert(target, bundle.generator, bundle.encoder, reconstruction, settings)
+    found = invert(
+        target, bundle.generator, bundle.encoder, reconstruction, settings, curvature=bundle.curvature
+    )
     student = label_probs(bundle.student, target)
     return student, student, found
 
@@ -239,11 +242,12 @@ def _best_of_starts(
         return report
 
     report = counted_from(0)
-    first = invert(target, bundle.generator, bundle.encoder, reconstruction, settings, on_step=report)
+    from_start = partial(invert, target, bundle.generator, curvature=bundle.curvature)
+    first = from_start(bundle.encoder, reconstruction, settings, on_step=report)
     if starts == 1:
         return first
     report = counted_from(settings.steps)
-    second = invert(target, bundle.generator, None, reconstruction, settings, on_step=report)
+    second = from_start(None, reconstruction, settings, on_step=report)
     better = second.loss < first.loss  # (B,)
 
     def pick(a: Tensor, b: Tensor) -> Tensor:

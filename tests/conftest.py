@@ -242,7 +242,5 @@ def untrained() -> Bundle:
         judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
     perceptual = make_perceptual("discriminator", image_discriminator=judge)
     facts = {"validation_rmse_p95": 0.2}
-    device = torch.device("cpu")
-    return Bundle(
-        Path("model"), "model", "0" * 64, config, facts, generator, encoder, perceptual, None, device
-    )
+    parts = (generator, encoder, perceptual, None, None)
+    return Bundle(Path("model"), "model", "0" * 64, config, facts, *parts, torch.device("cpu"))

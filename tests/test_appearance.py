@@ -14,13 +14,17 @@ from sgan_core.appearance import (
     AppearanceConfig,
     apply_curves,
     bias_fields,
+    inside_body,
+    light_fat,
     random_curves,
     shift_appearance,
+    wide_regions,
 )
 from sgan_core.errors import InputError
 
-ALWAYS = AppearanceConfig(curve=1.0, bias=1.0, noise=1.0, blur=1.0)
-NEVER = AppearanceConfig(curve=0.0, bias=0.0, noise=0.0, blur=0.0)
+ALWAYS = AppearanceConfig(fat=1.0, curve=1.0, bias=1.0, noise=1.0, blur=1.0)
+NEVER = AppearanceConfig(fat=0.0, curve=0.0, bias=0.0, noise=0.0, blur=0.0)
+FAT = replace(NEVER, fat=1.0)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -29,6 +33,25 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def images(batch: int = 6, channels: int = 1, height: int = 32, width: int = 32) -> torch.Tensor:
     return torch.rand(batch, channels, height, width, generator=seeded(99)) * 2 - 1
+
+
+def patient(
+    batch: int = 8, channels: int = 1, size: int = 64
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Skin of a pixel around fat around muscle, with an organ and a lung in it; images and where what lies."""
+    place = torch.arange(size) - (size - 1) / 2
+    distance = torch.hypot(place[:, None], place[None])
+    lung = torch.hypot(place[:, None], place[None] - 8) < 7
+    parts = {
+        "air": distance > 26.5,
+        "skin": (distance > 25) & (distance <= 26.5),
+        "fat": (distance > 21) & (distance <= 25),
+        "muscle": (distance <= 21) & ~lung,
+        "lung": lung,
+    }
+    grey = {"air": -1.0, "skin": -0.6, "fat": -1.0, "muscle": 0.1, "lung": -1.0}
+    image = sum(mask * grey[name] for name, mask in parts.items())
+    return image.expand(batch, channels, size, size).clone(), parts
 
 
 def rises(curves: torch.Tensor) -> torch.Tensor:
@@ -128,7 +151,98 @@ def test_noise_has_the_asked_strength() -> None:
     assert std.mean().item() == pytest.approx(0.1, abs=0.01)  # uniform from 0 to the largest
 
 
-@pytest.mark.parametrize("wrong", [{"curve": 1.5}, {"dark_air": -0.1}, {"noise_std": -1.0}])
+def test_inside_is_what_has_body_on_all_four_sides() -> None:
+    """A frame with a gap of one pixel holds its inside; air beside, above and below it is outside."""
+    frame = torch.full((1, 1, 40, 40), -1.0)
+    frame[..., 8:32, 6:36] = 0.0
+    frame[..., 9:31, 7:35] = -1.0
+    frame[..., 8, 20] = -1.0
+    inside = torch.zeros(40, 40, dtype=torch.bool)
+    inside[8:32, 6:36] = True
+    assert torch.equal(inside_body(frame)[0, 0], inside)
+    assert torch.equal(inside_body(frame.mT)[0, 0], inside.T)
+    assert not inside_body(torch.full((1, 1, 40, 40), -1.0)).any()
+    frame[..., 6:36] = torch.where(torch.arange(40)[:, None] > 30, frame[..., 6:36], -1.0)  # the floor alone
+    assert not inside_body(frame)[..., :31, :].any()
+
+
+def test_wide_regions_are_those_that_hold_a_square() -> None:
+    mask = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
+    mask[..., 2:6, 2:38] = True  # 4 pixels high
+    mask[..., 15:30, 10:25] = True
+    wide = wide_regions(mask, 6)
+    assert not wide[..., 2:6, :].any()
+    assert wide[..., 15:30, 10:25].all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fat_lights_up_and_air_outside_stays_dark(channels: int) -> None:
+    image, parts = patient(batch=40, channels=channels)
+    changed = light_fat(image, seeded(11), replace(FAT, gas=0.0))
+    assert (changed[..., parts["air"]] == -1.0).all()
+    assert (changed[..., parts["lung"]] == -1.0).all()
+    fat = changed[..., parts["fat"]].mean(dim=(1, 2))
+    assert fat.min() > -0.5
+    assert fat.std() > 0.1  # each image has its own
+    assert changed.max() <= 1.0
+
+
+def test_fat_outshines_muscle_in_most_images_but_not_in_all() -> None:
+    """Its brightness is 0.3 to 2 times the most that muscle (here at 0.1, so 0.55) can have."""
+    image, parts = patient(batch=400)
+    changed = light_fat(image, seeded(16), replace(FAT, gas=0.0))[:, 0]
+    brighter = (
+        changed[:, parts["fat"]].median(dim=1).values > changed[:, parts["muscle"]].median(dim=1).values
+    )
+    assert brighter.float().mean().item() == pytest.approx((2.0 - 0.55) / 1.7, abs=0.06)
+
+
+def test_lung_and_fat_have_greys_of_their_own() -> None:
+    image, parts = patient(batch=400)
+    changed = light_fat(image, seeded(12), replace(FAT, gas=0.25))[:, 0]
+    lung, fat = changed[:, parts["lung"]].median(dim=1).values, changed[:, parts["fat"]].median(dim=1).values
+    lit = lung > -0.99
+    assert lit.float().mean().item() == pytest.approx(0.25, abs=0.07)
+    assert (lung - fat)[lit].abs().mean() > 0.1
+
+
+def test_half_a_pixel_of_fat_is_lit_half() -> None:
+    """Muscle at 0 and fat at -1 share the pixels between them, so these lie halfway before and after."""
+    image = torch.zeros(20, 1, 40, 40)
+    image[..., 18:22, 10:30] = -1.0
+    image[..., 17, 10:30] = -0.5
+    changed = light_fat(image, seeded(13), FAT)[:, 0]
+    assert (changed[:, 20, 20] > -0.5).all()
+    torch.testing.assert_close(changed[:, 17, 20], (changed[:, 20, 20] + changed[:, 5, 5]) / 2)
+
+
+def test_share_of_images_with_lit_fat_and_pictures_without_black_are_kept() -> None:
+    image, _ = patient(batch=1000, size=64)
+    changed = (light_fat(image, seeded(14), replace(NEVER, fat=0.3)) != image).flatten(1).any(dim=1)
+    assert changed.float().mean().item() == pytest.approx(0.3, abs=0.05)
+    skin = images(channels=3).abs() * 0.5 - 0.2
+    torch.testing.assert_close(light_fat(skin, seeded(15), FAT), skin)
+
+
+def test_a_window_that_shows_fat_leaves_it_as_it_is() -> None:
+    """Noisy fat at -0.75, as between -160 and 240 HU; now and then a pixel of it is as black as air."""
+    image, parts = patient()
+    noise = torch.randn(image.shape, generator=seeded(17)) * 0.06
+    wider = torch.where(parts["fat"], (-0.75 + noise).clamp(min=-1.0), image)
+    assert (wider[..., parts["fat"]] < -0.8).float().mean() > 0.1
+    assert torch.equal(light_fat(wider, seeded(18), FAT), wider)
+
+
+def test_looks_without_fat_are_drawn_as_before_it_was_there() -> None:
+    """The draws of fat come last, so all others stay the same when its share changes."""
+    image = torch.rand(4, 1, 32, 32, generator=seeded(1)) * 0.5  # nothing black
+    one, other = (shift_appearance(image, seeded(2), AppearanceConfig(fat=share)) for share in (0.0, 1.0))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fat": 2.0}, {"gas": -1.0}, {"curve": 1.5}, {"dark_air": -0.1}, {"noise_std": -1.0}]
+)
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         AppearanceConfig(**wrong)

@@ -32,11 +32,13 @@ from sgan_core.bundle import (
 )
 from sgan_core.cohort import Label
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, TrainConfig, preset
+from sgan_core.curvature import measure_curvature
 from sgan_core.errors import InputError
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
+from sgan_core.networks.segmenter import make_student
 
 LIVER = Label(1, "liver", (200, 90, 60), "10200004")
 FACTS = {"cohort": "phantom", "labelled_patients": 8, "gan_images": 1234, "licence": "Apache-2.0"}
@@ -132,6 +134,24 @@ def test_networks_come_back(tmp_path: Path, half: bool, tolerance: float) -> Non
         outputs(loaded.generator, loaded.encoder, loaded.perceptual), expected, strict=True
     ):
         torch.testing.assert_close(value, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_student_and_curvature_come_back_where_there_are_some(saved: Path, tmp_path: Path) -> None:
+    plain = load_bundle(saved)
+    assert (plain.student, plain.curvature) == (None, None)
+    config = tiny()
+    parts = networks(config)
+    curvature = measure_curvature(
+        parts["generator"].eval(), parts["perceptual"], mse_weight=0.1, samples=64, seed=0
+    )
+    student = make_student(config)
+    loaded = load_bundle(save(tmp_path / "bundle", config, student=student, curvature=curvature, **parts))
+    vector = torch.randn(2, config.generator.num_ws, 16)
+    assert loaded.curvature is not None
+    assert loaded.curvature.values.count_nonzero() == 64
+    torch.testing.assert_close(loaded.curvature(vector), curvature(vector), atol=2e-2, rtol=0.0)
+    for found, written in zip(loaded.student.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(found, written, atol=1e-3, rtol=1e-3)
 
 
 def test_loaded_networks_are_frozen_float32_in_evaluation_mode(saved: Path) -> None:

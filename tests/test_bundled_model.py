@@ -63,6 +63,48 @@ def test_slices_without_the_organ_stay_empty(bundle: Bundle, scan: PhantomCase) 
     assert not segment_volume(air, bundle, FAST).labels.any()
 
 
+def ellipse(mm: np.ndarray, centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
+    return sum(((at - c) / r) ** 2 for at, c, r in zip(mm, centre, radii, strict=True)) < 1
+
+
+def head(mm: np.ndarray) -> np.ndarray:
+    """HU of a slice through the brain; ``mm``: coordinates (2, I, J) from the centre."""
+    slice_ = np.full(mm.shape[1:], -1000.0)
+    for radii, hu in (((80, 100), 40), ((74, 94), 900), ((67, 87), 35)):
+        slice_[ellipse(mm, (0, 0), radii)] = hu
+    for side in (-1, 1):
+        slice_[ellipse(mm, (10 * side, 5), (5, 22))] = 8  # ventricles
+    return slice_
+
+
+def pelvis(mm: np.ndarray) -> np.ndarray:
+    """The same through the hips."""
+    slice_ = np.full(mm.shape[1:], -1000.0)
+    slice_[ellipse(mm, (0, 0), (175, 110))] = -100
+    slice_[ellipse(mm, (0, 0), (160, 95))] = 55
+    slice_[ellipse(mm, (0, 10), (95, 65))] = -90
+    slice_[ellipse(mm, (0, -15), (40, 30))] = 5  # bladder
+    slice_[ellipse(mm, (0, 45), (22, 18))] = 30  # rectum
+    for side in (-1, 1):
+        slice_[ellipse(mm, (110 * side, 10), (26, 26))] = 600  # heads of the femurs
+    return slice_
+
+
+@pytest.mark.parametrize("draw", [head, pelvis])
+def test_parts_of_the_body_it_never_saw_get_no_mask(
+    bundle: Bundle, scan: PhantomCase, draw: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    shape, spacing = scan.image.array.shape, scan.image.grid.spacing_mm
+    mm = np.indices(shape[:2], dtype=float)
+    mm = (mm - (np.array(shape[:2]) / 2)[:, None, None]) * np.array(spacing[:2])[:, None, None]
+    noise = np.random.default_rng(0).normal(0, 10, shape)
+    other = Volume((draw(mm)[..., None] + noise).astype(np.float32), scan.image.grid)
+    found = segment_volume(other, bundle, FAST)
+    area_mm2 = found.labels.sum() / shape[2] * float(np.prod(spacing[:2]))
+    assert area_mm2 < 100.0
+    assert found.trust.status == "review"
+
+
 def noisy(ct: np.ndarray) -> np.ndarray:
     return ct + np.random.default_rng(0).normal(0, 300, ct.shape)
 

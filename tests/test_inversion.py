@@ -22,7 +22,6 @@ from sgan_core.inversion import (
     out_of_memory,
     planned_batch,
     saved_bytes,
-    style_preconditioner,
 )
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
@@ -312,10 +311,9 @@ def test_it_works_with_the_default_perceptual_network(generator, target):
 LBFGS = replace(CONFIG, optimizer="lbfgs", steps=25)
 
 
-def _minimised(function, start: Tensor, steps: int, preconditioner: Tensor | None = None) -> list[Tensor]:
+def _minimised(function, start: Tensor, steps: int, inverse=None) -> list[Tensor]:
     """Where L-BFGS looks: (steps + 1) codes."""
-    eye = torch.eye(start.shape[-1], dtype=start.dtype).expand(start.shape[1], -1, -1)
-    optimizer = Lbfgs(eye if preconditioner is None else preconditioner)
+    optimizer = Lbfgs(inverse)
     codes = [start]
     for _ in range(steps):
         code = codes[-1].clone().requires_grad_(True)
@@ -327,7 +325,7 @@ def _minimised(function, start: Tensor, steps: int, preconditioner: Tensor | Non
 
 def test_a_step_that_failed_is_tried_again_shorter() -> None:
     """Where the gradient did not change, nothing is learned from the failure but that the step was too long."""
-    optimizer = Lbfgs(torch.eye(3).expand(2, 3, 3))
+    optimizer = Lbfgs()
     start, gradient = torch.zeros(2, 2, 3), torch.ones(2, 2, 3)
     first = optimizer.next(start, torch.tensor([1.0, 1.0]), gradient)
     second = optimizer.next(first, torch.tensor([9.0, 0.5]), gradient)  # the first slice got worse
@@ -354,8 +352,9 @@ def test_lbfgs_finds_the_minimum_of_quadratics(quadratics):
 
 def test_with_the_curvature_known_lbfgs_goes_straight_to_the_minimum(quadratics):
     curvature, minimum = quadratics[0][:1], quadratics[1][:1]
-    known = torch.diag_embed(1.0 / curvature[0])
-    codes = _minimised(lambda w: (curvature * (w - minimum).square()).sum((1, 2)), 0 * minimum, 2, known)
+    codes = _minimised(
+        lambda w: (curvature * (w - minimum).square()).sum((1, 2)), 0 * minimum, 2, lambda v: v / curvature
+    )
     torch.testing.assert_close(codes[2], minimum)  # the first step has a fixed length and learns the scale
 
 
@@ -384,21 +383,22 @@ def test_lbfgs_gives_each_slice_its_own_result(generator, encoder, target):
         torch.testing.assert_close(together.w_plus[index], alone.w_plus[0], atol=1e-4, rtol=0.0)
 
 
-def test_preconditioner_undoes_what_the_affine_layers_do(generator):
-    """A change of w that changes the styles twice as much is made half as long, squared."""
-    found = style_preconditioner(generator)
-    assert found.shape == (generator.num_ws, 8, 8)
-    torch.testing.assert_close(found, found.mT)
-    torch.testing.assert_close(found.diagonal(dim1=1, dim2=2).mean(), torch.ones((), dtype=torch.float64))
-    assert (torch.linalg.eigvalsh(found) > 0).all()
-    blocks = list(generator.synthesis.blocks.values())
-    # Style 1 is read by the second block's up-sampling convolution and the first block's image head.
-    layers = [blocks[1].up.conv.affine, blocks[0].to_image.conv.affine]
-    metric = sum((a.weight * a.scale).T @ (a.weight * a.scale) for a in layers)
-    product = found[1] @ metric
-    torch.testing.assert_close(
-        product / product[0, 0], torch.eye(8, dtype=torch.float64), atol=0.02, rtol=0.0
+def test_start_weight_holds_the_code_near_the_encoders_answer(generator, encoder, target):
+    """The stronger the nearer; none is felt without an encoder."""
+    with torch.no_grad():
+        start = encoder(target)
+    moved = [
+        (invert(target, generator, encoder, _paper(), replace(LBFGS, start_weight=weight)).w_plus - start)
+        .square()
+        .mean()
+        for weight in (0.0, 0.1, 10.0)
+    ]
+    assert moved[0] > moved[1] > 2.0 * moved[2]
+    free, pulled = (
+        invert(target, generator, None, _paper(), replace(LBFGS, start_weight=weight)).w_plus
+        for weight in (0.0, 1.0)
     )
+    torch.testing.assert_close(free, pulled, rtol=0.0, atol=0.0)
 
 
 # --- slices that leave

@@ -197,7 +197,14 @@ class _Runs:
 def _ours(bundle: Bundle, target: Tensor, config: InversionConfig) -> Inversion:
     encoder, perceptual = bundle.encoder, bundle.perceptual
     parts = [
-        invert(part, bundle.generator, encoder, PaperReconstruction(perceptual, config), config)
+        invert(
+            part,
+            bundle.generator,
+            encoder,
+            PaperReconstruction(perceptual, config),
+            config,
+            curvature=bundle.curvature,
+        )
         for part in target.split(config.batch)
     ]
     return joined(parts)

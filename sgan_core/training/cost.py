@@ -42,7 +42,6 @@ def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
         config.student_train,
         store,
         device,
-        gan.ema,
         labelled=1,
         num_classes=config.generator.num_classes,
         seed=config.seed,

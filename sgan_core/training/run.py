@@ -19,6 +19,7 @@ from sgan_core import __version__
 from sgan_core.bundle import load_bundle, save_bundle
 from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
+from sgan_core.curvature import measure_curvature
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.files import replacing
 from sgan_core.labelling import answers
@@ -191,8 +192,8 @@ def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: flo
     """A small segmenter taught by the labelled slices alone; kept in the run, so it is trained once."""
     file = run.checkpoints / "judge.pt"
     images = min(JUDGE_IMAGES, config.student_train.max_images)
-    taught = replace(config.student_train, max_images=images, generated_share=0.0)
-    trainer = _student_trainer(run, replace(config, student_train=taught), store, None)
+    taught = replace(config.student_train, max_images=images, negative_share=0.0)
+    trainer = _student_trainer(run, replace(config, student_train=taught), store)
     if file.exists():
         trainer.average.load_state_dict(load_checkpoint(file)["judge"])
         return trainer.average
@@ -271,22 +272,18 @@ def _train_encoder(
 def _train_student(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
 ) -> None:
-    generator, _ = trained_generator(run, config)
-    trainer = _student_trainer(run, config, store, generator)
+    trainer = _student_trainer(run, config, store)
     validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
     best = _Best("student_shifted_dice", lambda: validation(trainer.average), lambda: trainer.average)
     limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
-    _train_on(run, _Tagged(trainer, _fingerprint(generator)), trainer.net, best, limits, log)
+    _train_on(run, trainer, trainer.net, best, limits, log)
 
 
-def _student_trainer(
-    run: Run, config: TrainConfig, store: SliceStore, generator: Generator | None
-) -> StudentTrainer:
+def _student_trainer(run: Run, config: TrainConfig, store: SliceStore) -> StudentTrainer:
     return StudentTrainer(
         config.student_train,
         store,
         run.device,
-        generator,
         labelled=config.labelled,
         num_classes=config.generator.num_classes,
         seed=config.seed,
@@ -302,13 +299,20 @@ class _Best:
     network: Callable[[], nn.Module]
 
 
-def _train_on(run: Run, trainer: _Tagged, start: nn.Module, best: _Best, limits: Limits, log: RunLog) -> None:
-    """Run a stage that follows the GAN; its best weights so far are in ``<stage>_best.pt``."""
+def _train_on(
+    run: Run,
+    trainer: _Tagged | StudentTrainer,
+    start: nn.Module,
+    best: _Best,
+    limits: Limits,
+    log: RunLog,
+) -> None:
+    """Run a stage other than the GAN; its best weights so far are in ``<stage>_best.pt``."""
     stage = trainer.name
     checkpoint, best_file = run.checkpoints / f"{stage}.pt", run.checkpoints / f"{stage}_best.pt"
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
-        if state["generator"] == trainer.fingerprint:
+        if not isinstance(trainer, _Tagged) or state["generator"] == trainer.fingerprint:
             trainer.load_state_dict(state)
         else:  # stage 1 went on since: its weights are a good start, but the stage begins anew
             start.load_state_dict(state[stage])
@@ -362,6 +366,16 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         facts |= {"student_images": int(taught["images"]), **taught["figures"]}
     if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
         facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
+    perceptual = _perceptual(run, config)
+    curvature = None
+    if config.inversion.optimizer == "lbfgs":
+        curvature = measure_curvature(
+            generator.to(run.device),
+            perceptual.to(run.device),
+            mse_weight=config.inversion.mse_weight,
+            seed=config.seed,
+            on_progress=lambda done, total: run.on_progress(done, total, "measuring how codes change images"),
+        ).cpu()
     name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
     folder = run.folder / "bundle"
     save = partial(
@@ -369,10 +383,11 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         folder,
         name=name.lower().replace(" ", "-"),
         config=config,
-        generator=generator,
+        generator=generator.cpu(),
         encoder=encoder.eval(),
-        perceptual=_perceptual(run, config).cpu(),
+        perceptual=perceptual.cpu(),
         student=student,
+        curvature=curvature,
     )
     save(facts=facts)
     if student is not None:
@@ -409,9 +424,9 @@ def _trust(run: Run, folder: Path, store: SliceStore) -> dict[str, Any]:
 
 
 class _Tagged:
-    """A stage's trainer, whose checkpoints also say which generator they belong to."""
+    """The encoder's trainer, whose checkpoints also say which generator they belong to."""
 
-    def __init__(self, trainer: EncoderTrainer | StudentTrainer, fingerprint: str) -> None:
+    def __init__(self, trainer: EncoderTrainer, fingerprint: str) -> None:
         self.trainer, self.fingerprint, self.name = trainer, fingerprint, trainer.name
 
     @property

@@ -1,8 +1,8 @@
-"""Stage 3: the student, a feed-forward segmenter taught by labelled slices and by the generator.
+"""Stage 3: the student, a feed-forward segmenter taught by labelled slices.
 
-The generator draws endless image + label pairs; a part of each batch comes from it. Everything passes through
-random geometry and random appearance (``appearance``), so the student goes by shape and reads modalities
-that it was never trained on. Without a generator this is the reference method of the tables: a U-Net.
+Everything passes through random geometry and random appearance (``appearance``), so the student goes by shape
+and reads modalities that it was never trained on. A few pictures of a batch hold no organ, so it learns to say
+so. It needs no generator: it is also the reference method of the tables, a U-Net.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgan_core.appearance import shift_appearance
+from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.config import StudentTrainConfig
-from sgan_core.networks.generator import Generator
-from sgan_core.networks.segmenter import label_probs, make_segmenter
+from sgan_core.networks.segmenter import make_segmenter
 from sgan_core.training import augment
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
-from sgan_core.training.losses import overlap_share, soft_dice_loss
+from sgan_core.training.losses import soft_dice_loss
 from sgan_core.training.parallel import average_gradients, share
 
 
@@ -30,13 +29,13 @@ class StudentTrainer:
     """The student, its moving average, its optimiser and the state that a checkpoint holds."""
 
     name = "student"
+    looks = AppearanceConfig()
 
     def __init__(
         self,
         config: StudentTrainConfig,
         store: SliceStore,
         device: torch.device,
-        generator: Generator | None,
         *,
         labelled: int,
         num_classes: int,
@@ -44,7 +43,6 @@ class StudentTrainer:
     ) -> None:
         self.config, self.store, self.device, self.seed = config, store, device, seed
         self.num_classes = num_classes
-        self.generator = generator and generator.to(device).eval().requires_grad_(False)
         channels = store.images.shape[1]
         net = make_segmenter(config.channels, image_channels=channels, num_classes=num_classes, seed=seed)
         self.net = net.to(device)
@@ -55,18 +53,13 @@ class StudentTrainer:
 
     @property
     def images(self) -> int:
-        """Images seen so far, real and generated."""
+        """Images seen so far."""
         return self.step_number * self.config.batch
 
     def step(self) -> dict[str, float]:
-        """One iteration; returns the loss and the share of generated pairs as numbers."""
+        """One iteration; returns the loss."""
         self.net.train()
-        image, hot = self._real()
-        drawn = self._generated(image.dtype)
-        if drawn is not None:
-            image = torch.cat([image[len(drawn[0]) :], drawn[0]])
-            hot = torch.cat([hot[len(drawn[1]) :], drawn[1]])
-        image, target = self._changed(image, hot)
+        image, target = self._changed(*self.pairs())
         loss = segmentation_loss(self.net(image), target)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
@@ -76,33 +69,19 @@ class StudentTrainer:
         self.optimizer.step()
         self.step_number += 1
         self._update_average()
-        generated = 0 if drawn is None else len(drawn[0])
-        return {"loss": float(loss.detach()), "generated": generated / len(image)}
+        return {"loss": float(loss.detach())}
 
-    def _real(self) -> tuple[Tensor, Tensor]:
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """This process's part of a batch before it is changed: images (B, C, H, W), labels (B, K, H, W)."""
         index = share(self.order.batch(self.images, self.config.batch))
-        hot = one_hot(self.store.label_batch(index).to(self.device), self.num_classes)
-        return self.store.image_batch(index).to(self.device), hot
-
-    @torch.no_grad()
-    def _generated(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Pairs of the generator that the student agrees with so far: a bad label would teach its mistakes."""
-        count = self._generated_count()
-        if self.generator is None or not count:
-            return None
-        z_dim = self.generator.config.z_dim
-        z = torch.randn(2 * count, z_dim, generator=rng(self.seed, self.step_number, "student-pairs"))
-        pair = self.generator(share(z).to(self.device))
-        image = pair.image.to(dtype).clamp(-1.0, 1.0)
-        hot = one_hot(pair.labels(), self.num_classes)
-        seen = one_hot(label_probs(self.average, image).argmax(dim=1), self.num_classes)
-        kept = torch.nonzero(overlap_share(hot, seen) >= self.config.agreement)[:, 0][:count]
-        return image[kept], hot[kept]
-
-    def _generated_count(self) -> int:
-        """Generated pairs of this process's part of a batch; they come slowly, when the student can judge."""
-        ramp = min(1.0, self.images / max(1, self.config.ramp_images))
-        return int(self.config.generated_share * ramp * self.config.batch)
+        label = self.store.label_batch(index)
+        image, label = with_negatives(
+            self.store.image_batch(index),
+            label,
+            self.config.negative_share,
+            rng(self.seed, self.step_number, "student-negatives"),
+        )
+        return image.to(self.device), one_hot(label.to(self.device), self.num_classes)
 
     def _changed(self, image: Tensor, hot: Tensor) -> tuple[Tensor, Tensor]:
         """Image and label moved together, then the image in another look."""
@@ -113,7 +92,7 @@ class StudentTrainer:
         image, label = augment.warp(image, *drawn, hot)
         assert label is not None
         if config.appearance:
-            image = shift_appearance(image, rng(self.seed, step, "student-appearance"))
+            image = shift_appearance(image, rng(self.seed, step, "student-appearance"), self.looks)
         return image, label
 
     def _rate(self) -> float:
@@ -150,3 +129,63 @@ class StudentTrainer:
 def segmentation_loss(logits: Tensor, label_probs: Tensor) -> Tensor:
     """Cross-entropy + Dice loss. logits, label_probs: (B, K, H, W)."""
     return F.cross_entropy(logits, label_probs) + soft_dice_loss(logits.softmax(dim=1), label_probs)
+
+
+def with_negatives(
+    image: Tensor, label: Tensor, negative_share: float, numbers: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Some of images (B, C, H, W) and labels (B, H, W) replaced by pictures without the organ, labels empty.
+
+    Each with probability ``negative_share``, by one of ``NEGATIVES``. numbers: a CPU generator.
+    """
+    chosen = torch.nonzero(torch.rand(len(image), generator=numbers) < negative_share)[:, 0]
+    image, label = image.clone(), label.clone()
+    for one in chosen.tolist():
+        kind = NEGATIVES[int(torch.randint(len(NEGATIVES), (1,), generator=numbers))]
+        image[one] = kind(image[one], numbers)
+        label[one] = 0
+    return image, label
+
+
+def ellipses(image: Tensor, numbers: torch.Generator) -> Tensor:
+    """An ellipse with a rim, as a head or limb has, and others inside it. image: (C, H, W); returns its shape."""
+    count = int(torch.randint(3, 10, (1,), generator=numbers))
+    row, column = _coordinates(image)
+    radius = torch.rand(count, 2, generator=numbers) * 0.35 + 0.05
+    centre = (torch.rand(count, 2, generator=numbers) - 0.5) * 0.8
+    radius[:2] = torch.rand(1, 2, generator=numbers) * 0.4 + 0.5  # the head, and in it what the rim encloses
+    radius[1] -= torch.rand(1, generator=numbers) * 0.15 + 0.03
+    centre[:2] = centre[0] * 0.3
+    turn = torch.rand(count, generator=numbers) * torch.pi
+    turn[1] = turn[0]
+    grey = torch.rand(count, image.shape[0], generator=numbers) * 2.0 - 1.0
+    picture = torch.full_like(image, -1.0)
+    for (high, wide), (y, x), angle, shade in zip(radius, centre, turn, grey, strict=True):
+        down = (row - y) * angle.cos() + (column - x) * angle.sin()
+        right = (column - x) * angle.cos() - (row - y) * angle.sin()
+        inside = (down / high).square() + (right / wide).square() < 1.0
+        picture = torch.where(inside, shade[:, None, None].to(image), picture)
+    return picture
+
+
+def grating(image: Tensor, numbers: torch.Generator) -> Tensor:
+    """Waves of two directions, as weaves and screens have. image: (C, H, W); returns its shape."""
+    row, column = _coordinates(image)
+    waves = torch.rand(2, 3, generator=numbers)
+    angle, phase = waves[:, 0] * torch.pi, waves[:, 1] * 2.0 * torch.pi
+    speed = torch.pi * (1.0 + 7.0 * waves[:, 2])  # 1 to 8 waves across
+    first, second = (
+        torch.cos(v * (row * a.cos() + column * a.sin()) + p)
+        for v, a, p in zip(speed, angle, phase, strict=True)
+    )
+    weight = torch.rand(image.shape[0], 1, 1, generator=numbers)
+    return (weight * first + (1.0 - weight) * second).to(image)
+
+
+NEGATIVES = (ellipses, grating)
+
+
+def _coordinates(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Row (H, 1) and column (1, W) of the pixels of (C, H, W), from -1 to 1."""
+    height, width = image.shape[1:]
+    return torch.linspace(-1.0, 1.0, height)[:, None], torch.linspace(-1.0, 1.0, width)[None]

@@ -1,4 +1,4 @@
-"""Stage 3: generated pairs come slowly and only when believed, exact resume, the moving average, looks."""
+"""Stage 3: exact resume, the moving average, geometry, looks, pictures without the organ."""
 
 from __future__ import annotations
 
@@ -8,57 +8,34 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from sgan_core.config import StudentTrainConfig
 from sgan_core.errors import InputError
-from sgan_core.networks.generator import Generator, Pair
 from sgan_core.training.data import SliceStore
-from sgan_core.training.loop import load_checkpoint, save_checkpoint
-from sgan_core.training.student import StudentTrainer, segmentation_loss
+from sgan_core.training.loop import RunLog, load_checkpoint, save_checkpoint
+from sgan_core.training.run import Run, _train_student
+from sgan_core.training.student import NEGATIVES, StudentTrainer, segmentation_loss, with_negatives
 
 CPU = torch.device("cpu")
 SIZE = 32
 
 
-class Squares(nn.Module):
-    """Stands for a generator: bright squares in the corner that z chooses, with the label asked for."""
-
-    def __init__(self, *, honest: bool) -> None:
-        super().__init__()
-        self.honest = honest
-        self.config = type("Config", (), {"z_dim": 4})
-
-    def forward(self, z: Tensor) -> Pair:
-        mask = torch.zeros(len(z), 1, SIZE, SIZE)
-        for one, place in zip(mask, z.argmax(dim=1).tolist(), strict=True):
-            row, column = divmod(place, 2)
-            one[:, 4 + 14 * row : 14 + 14 * row, 4 + 14 * column : 14 + 14 * column] = 1.0
-        label = mask if self.honest else mask.flip(2)
-        return Pair(mask * 1.6 - 0.8, torch.cat([-label, label], dim=1) * 9.0)
-
-
-class Threshold(nn.Module):
-    """A student that calls everything bright the organ."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.cat([-image, image], dim=1) * 9.0
+def numbers(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
 def stage(disc_store: Callable[..., SliceStore]) -> Callable[..., StudentTrainer]:
-    def make(generator: Any = None, **changes: Any) -> StudentTrainer:
-        config = StudentTrainConfig(**({"channels": (4, 8), "batch": 8, "ramp_images": 80} | changes))
-        return StudentTrainer(config, disc_store(), CPU, generator, labelled=2, num_classes=2, seed=3)
+    def make(**changes: Any) -> StudentTrainer:
+        config = StudentTrainConfig(**({"channels": (4, 8), "batch": 8, "negative_share": 0.0} | changes))
+        return StudentTrainer(config, disc_store(), CPU, labelled=2, num_classes=2, seed=3)
 
     return make
 
 
-def test_resume_is_exact(stage, toy_config, tmp_path):
+def test_resume_is_exact(stage, tmp_path):
     """Eight steps equal four, a checkpoint, and four of a new trainer, bit for bit."""
-    torch.manual_seed(5)
-    generator = Generator(toy_config().generator)
-    whole, first, second = (stage(generator, agreement=0.0, ramp_images=1) for _ in range(3))
+    whole, first, second = (stage(negative_share=0.5) for _ in range(3))
     losses = [whole.step() for _ in range(8)]
     for _ in range(4):
         first.step()
@@ -69,32 +46,46 @@ def test_resume_is_exact(stage, toy_config, tmp_path):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_generated_pairs_come_slowly(stage):
-    trainer = stage(Squares(honest=True), generated_share=0.5)
-    trainer.average = Threshold()
-    trainer._update_average = lambda: None
-    shares = [trainer.step()["generated"] for _ in range(14)]
-    assert shares[0] == 0.0
-    assert shares[5] == 0.25  # 40 of 80 images into the ramp: half of the half
-    assert shares[-1] == 0.5
+def test_negatives_have_empty_labels_and_the_asked_share():
+    image, label = torch.full((2000, 1, 16, 16), 0.3), torch.ones(2000, 16, 16, dtype=torch.long)
+    changed, target = with_negatives(image, label, 0.2, numbers(1))
+    replaced = (target == 0).flatten(1).all(dim=1)
+    assert replaced.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(changed[~replaced], image[~replaced])
+    assert torch.equal(target[~replaced], label[~replaced])
+    differs = (changed != image).flatten(1).any(dim=1)
+    assert torch.equal(differs, replaced)
+    assert (image == 0.3).all()  # the caller's own are kept
+    assert (label == 1).all()
 
 
-def test_pairs_that_the_student_does_not_believe_are_left_out(stage):
-    for honest, share in ((True, 0.5), (False, 0.0)):
-        trainer = stage(Squares(honest=honest), generated_share=0.5, ramp_images=1)
-        trainer.average = Threshold()
-        trainer._update_average = lambda: None
+def test_no_negatives_when_none_are_asked_for():
+    image, label = torch.rand(8, 1, 16, 16), torch.ones(8, 16, 16, dtype=torch.long)
+    assert torch.equal(with_negatives(image, label, 0.0, numbers(1))[0], image)
+
+
+@pytest.mark.parametrize("kind", NEGATIVES)
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64), (1, 16, 24)])
+def test_every_kind_of_negative_is_a_picture_of_its_own(kind, shape):
+    image = torch.rand(shape, generator=numbers(0)) * 2 - 1
+    first, again, other = (kind(image, numbers(seed)) for seed in (1, 1, 2))
+    assert (first.shape, first.dtype) == (image.shape, image.dtype)
+    assert first.abs().max() <= 1.0
+    assert first.std() > 0.05
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_batch_of_negatives_alone_teaches_silence(stage):
+    """The student that is shown nothing else calls everything background."""
+    trainer = stage(negative_share=1.0)
+    _, hot = trainer.pairs()
+    assert torch.equal(hot[:, 0], torch.ones(8, SIZE, SIZE))
+    for _ in range(60):
         trainer.step()
-        assert trainer.step()["generated"] == share
-
-
-def test_the_generator_stays_frozen(stage, toy_config):
-    generator = Generator(toy_config().generator)
-    before = {name: value.clone() for name, value in generator.state_dict().items()}
-    trainer = stage(generator, agreement=0.0, ramp_images=1)
-    for _ in range(3):
-        trainer.step()
-    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    image, _ = stage().pairs()
+    with torch.no_grad():
+        assert (trainer.net.eval()(image).argmax(dim=1) > 0).float().mean() < 0.03
 
 
 def test_the_average_follows_the_weights(stage):
@@ -111,7 +102,7 @@ def test_the_average_follows_the_weights(stage):
 def test_image_and_label_move_together(stage):
     """The organ's brightness under the moved label stays that of the organ."""
     trainer = stage(appearance=False, strength=1.0)
-    image, hot = trainer._changed(*trainer._real())
+    image, hot = trainer._changed(*trainer.pairs())
     inside = (hot[:, 1:] > 0.99).float()
     shrunk = 1.0 - F.max_pool2d(1.0 - inside, 5, stride=1, padding=2)  # away from the soft edge
     assert shrunk.sum() > 50
@@ -121,7 +112,7 @@ def test_image_and_label_move_together(stage):
 
 def test_appearance_changes_looks_and_no_labels(stage):
     plain, shifted = stage(appearance=False), stage(appearance=True)
-    (image, hot), (other, label) = (trainer._changed(*trainer._real()) for trainer in (plain, shifted))
+    (image, hot), (other, label) = (trainer._changed(*trainer.pairs()) for trainer in (plain, shifted))
     assert torch.equal(hot, label)
     assert (image - other).abs().mean() > 0.1
 
@@ -134,7 +125,20 @@ def test_loss_is_small_only_for_the_right_label():
     assert segmentation_loss(hot.flip(1) * 40.0 - 20.0, hot) > 10.0
 
 
-@pytest.mark.parametrize("settings", [{"batch": 0}, {"max_images": 0}, {"channels": (8,)}])
+def test_the_stage_needs_no_generator(disc_store, toy_config, tmp_path):
+    config = toy_config(student_train={"channels": [4, 8], "batch": 4, "max_images": 8})
+    run = Run(tmp_path, CPU)
+    run.checkpoints.mkdir()
+    _train_student(run, config, disc_store(), RunLog(tmp_path), None)
+    assert sorted(file.name for file in run.checkpoints.iterdir()) == ["student.pt", "student_best.pt"]
+    again = StudentTrainer(config.student_train, disc_store(), CPU, labelled=2, num_classes=2, seed=3)
+    again.load_state_dict(load_checkpoint(run.checkpoints / "student.pt"))
+    assert again.images == 8
+
+
+@pytest.mark.parametrize(
+    "settings", [{"batch": 0}, {"max_images": 0}, {"channels": (8,)}, {"negative_share": 1.5}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError, match="student"):
         StudentTrainConfig(**settings)

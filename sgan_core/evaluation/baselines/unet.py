@@ -1,7 +1,8 @@
 """The reference segmenter: MONAI's 2-D U-Net on the labelled slices alone.
 
 Method ``unet`` sees the slices with geometric augmentation only, ``unet_intensity`` also with random
-intensity curves, bias field, noise and blur (``appearance``). It is the student without a generator.
+intensity curves, bias field, noise and blur (``appearance``). The student learns beyond that to tell fat from air,
+and from pictures without the organ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sgan_core.appearance import AppearanceConfig
 from sgan_core.config import StudentTrainConfig
 from sgan_core.errors import InputError
 from sgan_core.training.data import SliceStore
@@ -63,17 +65,17 @@ def train_unet(
         max_images=config.steps * config.batch,
         lr=config.lr,
         appearance=config.appearance,
-        generated_share=0.0,
+        negative_share=0.0,
     )
     trainer = StudentTrainer(
         taught,
         store,
         device or torch.device("cpu"),
-        None,
         labelled=labelled,
         num_classes=num_classes,
         seed=config.seed,
     )
+    trainer.looks = AppearanceConfig(fat=0.0)
     watch = StudentWatch(store, num_classes, appearance=config.appearance)
     figure = "student_shifted_dice" if config.appearance else "student_dice"
     every = max(1, math.ceil(config.steps / _EVALUATIONS))
