@@ -282,7 +282,8 @@ def all_slices(bundle: Bundle, cache: Path, per_patient: int) -> tuple[dict[str,
     volumes = ct.images.unflatten(0, (-1, per_patient))[
         :, :, 0
     ]  # slices as channels: a patient has one curve
-    changed = shift_appearance(volumes, rng(0, 0, "reconstruction-validation"), AppearanceConfig(curve=1.0))
+    looks = AppearanceConfig(fat=0.0, curve=1.0)  # fat is looked for in one slice, not in several as channels
+    changed = shift_appearance(volumes, rng(0, 0, "reconstruction-validation"), looks)
     found["shifted"] = Slices(changed.reshape_as(ct.images), ct.labels, ct.patients)
     found["t1_in_posed"] = posed(found["t1_in"], like=ct)
     return found, stores["ct"]

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "sgan-train",
         description="Train SemanticGAN with many images and a few labelled patients: first the GAN of images and\n"
         "labels, then the encoder that inverts it, then the student, a fast segmenter that learns from\n"
-        "the labelled slices and from pairs that the GAN draws.",
+        "the labelled slices in random looks.",
         examples=_EXAMPLES,
     )
     add = p.add_argument
