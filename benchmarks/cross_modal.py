@@ -21,6 +21,7 @@ what sgan-segment gives, which for volumes also lets neighbouring slices agree.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -36,7 +37,7 @@ from nibabel.orientations import io_orientation
 from scipy import ndimage
 from torch import nn
 
-from sgan_core.bundle import Bundle, load_bundle
+from sgan_core.bundle import MANIFEST, Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
 from sgan_core.cohort import Case, Cohort, load_cohort
@@ -112,6 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return app.run(make_table, p, argv)
 
 
+def weights_hash(bundle: Bundle) -> str:
+    """What the masks depend on: calibrating trust anew leaves the rows of a model as they are."""
+    files = json.loads((bundle.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    weights = [files[path] for path in sorted(files) if path.startswith("models/")]
+    return hashlib.sha256("".join(weights).encode()).hexdigest()
+
+
 def make_table(args: argparse.Namespace) -> None:
     """Score the asked methods one by one; both files are written after each."""
     if args.patients < 1:
@@ -120,7 +128,7 @@ def make_table(args: argparse.Namespace) -> None:
     tests = dict(test for source in args.test for test in test_cases(source, args.patients))
     file = args.output.with_suffix(".json")
     counts = ", ".join(f"{domain} {len(names(cohort))}" for domain, cohort in tests.items())
-    head = {"scale": f"{bundle.config.generator.size} px, patients: {counts}", "model": bundle.hash}
+    head = {"scale": f"{bundle.config.generator.size} px, patients: {counts}", "model": weights_hash(bundle)}
     rows = stored_rows(file, head)
     say(f"{bundle.name}, {head['scale']}, {describe(bundle.device)}")
     for name in args.methods:
@@ -441,7 +449,7 @@ def text(rows: Sequence[MethodRow], bundle: Bundle) -> str:
         tables.append(
             method_table("DICE by family of liver shapes", [f for row in dice for f in _by_family(row)])
         )
-    model = f"Model `{bundle.name}` ({bundle.hash[:12]}), {bundle.config.generator.size} px{seen}."
+    model = f"Model `{bundle.name}` ({weights_hash(bundle)[:12]}), {bundle.config.generator.size} px{seen}."
     return "\n".join([f"{model} `labelled` counts patients.\n", *(markdown(table) for table in tables)])
 
 

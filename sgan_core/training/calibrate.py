@@ -26,7 +26,7 @@ from sgan_core.training.data import SliceStore, rng
 from sgan_core.training.evaluate import spread
 from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers, features
 
-SLICES = 160  # shown in all
+SLICES = 320  # shown in all
 MILD, SEVERE = (0.15, 0.5), (0.8, 1.0)  # ranges of grades; what is severe is foreign
 _TRAINING_SLICES = 300  # that say where training anatomy lies
 _LEAST = 24  # validation slices; fewer say nothing about so many weights
@@ -51,6 +51,11 @@ class Shown:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def anatomical(self) -> np.ndarray:
+        """(N,) bool: pictures of a body, of whose organ a mask can be right or wrong."""
+        return ~(np.isin(self.kinds, _NO_ANATOMY) & (self.foreign == 1.0))
 
 
 # --- slices that fail on purpose: image, label, grade 0..1 -> both changed, not clipped -------------
@@ -117,6 +122,7 @@ def pattern(image: np.ndarray, label: np.ndarray, grade: float, random: np.rando
 
 CORRUPTIONS: tuple[Corruption, ...] = (noisy, cut_off, turned, overturned, shuffled, pattern)
 _ORIENTED = (turned, overturned)  # foreign only where sides have a meaning
+_NO_ANATOMY = ("shuffled", "pattern")  # severe ones
 
 
 def look_family(images: Tensor, numbers: torch.Generator) -> Tensor:
@@ -264,7 +270,9 @@ def calibrate(
     shown = show(store, count=slices, seed=seed)
     anatomy = training_anatomy(store, student, device=next(encoder.parameters()).device, seed=seed)
     measured = measure(shown, segment_slices, student=student, encoder=encoder, anatomy=anatomy, batch=batch)
-    return fit(measured.features, measured.wrong, shown.foreign, shown.patients, anatomy)
+    # An empty mask of a mere pattern is right: to learn from it would be to trust masks of what looks strange.
+    wrong = np.where(shown.anatomical, measured.wrong, np.nan)
+    return fit(measured.features, wrong, shown.foreign, shown.patients, anatomy)
 
 
 def training_anatomy(
@@ -287,16 +295,22 @@ def fit(
 ) -> tuple[Calibration, dict[str, float]]:
     """Both regressions on features (N, F), with figures as ``calibrate`` returns them.
 
-    wrong: (N,) bool; foreign: (N,) 0, 1 or NaN (not used); anatomy: what the features were taken with. The
+    wrong, foreign: (N,) 0, 1 or NaN (not used); anatomy: what the features were taken with. The
     strength of the penalty is the one whose regressions, each fitted without a patient, predict that patient
     best.
     """
     names = np.asarray(patients)
     centre, scale = found.mean(axis=0), found.std(axis=0)
     scale = np.where(scale > 1e-6, scale, 1.0)  # a feature that says nothing, as "search" without steps
-    x, known = (found - centre) / scale, ~np.isnan(foreign)
-    for_wrong, left_wrong = _regression(x, wrong, names)
-    for_foreign, left_foreign = _regression(x[known], foreign[known] > 0.5, names[known])
+    x = (found - centre) / scale
+
+    def regression(answer: np.ndarray) -> tuple[Regression, np.ndarray, np.ndarray]:
+        known = ~np.isnan(answer)
+        truth = answer[known] > 0.5
+        return *_regression(x[known], truth, names[known]), truth
+
+    for_wrong, left_wrong, is_wrong = regression(wrong)
+    for_foreign, left_foreign, is_foreign = regression(foreign)
     calibration = Calibration(
         tuple(FEATURES),
         tuple(centre.tolist()),
@@ -306,9 +320,9 @@ def fit(
         anatomy,
     )
     figures = {
-        "auc_wrong": failure.auc(left_wrong, wrong),
-        "auc_foreign": failure.auc(left_foreign, foreign[known] > 0.5),
-        "calibration_error": failure.calibration_error(failure.reliability(left_wrong, wrong)),
+        "auc_wrong": failure.auc(left_wrong, is_wrong),
+        "auc_foreign": failure.auc(left_foreign, is_foreign),
+        "calibration_error": failure.calibration_error(failure.reliability(left_wrong, is_wrong)),
         "slices": float(len(x)),
         "patients": float(len(set(patients))),
     }

@@ -125,6 +125,18 @@ def test_figures_are_of_patients_that_were_left_out() -> None:
     assert calibrate.fit(x, wrong, foreign, patients, ANATOMY)[1]["auc_wrong"] < 0.65
 
 
+def test_slices_of_which_a_mask_cannot_be_wrong_do_not_teach_what_is() -> None:
+    x, wrong, foreign, patients = made_up()
+    asked = np.where(np.arange(len(x)) % 3 == 0, np.nan, wrong)
+    some = calibrate.fit(x, asked, foreign, patients, ANATOMY)[0]
+    misled = calibrate.fit(x, np.where(np.isnan(asked), 1.0 - wrong, wrong), foreign, patients, ANATOMY)[0]
+    rest = ~np.isnan(asked)
+    scaled = (x - x.mean(axis=0)) / x.std(axis=0)
+    assert some.wrong == calibrate._regression(scaled[rest], wrong[rest], np.array(patients)[rest])[0]
+    assert misled.wrong != some.wrong
+    assert some.foreign == misled.foreign
+
+
 def test_one_patient_gives_a_calibration_without_figures() -> None:
     x, wrong, foreign, _ = made_up(60)
     calibration, figures = calibrate.fit(x, wrong, foreign, ["p"] * 60, ANATOMY)
