@@ -35,17 +35,20 @@ class Linear(nn.Module):
 
 
 class TwoSizes(Perceptual):
+    """The left half in detail, and the mean: each feature and the squared error see something else."""
+
     def __init__(self) -> None:
         super().__init__("coarse")
 
     def features(self, x: Tensor) -> list[Tensor]:
-        return [torch.cat([x, 2.0 * x], dim=1), F.avg_pool2d(x, 2)]
+        left = x[..., : SIDE // 2]
+        return [torch.cat([left, 2.0 * left], dim=1), 3.0 * F.avg_pool2d(x, SIDE)]
 
 
 @pytest.fixture
 def generator() -> Linear:
     rng = torch.Generator().manual_seed(0)
-    scale = torch.tensor([10.0, 5.0, 3.0, 1.0, 0.3, 0.1], dtype=torch.float64)
+    scale = torch.tensor([2.0, 1.5, 1.0, 1.0, 0.7, 0.5], dtype=torch.float64)
     return Linear(torch.randn(SIDE * SIDE, NUM_WS * W_DIM, generator=rng, dtype=torch.float64) * scale)
 
 
