@@ -375,7 +375,7 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
         # Less loss than 200 steps of Adam, and as good labels (docs/performance.md).
         "inversion": {
             "optimizer": "lbfgs",
-            "steps": 100,
+            "steps": 120,
             "check_steps": 15,
             "encoder_weight": 0.0,
             "start_weight": 0.03,
