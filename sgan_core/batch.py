@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sgan_core import __version__
 from sgan_core.bundle import Bundle
 from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
+from sgan_core.files import all_or_none
 from sgan_core.imaging.dicom import (
     Series,
     choose_series,
@@ -26,14 +28,15 @@ from sgan_core.imaging.dicom import (
 )
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
-from sgan_core.imaging.slices import images_to_volume
-from sgan_core.imaging.writers import write_labels, write_mask_png, write_volume
+from sgan_core.imaging.slices import images_to_volume, in_input_units, slice_centres_mm
+from sgan_core.imaging.writers import write_labels, write_mask_png, write_picture, write_volume
+from sgan_core.inversion import out_of_memory
 from sgan_core.labelling import OnProgress, SegmentConfig
 from sgan_core.report import LabelVolume, ReportCase, write_report
 from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volume
 
 SCHEMA = 1  # of run.json
-_SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of probability maps too
+_SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of all volumes of a case
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class BatchConfig:
     resample_gaps: bool = False  # mend missing slices and gantry tilt of DICOM series
     probabilities: bool = False
     report: bool = True
+    save_reconstruction: bool = False  # also write what the generator makes of the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,8 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
     A folder holds image files (not recursive, sorted by name), or is a DICOM folder, or holds DICOM folders:
     one study below it, in whatever folders, is one input; several studies in folders of their own are one
     input a folder, and DICOM pictures (X-rays, photographs) one input a file.
-    In a folder, the results of an earlier run (``X_seg.*``) are no inputs; named one by one they are.
+    In a folder, the results of an earlier run (``X_seg.*``, ``X_recon.*``) are no inputs; named one by one they
+    are.
     Raises InputError for a missing path, for a folder without an image and for two inputs of one name.
     """
     found: list[Input] = []
@@ -143,7 +148,8 @@ def _top_folder(file: Path, folder: Path) -> Path:
 
 
 def _is_input(path: Path) -> bool:
-    hidden, result = path.name.startswith("."), case_name(path).endswith(("_seg", "_seg.seg"))
+    hidden = path.name.startswith(".")
+    result = case_name(path).endswith(("_seg", "_seg.seg", "_recon"))
     return image_suffix(path) in VOLUME_SUFFIXES + PICTURE_SUFFIXES and not hidden and not result
 
 
@@ -165,11 +171,11 @@ def run_batch(
 ) -> BatchResult:
     """Segment every input and write results, run.json and report.html to ``output``.
 
-    on_case gets each case's part of run.json. An input that cannot be read is recorded as failed and the
-    others go on; with a single input its InputError is raised. Raises Cancelled when stopped; finished cases
-    are kept and recorded.
+    on_case gets each case's part of run.json. An input that cannot be read, or does not fit into memory, is
+    recorded as failed and the others go on; with a single input its InputError is raised. Raises Cancelled when
+    stopped; finished cases are kept and recorded.
     """
-    made = prepare_folder(output)
+    new = not output.exists()
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "tool_version": __version__,
@@ -181,12 +187,14 @@ def run_batch(
     }
     report: list[ReportCase] = []
     try:
+        prepare_folder(output)
         for number, one in enumerate(inputs):
             which = f"{one.name} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
             progress = part_of(on_progress, number, len(inputs), which)
             case: dict[str, Any] = {"input": str(one.path), "case": one.name}
             try:
-                case |= _segment_case(one, bundle, output, config, report, progress, should_stop)
+                with _within_memory(one.path, bundle.device):
+                    case |= _segment_case(one, bundle, output, config, report, progress, should_stop)
             except InputError as error:
                 if len(inputs) == 1:
                     raise
@@ -199,11 +207,26 @@ def run_batch(
             if report:
                 facts = {"Model": f"{bundle.name} ({bundle.hash[:12]})", "Device": record["device"]}
                 write_report(output / "report.html", "Segmentation", report, facts=facts)
-        elif made:
+        elif new:
             with suppress(OSError):  # it holds something after all
                 output.rmdir()
     failed = sum(case["status"] == "failed" for case in record["cases"])
     return BatchResult(record, failed)
+
+
+@contextmanager
+def _within_memory(path: Path, device: torch.device) -> Iterator[None]:
+    """Make running out of memory, which the user can mend, an InputError that names the file."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        gpu = "" if device.type == "cpu" else "--device cpu (slower), "
+        raise InputError(
+            f"{path}: not enough memory on {describe(device)}. Try --batch 1, {gpu}--region for a part of the "
+            "scan, or close other programs."
+        ) from error
 
 
 def _segment_case(
@@ -225,13 +248,23 @@ def _segment_case(
     gaps = config.resample_gaps
     image = read_series(series, resample_gaps=gaps) if series else read_image(one.path)
     found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
-    target = _write(found, bundle, output, one.name, config, series)
     volumes = label_volumes(found, bundle)
+    section = report_case(found, bundle, one.name) if config.report else None
+    with all_or_none() as together:
+        stem = output / one.name
+        reconstruction = _write_reconstruction(found, stem, image.array.dtype, config)
+        if reconstruction:
+            together(reconstruction)
+        if config.probabilities:
+            for path in _write_probabilities(found, bundle, stem, config):
+                together(path)
+        target = _write_labels(found, bundle, stem, config, series)  # the last: with it the case is complete
+    if section:
+        report.append(section)
     grid = found.stack.grid
-    if config.report:
-        report.append(report_case(found, bundle, one.name))
     return {
         "output": str(target),
+        "reconstruction_output": None if reconstruction is None else str(reconstruction),
         "status": "done",
         "grid": {
             "shape": list(found.labels.shape),
@@ -243,9 +276,15 @@ def _segment_case(
         "steps": found.steps,
         "labels": [asdict(volume) for volume in volumes],
         "reconstruction_error": {"case": found.error, "slices": [float(e) for e in found.slice_errors]},
+        "first_slice": found.stack.first_slice,
+        "slice_centres_mm": None if grid is None else _rounded(slice_centres_mm(found.stack)),
         "trust": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found.trust).items()},
         "warnings": list(found.warnings),
     }
+
+
+def _rounded(points_mm: np.ndarray) -> list[list[float]]:
+    return [[round(mm, 3) for mm in point] for point in points_mm.tolist()]
 
 
 def report_case(
@@ -275,35 +314,61 @@ def report_case(
         # The report of a batch keeps all of them until its end.
         images=found.stack.images.astype(np.float16),
         reconstructions=found.reconstructions.astype(np.float16),
-        labels=found.label_probs.argmax(axis=1).astype(np.uint8),
+        labels=found.model_labels,
         facts=facts,
         label_table=rows,
         warnings=list(found.warnings),
         truth=truth,
         scores=scores or {},
+        first_slice=found.stack.first_slice,
     )
 
 
-def _write(
-    found: Segmentation,
-    bundle: Bundle,
-    output: Path,
-    name: str,
-    config: BatchConfig,
-    series: Series | None,
+def _write_reconstruction(
+    found: Segmentation, stem: Path, dtype: np.dtype, config: BatchConfig
+) -> Path | None:
+    """Write what the generator makes of the image, if asked for: volumes in its units and type, pictures in 8 bits.
+
+    stem: folder and name of the case. dtype: of the image. Returns the file.
+    """
+    if not config.save_reconstruction:
+        return None
+    grid, values = found.stack.grid, images_to_volume(found.reconstructions, found.stack)
+    target = _beside(stem, "recon", grid, config)
+    if grid is None:
+        write_picture(target, ((values + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8))
+    else:
+        write_volume(target, in_input_units(values, found.stack, dtype), grid)
+    return target
+
+
+def _write_probabilities(
+    found: Segmentation, bundle: Bundle, stem: Path, config: BatchConfig
+) -> Iterator[Path]:
+    """Write the probability of each label, file by file. stem: folder and name of the case."""
+    grid = found.stack.grid
+    for label in bundle.config.labels:
+        probability = images_to_volume(found.label_probs[:, [label.value]], found.stack, outside=0.0)
+        target = _beside(stem, f"{re.sub(r'[^A-Za-z0-9]+', '-', label.name)}_prob", grid, config)
+        if grid is None:
+            write_mask_png(target, (probability[0] * 255).round())
+        else:
+            write_volume(target, probability, grid)
+        yield target
+
+
+def _beside(stem: Path, what: str, grid: Grid | None, config: BatchConfig) -> Path:
+    """The file for what lies beside a case's label map."""
+    return stem.with_name(f"{stem.name}_{what}{'.png' if grid is None else _SUFFIX[config.format]}")
+
+
+def _write_labels(
+    found: Segmentation, bundle: Bundle, stem: Path, config: BatchConfig, series: Series | None
 ) -> Path:
-    """Write the label map, and before it what else is asked for: with the label map the case is complete."""
+    """Write the label map in the format asked for. stem: folder and name of the case."""
     labels, grid = bundle.config.labels, found.stack.grid
-    if config.probabilities:
-        for label in labels:
-            probability = images_to_volume(found.label_probs[:, [label.value]], found.stack)
-            stem = output / f"{name}_{re.sub(r'[^A-Za-z0-9]+', '-', label.name)}_prob"
-            if grid is None:
-                write_mask_png(stem.with_name(stem.name + ".png"), (probability[0] * 255).round())
-            else:
-                write_volume(stem.with_name(f"{stem.name}{_SUFFIX[config.format]}"), probability, grid)
     if config.format == "dicom-seg" and series is not None:
-        target = output / f"{name}_seg.dcm"
+        target = stem.with_name(f"{stem.name}_seg.dcm")
         from sgan_core.imaging.dicom_seg import write_dicom_seg  # highdicom takes a while to load
 
         # A picture (H, W) is one slice (I, J, 1) that lies nowhere in particular.
@@ -312,20 +377,20 @@ def _write(
         facts: dict[str, Any] = {"model_name": bundle.name, "seed": bundle.config.seed}
         write_dicom_seg(target, labelmap, where, labels, series.files, **facts)
     elif grid is None:
-        target = output / f"{name}_seg.png"
+        target = stem.with_name(f"{stem.name}_seg.png")
         write_mask_png(target, found.labels, labels)
     else:
-        target = output / f"{name}_seg{'.seg' if config.format == 'nrrd' else ''}{_SUFFIX[config.format]}"
+        ending = f"_seg{'.seg' if config.format == 'nrrd' else ''}{_SUFFIX[config.format]}"
+        target = stem.with_name(stem.name + ending)
         write_labels(target, found.labels, grid, labels)
     return target
 
 
-def prepare_folder(folder: Path) -> bool:
-    """Make a folder for results, before the long work starts; returns whether it is new.
+def prepare_folder(folder: Path) -> None:
+    """Make a folder for results, before the long work starts.
 
     Raises InputError when it cannot be made or written to.
     """
-    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -333,4 +398,3 @@ def prepare_folder(folder: Path) -> bool:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{folder}: cannot write there ({reason}). Choose another --output.") from error
-    return made

@@ -27,6 +27,19 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def usable_devices() -> list[torch.device]:
+    """The devices that can be asked for here, the CPU first."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [torch.device(name) for name in DEVICES if there.get(name)]
+
+
+def memory_gb(device: torch.device) -> float | None:
+    """Memory of a CUDA GPU in GB (10^9 bytes); None for devices that share the computer's."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.get_device_properties(device).total_memory / 1e9, 1)
+
+
 def describe(device: torch.device) -> str:
     """The device in words, e.g. for a report."""
     if device.type == "cuda":

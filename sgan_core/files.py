@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# What is incomplete at this moment, for a process that must end at once: see ``remove_unfinished``.
+_unfinished: set[Path] = set()
 
 
 @contextmanager
@@ -21,9 +24,40 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     # Beside the target, as a rename is atomic only within one file system. Hidden, so that no listing takes
     # it for a result; random, so that two processes that write one file do not meet.
     partial = path.parent / f".{secrets.token_hex(8)}.part{suffix}"
+    _unfinished.add(partial)
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        with suppress(OSError):  # the folder itself may be unusable; that error is already on its way
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+        _unfinished.discard(partial)
+
+
+@contextmanager
+def all_or_none() -> Iterator[Callable[[Path], None]]:
+    """Files that are complete only together: those told to the function it gives vanish when the block fails."""
+    told: list[Path] = []
+
+    def tell(path: Path) -> None:
+        told.append(path)
+        _unfinished.add(path)
+
+    try:
+        yield tell
+    except BaseException:
+        for path in told:
+            _remove(path)
+        raise
+    finally:
+        _unfinished.difference_update(told)
+
+
+def remove_unfinished() -> None:
+    """Remove what the blocks above would remove if they failed now: for a process that ends without unwinding."""
+    for path in list(_unfinished):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the folder itself may be unusable; that error is already on its way
+        path.unlink(missing_ok=True)

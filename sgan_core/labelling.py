@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +46,8 @@ class SegmentConfig:
     mean w, 2.5 times the steps). steps: replaces the quality's number. reconstruction: the objective of
     inversion. With "auto" it is decided case by case, and the mask is the student's where the model has one,
     inversion being its judge; any name in ``RECONSTRUCTIONS`` gives the mask of inversion alone, as in the paper.
-    encoder_only: the encoder's mask, the paper's "Ours-NO".
+    encoder_only: the encoder's mask, the paper's "Ours-NO". region: only slices whose centre lies between these
+    two, in mm towards the head (the S of RAS). largest_component: of each label only the largest connected piece.
     """
 
     quality: str = "standard"
@@ -53,6 +55,8 @@ class SegmentConfig:
     reconstruction: str = AUTO
     batch: int | None = None  # slices optimised together; the bundle's value when left out
     encoder_only: bool = False
+    region: tuple[float, float] | None = None
+    largest_component: bool = False
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -64,6 +68,8 @@ class SegmentConfig:
             raise InputError(f"steps is {self.steps}, expected 0 or more")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch is {self.batch}, expected 1 or more")
+        if self.region is not None and not all(map(math.isfinite, self.region)):
+            raise InputError(f"region is {self.region}, expected two numbers in mm")
 
     def asks(self, bundle: Bundle) -> bool:
         """Whether the mask is to be the student's."""

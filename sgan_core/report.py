@@ -58,6 +58,7 @@ class ReportCase:
     )  # shown in the case's header, e.g. {"seconds": "12.3"}
     scores: Mapping[str, float] = field(default_factory=dict)  # DICE by method
     warnings: Sequence[str] = ()
+    first_slice: int = 1  # number of the first of these slices in its volume
 
     def __post_init__(self) -> None:
         count, height, width = self.labels.shape
@@ -186,7 +187,7 @@ def _slice_view(
     labels = [entry.label for entry in case.label_table]
     view: dict[str, Any] = {
         "id": identity,
-        "number": n + 1,
+        "number": case.first_slice + n,
         "width": width,
         "height": height,
         "image": _data_uri(_to_bytes(_with_channels(case.images)[n])),

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from monai.transforms import KeepLargestConnectedComponent
 
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
-from sgan_core.errors import Cancelled
+from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
-from sgan_core.imaging.slices import SliceStack, to_model, to_volume
+from sgan_core.imaging.slices import SliceStack, labels_to_model, slice_centres_mm, to_model, to_volume
 from sgan_core.labelling import (
     Chosen,
     Labelling,
@@ -26,11 +27,12 @@ from sgan_core.trust import Calibration, Trust, judge, stored_calibration
 
 _NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
+_REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this precision
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The label map of one image with what led to it."""
+    """The label map of one image with what led to it. N: the slices of the region, or all."""
 
     labels: np.ndarray  # uint8, the input's shape: (I, J, K) or (H, W)
     stack: SliceStack  # the model's input
@@ -44,11 +46,19 @@ class Segmentation:
     steps: int  # of inversion
     seconds: float
     warnings: tuple[str, ...]
+    largest_component: bool = False  # whether the label map was reduced to the largest piece of each label
 
     @property
     def error(self) -> float:
         """Root mean squared error over all slices, model units."""
         return float(np.sqrt(np.square(self.slice_errors).mean()))
+
+    @property
+    def model_labels(self) -> np.ndarray:
+        """The label map on the model's slices, (N, S, S) uint8."""
+        if self.largest_component:  # the probabilities still hold the other pieces
+            return labels_to_model(self.labels, self.stack)
+        return self.label_probs.argmax(axis=1).astype(np.uint8)  # (N, K, S, S) -> (N, S, S)
 
 
 def part_of(on_progress: OnProgress, number: int, count: int, prefix: str = "") -> OnProgress:
@@ -85,8 +95,9 @@ def segment_volume(
     """Segment an image with a trained model.
 
     on_progress counts optimisation steps of single slices. Raises Cancelled when ``should_stop`` says so,
-    InputError for an image that cannot be brought to the model.
+    InputError for an image that cannot be brought to the model, or that has no slice in the config's region.
     """
+    config = config or SegmentConfig()
     began = time.monotonic()
     generator = bundle.config.generator
     intensity, warning = choose_intensity(image, bundle.config.intensity)
@@ -98,13 +109,14 @@ def segment_volume(
         channels=generator.image_channels,
         squash=bundle.config.squash,
     )
+    if config.region is not None:  # cut only now: black and white are those of the whole image
+        stack = _inside(stack, config.region)
 
     def report(done: int, total: int, message: str) -> None:
         if should_stop():
             raise Cancelled("stopped; nothing was written for this case")
         on_progress(done, total, message)
 
-    config = config or SegmentConfig()
     calibration = stored_calibration(bundle.facts, "standard" if config.inversion(bundle).steps else "fast")
     found = label_slices(
         stack.images, bundle, config, foreign=warning, calibration=calibration, on_progress=report
@@ -113,23 +125,49 @@ def segment_volume(
     if isinstance(image, Volume):
         probs, inverted = smooth_through_plane(probs), smooth_through_plane(inverted)
     errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
+    labels = to_volume(probs, stack)
     return Segmentation(
-        labels=to_volume(probs, stack),
+        labels=_largest_pieces(labels) if config.largest_component else labels,
         stack=stack,
         reconstructions=found.reconstructions,
         label_probs=probs,
         inverted_probs=inverted,
         slice_errors=errors,
-        trust=_judged(found, calibration, bundle),
+        trust=_judged(found, calibration, bundle, stack.first_slice),
         method=found.method,
         reconstruction=found.chosen,
         steps=found.steps,
         seconds=time.monotonic() - began,
         warnings=image.warnings + ((warning,) if warning else ()),
+        largest_component=config.largest_component,
     )
 
 
-def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle) -> Trust:
+def _inside(stack: SliceStack, region: tuple[float, float]) -> SliceStack:
+    """The slices whose centre lies between two heights, in mm towards the head.
+
+    Raises InputError, with the heights that there are, when there is none.
+    """
+    if stack.grid is None:
+        raise InputError("--region: a picture has no place in the patient. Leave the option out.")
+    heights = slice_centres_mm(stack)[:, 2]
+    low, high = min(region) - _REGION_TOLERANCE_MM, max(region) + _REGION_TOLERANCE_MM
+    inside = np.flatnonzero((heights >= low) & (heights <= high))
+    if not len(inside):
+        raise InputError(
+            f"--region {region[0]:g},{region[1]:g}: no slice lies there; those of this image lie from "
+            f"{heights.min():.1f} to {heights.max():.1f} mm. Choose a region that meets them."
+        )
+    # Heights change evenly from slice to slice, so those inside are neighbours.
+    return stack.part(slice(int(inside[0]), int(inside[-1]) + 1))
+
+
+def _largest_pieces(labels: np.ndarray) -> np.ndarray:
+    """Keep the largest connected piece of each label of a map (I, J, K) or (H, W); corners connect too."""
+    return np.asarray(KeepLargestConnectedComponent(is_onehot=False)(labels[None]))[0].astype(np.uint8)
+
+
+def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle, first_slice: int) -> Trust:
     """Trust in the mask of a case."""
     if bundle.student is None:
         return Trust("review", 0.0, "the model has no student for a second opinion; check the mask")
@@ -137,7 +175,7 @@ def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle) -
         return Trust("review", 0.0, "the model carries no calibration of trust; check the mask")
     figure = "student_dice" if found.method == "student" else "validation_dice"
     dice = float(bundle.facts.get(figure, np.nan))  # absent without validation patients
-    return judge(found.features, calibration, validation_dice=dice)
+    return judge(found.features, calibration, validation_dice=dice, first_slice=first_slice)
 
 
 def _rmse(reconstruction: np.ndarray, image: np.ndarray) -> float:

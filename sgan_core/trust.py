@@ -289,35 +289,38 @@ class Trust:
     slices: tuple[int, ...] = ()  # to look at, also in a case that is "ok"
 
 
-def judge(found: np.ndarray, calibration: Calibration | None, *, validation_dice: float) -> Trust:
+def judge(
+    found: np.ndarray, calibration: Calibration | None, *, validation_dice: float, first_slice: int = 1
+) -> Trust:
     """Judge a case by the features (N, F) of its slices, see ``features``.
 
     calibration: the model's; without one nothing is ever "ok". validation_dice: of the model on its own
     validation patients, NaN when unknown; below 0.8 nothing is "ok" either. A case is "ok" when it does not look
     foreign, 80 % of its slices or more are expected to be right, and no more than a tenth are to be looked at.
+    first_slice: the number of the first slice in its volume, from where all that is said counts.
     """
     if calibration is None:
         return Trust("review", 0.0, "the model carries no calibration of trust; check the mask")
     wrong, foreign = calibration.probabilities(found)
     score = float(1.0 - wrong.mean())
     listed = np.flatnonzero((wrong >= _SUSPICIOUS) | (foreign >= _SUSPICIOUS))
-    details = (_rounded(wrong), _rounded(foreign), tuple(int(k) + 1 for k in listed))
+    details = (_rounded(wrong), _rounded(foreign), tuple(int(k) + first_slice for k in listed))
     if validation_dice < _LEAST_DICE:
         reason = f"the model itself reached only DICE {validation_dice:.2f} on its validation patients"
         return Trust("review", score, f"{reason}; check the mask", *details)
     x = calibration.standardised(found)
     if foreign.mean() >= _SUSPICIOUS:
-        why = _why(calibration, calibration.foreign, x, foreign)
+        why = _why(calibration, calibration.foreign, x, foreign, first_slice)
         return Trust("review", score, f"the image looks foreign to the model: {why}", *details)
     if score < _LEAST_RIGHT:
-        why = _why(calibration, calibration.wrong, x, wrong)
+        why = _why(calibration, calibration.wrong, x, wrong, first_slice)
         return Trust(
             "review", score, f"only {score:.0%} of the slices are expected to be right: {why}", *details
         )
     if len(listed) > _MOST_LISTED * len(found):
-        why = _why(calibration, calibration.wrong, x, np.maximum(wrong, foreign))
+        why = _why(calibration, calibration.wrong, x, np.maximum(wrong, foreign), first_slice)
         return Trust("review", score, f"{len(listed)} of {len(found)} slices are doubtful: {why}", *details)
-    look = f"; look at slices {_ranges(listed)}" if len(listed) else ""
+    look = f"; look at slices {_ranges(listed + first_slice)}" if len(listed) else ""
     return Trust("ok", score, f"{score:.0%} of the slices are expected to be right{look}", *details)
 
 
@@ -326,11 +329,17 @@ def _rounded(probabilities: np.ndarray) -> tuple[float, ...]:
 
 
 def _why(
-    calibration: Calibration, regression: Regression, x: np.ndarray, probability: np.ndarray, most: int = 2
+    calibration: Calibration,
+    regression: Regression,
+    x: np.ndarray,
+    probability: np.ndarray,
+    first_slice: int,
+    most: int = 2,
 ) -> str:
     """What makes the suspicious slices suspicious, the most frequent reasons first, with the slices.
 
-    x: standardised features (N, F). A slice counts for the feature that adds most to its log odds.
+    x: standardised features (N, F) of slices whose numbers begin at ``first_slice``. A slice counts for the
+    feature that adds most to its log odds.
     """
     suspicious = np.flatnonzero(probability >= _SUSPICIOUS)
     if not len(suspicious):  # many slices, each a little doubtful
@@ -344,12 +353,13 @@ def _why(
         if len(slices):
             words = FEATURES[calibration.features[feature]]
             count = f"{len(slices)} of {len(x)} slices" if len(x) > 1 else "the only slice"
-            reasons.append(f"{words} on {count}" + (f": {_ranges(slices)}" if len(x) > 1 else ""))
+            where = f": {_ranges(slices + first_slice)}" if len(x) > 1 else ""
+            reasons.append(f"{words} on {count}{where}")
     return "; ".join(reasons)
 
 
-def _ranges(slices: np.ndarray, most: int = 6) -> str:
-    """Positions from 0 in words that count from 1, e.g. ``3, 12-18``."""
-    runs = np.split(slices, np.flatnonzero(np.diff(slices) > 1) + 1)
-    words = [f"{run[0] + 1}" if len(run) == 1 else f"{run[0] + 1}-{run[-1] + 1}" for run in runs]
+def _ranges(numbers: np.ndarray, most: int = 6) -> str:
+    """Rising numbers in words, e.g. ``3, 12-18``."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return ", ".join(words[:most]) + (" and more" if len(words) > most else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from PIL import Image
 
 from sgan_core import batch
 from sgan_core.batch import BatchConfig, case_name, find_inputs, prepare_folder, run_batch
@@ -38,7 +41,9 @@ def test_folder_means_its_images_in_order(tmp_path: Path) -> None:
     assert [one.path.name for one in find_inputs([tmp_path])] == ["a.PNG", "b.nii.gz", "c.mha"]
 
 
-@pytest.mark.parametrize("name", ["a_seg.nii.gz", "a_seg.seg.nrrd", "a_seg.png"])
+@pytest.mark.parametrize(
+    "name", ["a_seg.nii.gz", "a_seg.seg.nrrd", "a_seg.png", "a_recon.nii.gz", "a_recon.nrrd", "a_recon.png"]
+)
 def test_results_of_an_earlier_run_are_no_inputs_of_a_folder(name: str, tmp_path: Path) -> None:
     for file in ("a.nii.gz", name):
         (tmp_path / file).touch()
@@ -271,9 +276,9 @@ def test_nobody_is_named(
 # --- folders ---------------------------------------------------------------------------------------
 
 
-def test_folder_is_made_once(tmp_path: Path) -> None:
-    assert prepare_folder(tmp_path / "a" / "b") is True
-    assert prepare_folder(tmp_path / "a" / "b") is False
+def test_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    for _ in range(2):
+        prepare_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -336,6 +341,162 @@ def test_label_names_become_file_names(bundle: Any, scans: list[Path], tmp_path:
         "a_left-kidney-cyst_prob.nii.gz",
         "run.json",
     }
+
+
+# --- reconstructions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("format", "ending"), [("nifti", "nii.gz"), ("nrrd", "nrrd")])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_reconstruction_has_grid_units_and_type_of_its_image(
+    format: str, ending: str, dtype: type, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    array = np.broadcast_to([-300.0, 17.4, 101.0], GRID.shape).astype(
+        dtype
+    )  # even slices: nothing to resample
+    write_volume(tmp_path / "x.nii.gz", array, GRID)
+    config = BatchConfig(format=format, save_reconstruction=True, report=False)
+    result = run_batch(find_inputs([tmp_path / "x.nii.gz"]), bundle, tmp_path / "out", config, options={})
+    (case,) = result.record["cases"]
+    written = tmp_path / "out" / f"x_recon.{ending}"
+    assert case["reconstruction_output"] == str(written)
+    ours, scan = (sitk.ReadImage(str(path)) for path in (written, tmp_path / "x.nii.gz"))
+    for facts in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(ours, facts)(), getattr(scan, facts)(), atol=1e-5)
+    values = sitk.GetArrayFromImage(ours).T
+    assert values.dtype == dtype
+    # The stand-in reconstructs the image itself: in HU, between black and white.
+    np.testing.assert_allclose(values, array.clip(-160, 240), atol=1e-3)
+
+
+def test_reconstruction_of_a_picture_has_8_bits(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4000, (21, 32), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    config = BatchConfig(save_reconstruction=True, report=False)
+    result = run_batch(find_inputs([tmp_path / "p.png"]), bundle, tmp_path / "out", config, options={})
+    (case,) = result.record["cases"]
+    assert case["reconstruction_output"] == str(tmp_path / "out" / "p_recon.png")
+    shown = np.asarray(Image.open(tmp_path / "out" / "p_recon.png"))
+    assert (shown.shape, shown.dtype) == ((21, 32), np.uint8)
+    expected = (pixels.clip(0, 240).astype(float) + 160) / 400 * 255
+    np.testing.assert_allclose(shown, expected, atol=1.0)
+
+
+def test_no_reconstruction_unless_asked_for(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
+    result = run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", BatchConfig(), options={})
+    assert result.record["cases"][0]["reconstruction_output"] is None
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_seg.nii.gz", "run.json", "report.html"}
+
+
+@pytest.mark.parametrize("error", [InputError("disk is full"), KeyboardInterrupt()])
+def test_case_without_its_label_map_leaves_nothing(
+    error: BaseException, bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(batch, "write_labels", fail)
+    config = BatchConfig(save_reconstruction=True, probabilities=True)
+    with pytest.raises(type(error)):
+        run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", config, options={})
+    assert not (tmp_path / "out").exists()
+
+
+# --- where the slices are --------------------------------------------------------------------------
+
+
+def test_slices_of_a_region_are_placed_in_the_patient(
+    bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upper_two(image: Volume, *arguments: Any, **settings: Any) -> Segmentation:
+        found = stand_in(image, *arguments, **settings)
+        stack, probs = found.stack.part(slice(1, 3)), found.label_probs[1:]
+        facts = {"label_probs": probs, "reconstructions": stack.images, "slice_errors": np.zeros(2)}
+        return replace(found, stack=stack, **facts)
+
+    monkeypatch.setattr(batch, "segment_volume", upper_two)
+    config = BatchConfig(probabilities=True, save_reconstruction=True)
+    (case,) = run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", config, options={}).record["cases"]
+    assert case["first_slice"] == 2
+    assert case["slice_centres_mm"] == [[-7.0, -5.0, 5.0], [-7.0, -5.0, 10.0]]
+    assert len(case["reconstruction_error"]["slices"]) == 2
+    assert "<b>Slice 3</b>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<b>Slice 1</b>" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    probability, reconstruction = (
+        np.asarray(nib.load(tmp_path / "out" / f"a_{name}.nii.gz").dataobj)
+        for name in ("left-kidney-cyst_prob", "recon")
+    )
+    np.testing.assert_array_equal(probability[..., 0], 0.0)  # outside the region nothing is probable
+    np.testing.assert_array_equal(probability[..., 1:], 1.0)
+    np.testing.assert_array_equal(reconstruction[..., 0], -160.0)
+
+
+def test_picture_is_nowhere(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
+    Image.fromarray(np.eye(20, dtype=np.uint8) * 200).save(tmp_path / "p.png")
+    inputs = find_inputs([tmp_path / "p.png"])
+    (case,) = run_batch(inputs, bundle, tmp_path / "out", BatchConfig(), options={}).record["cases"]
+    assert (case["first_slice"], case["slice_centres_mm"]) == (1, None)
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+def running_out(error: Exception, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out while the case ``name`` is segmented."""
+    read = batch.read_image
+    being_read: list[Path] = []
+
+    def noted(path: Path) -> Any:
+        being_read.append(path)
+        return read(path)
+
+    def allocate(*arguments: Any, **settings: Any) -> Segmentation:
+        if being_read[-1].name.startswith(name):
+            raise error
+        return stand_in(*arguments, **settings)
+
+    monkeypatch.setattr(batch, "read_image", noted)
+    monkeypatch.setattr(batch, "segment_volume", allocate)
+
+
+OUT_OF_MEMORY = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_scan_that_does_not_fit_into_memory_does_not_stop_the_others(
+    error: Exception, bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_out(error, "b", monkeypatch)
+    result = run_batch(find_inputs(scans), bundle, tmp_path / "out", BatchConfig(), options={})
+    assert [case["status"] for case in result.record["cases"]] == ["done", "failed", "done"]
+    said = result.record["cases"][1]["error"]
+    assert said.startswith(f"{scans[1]}: not enough memory on CPU")
+    assert "Try --batch 1, --region for a part of the scan, or close other programs." in said
+
+
+def test_on_a_gpu_the_cpu_is_offered(
+    bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_out(OUT_OF_MEMORY[2], "a", monkeypatch)
+    bundle.device = SimpleNamespace(type="mps")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: not enough memory on Apple GPU.*--device cpu"):
+        run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", BatchConfig(), options={})
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_errors_stay_ours(
+    bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_out(RuntimeError("shapes differ"), "a", monkeypatch)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", BatchConfig(), options={})
+
+
+# --- what breaks off a run -------------------------------------------------------------------------
 
 
 def failing_at(name: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sgan_core.files import replacing
+from sgan_core.files import all_or_none, remove_unfinished, replacing
 
 
 def test_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -76,3 +76,47 @@ def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path: Path)
     with replacing(path, ".txt") as partial:
         partial.write_text("new")
     assert path.read_text() == "new"
+
+
+# --- several files ---------------------------------------------------------------------------------
+
+
+def write(path: Path) -> Path:
+    with replacing(path) as partial:
+        partial.write_text("new")
+    return path
+
+
+def test_files_that_belong_together_stay_together(tmp_path: Path) -> None:
+    with all_or_none() as together:
+        for name in ("a", "b"):
+            together(write(tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_files_that_belong_together_vanish_together(tmp_path: Path, error: type[BaseException]) -> None:
+    write(tmp_path / "other")
+
+    def write_some() -> None:
+        with all_or_none() as together:
+            together(write(tmp_path / "a"))
+            raise error
+
+    with pytest.raises(error):
+        write_some()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_process_that_ends_at_once_can_clear_up(tmp_path: Path) -> None:
+    write(tmp_path / "other")
+    with all_or_none() as together:
+        together(write(tmp_path / "a"))
+    with all_or_none() as together, replacing(tmp_path / "c") as partial:
+        together(write(tmp_path / "b"))
+        partial.write_text("half")
+        remove_unfinished()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other"]
+        partial.write_text("whole")
+    remove_unfinished()  # nothing is unfinished any more
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "other"]

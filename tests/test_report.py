@@ -103,6 +103,13 @@ def test_inner_links_have_unique_targets() -> None:
     assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
 
 
+def test_slices_have_the_numbers_of_their_volume() -> None:
+    html = page(report_case(first_slice=101))
+    numbers = [int(found) for found in re.findall(r"<b>Slice (\d+)</b>", html)]
+    assert numbers == [100 + int(found) for found in re.findall(r"<b>Slice (\d+)</b>", page(report_case()))]
+    assert min(numbers) > 100
+
+
 def test_it_says_what_it_is_for() -> None:
     assert "Research use only. Not a medical device." in page(report_case())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import label as label_components
 
+from sgan_core import segment as segment_module
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Case, Cohort, Intensity
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image
-from sgan_core.labelling import SegmentConfig
+from sgan_core.imaging.slices import labels_to_model, slice_centres_mm, to_model
+from sgan_core.labelling import SegmentConfig, label_slices
 from sgan_core.networks.segmenter import make_student
 from sgan_core.segment import choose_intensity, label_volumes, part_of, segment_volume
 from sgan_core.training.data import open_store
@@ -122,7 +126,15 @@ def test_shapes_and_ranges(bundle: Bundle) -> None:
 
 
 def test_batches_change_nothing(bundle: Bundle) -> None:
-    together, apart = (segment_volume(scan(), bundle, SegmentConfig(batch=size)) for size in (16, 2))
+    """In double precision: inverting an untrained generator multiplies a rounding error by thousands a step."""
+    networks = {
+        name: deepcopy(getattr(bundle, name)).double() for name in ("generator", "encoder", "perceptual")
+    }
+    images = to_model(scan(), size=bundle.config.generator.size, intensity=HU).images.astype(np.float64)
+    together, apart = (
+        label_slices(images, replace(bundle, **networks), SegmentConfig(batch=size)) for size in (16, 2)
+    )
+    assert together.steps > 1
     np.testing.assert_allclose(together.reconstructions, apart.reconstructions, atol=2e-3)
 
 
@@ -130,6 +142,111 @@ def test_inversion_explains_better_than_the_encoder(bundle: Bundle) -> None:
     encoder = segment_volume(scan(), bundle, SegmentConfig("fast"))
     inversion = segment_volume(scan(), bundle, SegmentConfig(steps=30))
     assert inversion.error < encoder.error
+
+
+# --- a region --------------------------------------------------------------------------------------
+
+# The slices of ``scan`` lie at 0, 5, 10, 15, 20 mm.
+
+
+@pytest.mark.parametrize(
+    ("region", "numbers"),
+    [
+        ((5.0, 15.0), [2, 3, 4]),
+        ((15.0, 5.0), [2, 3, 4]),
+        ((5.0004, 14.9996), [2, 3, 4]),  # as rounded to the precision of run.json
+        ((5.1, 14.9), [3]),
+        ((-400.0, 0.0), [1]),
+        ((-400.0, 400.0), [1, 2, 3, 4, 5]),
+    ],
+)
+def test_region_takes_the_slices_between_two_heights(
+    bundle: Bundle, region: tuple[float, float], numbers: list[int]
+) -> None:
+    found = segment_volume(scan(), bundle, SegmentConfig("fast", region=region))
+    assert found.stack.first_slice == numbers[0]
+    assert len(found.slice_errors) == len(found.label_probs) == len(numbers)
+    np.testing.assert_allclose(slice_centres_mm(found.stack)[:, 2], 5.0 * (np.array(numbers) - 1))
+
+
+def test_labels_outside_a_region_are_background(bundle: Bundle) -> None:
+    labels = segment_volume(scan(), bundle, SegmentConfig("fast", region=(5.0, 10.0))).labels
+    assert labels.shape == (20, 18, 5)
+    assert labels[..., 1:3].any(axis=(0, 1)).all()  # the untrained model labels something everywhere
+    assert not labels[..., [0, 3, 4]].any()
+
+
+def test_black_and_white_are_those_of_the_whole_image(bundle: Bundle) -> None:
+    image = scan()
+    image.array[..., 4] *= 3  # only there so bright and so dark
+    foreign = Volume(np.abs(image.array), image.grid)  # so that percentiles decide
+    whole, part = (
+        segment_volume(foreign, bundle, SegmentConfig("fast", region=region)).stack
+        for region in (None, (0.0, 10.0))
+    )
+    assert (part.low, part.high) == (whole.low, whole.high)
+    np.testing.assert_array_equal(part.images, whole.images[:3])
+
+
+def test_region_without_a_slice_is_refused_with_what_there_is(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"--region 21,90: no slice lies there.* from 0.0 to 20.0 mm"):
+        segment_volume(scan(), bundle, SegmentConfig("fast", region=(21.0, 90.0)))
+    with pytest.raises(InputError, match="a picture has no place"):
+        segment_volume(
+            Picture(np.eye(32, dtype=np.uint8)[None]), bundle, SegmentConfig("fast", region=(0.0, 1.0))
+        )
+
+
+# --- the largest component -------------------------------------------------------------------------
+
+
+def with_probabilities(monkeypatch: pytest.MonkeyPatch, labels: np.ndarray, bundle: Bundle) -> None:
+    """Let the model answer with given labels (N, S, S)."""
+
+    def answer(images: np.ndarray, *arguments: Any, **settings: Any) -> Any:
+        probs = np.moveaxis(np.eye(3, dtype=np.float16)[labels], -1, 1)  # (N, S, S, K) -> (N, K, S, S)
+        return replace(label_slices(images, *arguments, **settings), label_probs=probs)
+
+    label_slices = segment_module.label_slices
+    monkeypatch.setattr(segment_module, "label_slices", answer)
+
+
+def test_largest_component_of_each_label_is_kept_in_three_dimensions(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube = Volume(scan(8).array[:16, :16].repeat(2, 0).repeat(2, 1), Grid((32, 32, 8), np.eye(4)))
+    labels = np.zeros((8, 32, 32), np.int64)
+    labels[:4, 4:9, 4:9] = 1
+    labels[5:, 12:20, 12:20] = 1  # the largest
+    labels[:2, 22:31, 22:31] = 1  # larger in its slices, not in the volume
+    labels[:, 25:28, 2:5] = 2  # another label is another matter
+    labels[2:5, 2:4, 25:30] = 2
+    with_probabilities(monkeypatch, labels, bundle)
+    plain, reduced = (
+        segment_volume(cube, bundle, SegmentConfig("fast", largest_component=keep)) for keep in (False, True)
+    )
+    for value, pieces in ((1, 3), (2, 2)):
+        numbered, count = label_components(plain.labels == value)
+        assert count == pieces
+        largest = np.bincount(numbered.ravel())[1:].argmax() + 1
+        np.testing.assert_array_equal(reduced.labels == value, numbered == largest)
+    assert [one.voxels for one in label_volumes(reduced, bundle)] == [
+        np.count_nonzero(reduced.labels == value) for value in (1, 2)
+    ]
+    # What the report draws is what is written.
+    np.testing.assert_array_equal(plain.model_labels, plain.label_probs.argmax(axis=1))
+    np.testing.assert_array_equal(reduced.model_labels, labels_to_model(reduced.labels, reduced.stack))
+    assert reduced.model_labels.max() == 2
+    assert not np.array_equal(reduced.model_labels, plain.model_labels)
+
+
+def test_largest_component_of_a_picture(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros((1, 32, 32), np.int64)
+    labels[0, :4, :4], labels[0, 10:20, 10:20] = 1, 1
+    with_probabilities(monkeypatch, labels, bundle)
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 32, 32), dtype=np.uint8)
+    found = segment_volume(Picture(pixels), bundle, SegmentConfig("fast", largest_component=True))
+    assert (found.labels.shape, found.labels.dtype, found.labels.sum()) == ((32, 32), np.uint8, 100)
 
 
 # --- progress, stopping ----------------------------------------------------------------------------
@@ -197,6 +314,21 @@ def test_trust_is_judged_with_the_calibration_of_the_quality(
     assert ("DICE 0.70" in trust.reason) == (figure == 0.7)
 
 
+def test_slices_to_look_at_are_counted_in_the_whole_volume(taught: Bundle) -> None:
+    """A calibration that finds everything wrong."""
+    everything = Regression((0.0,) * len(FEATURES), 9.0)
+    zeros, ones = (0.0,) * len(FEATURES), (1.0,) * len(FEATURES)
+    assert taught.student is not None
+    anatomy = Anatomy.of(deep_answers(taught.student, torch.rand(40, 1, 32, 32)))
+    calibration = Calibration(tuple(FEATURES), zeros, ones, everything, everything, anatomy)
+    facts = {"trust": {"fast": calibration.to_dict()}, "student_dice": 0.9}
+    config = SegmentConfig("fast", region=(10.0, 15.0))
+    trust = segment_volume(scan(), replace(taught, facts=facts), config).trust
+    assert trust.slices == (3, 4)
+    assert trust.reason.endswith("slices: 3-4")
+    assert len(trust.wrong) == 2
+
+
 def test_volumes_are_voxels_times_their_size(bundle: Bundle) -> None:
     labels = np.zeros((20, 18, 5), np.uint8)
     labels[:3, 0, 0], labels[4, 4, :2] = 1, 2
@@ -223,6 +355,8 @@ def test_picture_has_no_millilitres(bundle: Bundle) -> None:
         ({"reconstruction": "mine"}, "reconstruction is 'mine'"),
         ({"steps": -1}, "steps is -1"),
         ({"batch": 0}, "batch is 0"),
+        ({"region": (0.0, float("nan"))}, "region is"),
+        ({"region": (float("-inf"), 0.0)}, "region is"),
     ],
 )
 def test_impossible_settings(settings: dict[str, Any], reason: str) -> None:

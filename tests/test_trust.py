@@ -300,6 +300,17 @@ def test_few_doubtful_slices_are_listed_though_the_case_is_ok() -> None:
     assert trust.reason.endswith("look at slices 5-6")
 
 
+def test_slices_of_a_region_have_the_numbers_of_their_volume() -> None:
+    few, many = rows(20, methods={4: 1.0, 5: 1.0}), rows(9, methods=dict.fromkeys(range(1, 8), 1.0))
+    foreign = rows(2, search={0: 1.0, 1: 1.0})
+    trusts = [
+        judge(found, CALIBRATION, validation_dice=0.9, first_slice=101) for found in (few, many, foreign)
+    ]
+    assert [trust.slices for trust in trusts] == [(105, 106), tuple(range(102, 109)), (101, 102)]
+    for trust, where in zip(trusts, ("slices 105-106", "slices: 102-108", "slices: 101-102"), strict=True):
+        assert trust.reason.endswith(where)
+
+
 @pytest.mark.parametrize(("doubtful", "status"), [(4, "ok"), (5, "review")])
 def test_more_than_a_tenth_to_look_at_is_reviewed(doubtful: int, status: str) -> None:
     trust = judge(rows(40, methods=dict.fromkeys(range(doubtful), 1.0)), CALIBRATION, validation_dice=0.9)

@@ -9,12 +9,14 @@ import argparse
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -60,6 +62,20 @@ class Subparser(Parser):
         super().__init__(prog, description=description, examples=examples)
 
 
+def with_negative_values(arguments: Sequence[str] | None, *options: str) -> list[str]:
+    """Join options and values such as ``--region -120,40``: argparse would take the value for an option.
+
+    arguments: without the program's name; ``sys.argv`` when None.
+    """
+    joined: list[str] = []
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        if joined and joined[-1] in options and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
@@ -96,41 +112,48 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
 def _outcome(main: Callable[[argparse.Namespace], int | None], options: argparse.Namespace, prog: str) -> int:
     try:
         return main(options) or DONE
-    except InputError as error:
-        return _failed(prog, error.message, WRONG_INPUT, details=error.details, debug=options.debug)
-    except (Cancelled, KeyboardInterrupt) as stopped:
-        return _failed(
-            prog, str(stopped) or "stopped; what was finished is kept", CANCELLED, word="cancelled"
-        )
     except BrokenPipeError:  # the reader of our output left, as in "sgan-evaluate ... | head"
         _forget_stdout()
         return DONE
-    except OSError as error:
-        if error.errno not in _MENDABLE:
-            return _internal(prog, error, debug=options.debug)
+    except (Exception, KeyboardInterrupt) as error:
+        ended = failure(error, debug=options.debug)
+        if options.debug:
+            traceback.print_exc(file=sys.stderr)
+        word = "cancelled" if ended.code == CANCELLED else "error"
+        print(f"{prog}: {word}: {ended.message}", file=sys.stderr)
+        if ended.details:
+            print(ended.details, file=sys.stderr)
+        return ended.code
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a command ended that did not do its work."""
+
+    code: int
+    message: str  # one line
+    details: str = ""  # lines to show below it
+
+
+def failure(error: BaseException, *, debug: bool) -> Failure:
+    """What to say about an exception that ended a command, and its exit code; see ``run``.
+
+    debug: whether the traceback is shown, so that it need not be asked for.
+    """
+    if isinstance(error, InputError):
+        return Failure(WRONG_INPUT, _one_line(error.message), error.details)
+    if isinstance(error, Cancelled | KeyboardInterrupt):
+        return Failure(CANCELLED, _one_line(str(error)) or "stopped; what was finished is kept")
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
         place = f"{error.filename}: " if error.filename else ""
         advice = "Free some space, or choose another place that can be written."
-        return _failed(prog, f"{place}{error.strerror}. {advice}", WRONG_INPUT, debug=options.debug)
-    except Exception as error:
-        return _internal(prog, error, debug=options.debug)
+        return Failure(WRONG_INPUT, _one_line(f"{place}{error.strerror}. {advice}"))
+    hint = "" if debug else " (an error of ours; run again with --debug and report what it shows)"
+    return Failure(INTERNAL_ERROR, _one_line(f"{type(error).__name__}: {error}{hint}"))
 
 
-def _internal(prog: str, error: Exception, *, debug: bool) -> int:
-    message = f"{type(error).__name__}: {error}"
-    if not debug:
-        message += " (an error of ours; run again with --debug and report what it shows)"
-    return _failed(prog, message, INTERNAL_ERROR, debug=debug)
-
-
-def _failed(
-    prog: str, message: str, code: int, *, word: str = "error", details: str = "", debug: bool = False
-) -> int:
-    if debug:
-        traceback.print_exc(file=sys.stderr)
-    print(f"{prog}: {word}: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever was raised
-    if details:
-        print(details, file=sys.stderr)
-    return code
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _forget_stdout() -> None:

@@ -69,8 +69,7 @@ Takes about a second a patient and 5 MB on disk. (sgan-train --data phantom need
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return app.run(_call, _parser(), _with_negative_ranges(arguments))
+    return app.run(_call, _parser(), app.with_negative_values(argv, "--intensity-range"))
 
 
 def _call(options: argparse.Namespace) -> int | None:
@@ -278,17 +277,6 @@ def _phantom_options(parser: argparse.ArgumentParser) -> None:
         default="ct",
         help="CT or MRI in or out of phase (default ct)",
     )
-
-
-def _with_negative_ranges(arguments: Sequence[str]) -> list[str]:
-    """Join ``--intensity-range -40,160``: argparse would take the value for an option."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] == "--intensity-range" and re.match(r"-[\d.]", argument):
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
 
 
 def _range(text: str) -> tuple[float, float]:

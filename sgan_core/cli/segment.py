@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgan_core import __version__
 from sgan_core.cli import app
+from sgan_core.cli.cancel import cancelled_at_eof
+from sgan_core.cli.progress import Progress
+from sgan_core.files import remove_unfinished
 
 if TYPE_CHECKING:
+    from sgan_core.batch import BatchResult
     from sgan_core.bundle import Bundle
-    from sgan_core.cli.progress import Progress
 
 log = logging.getLogger("sgan_core.cli.segment")  # __name__ is another with "python -m"
 
@@ -24,11 +27,20 @@ _EXAMPLES = """\
   sgan-segment scans/ --model runs/liver/bundle --output out --quality careful
   sgan-segment study/ --model phantom-ct-liver --output out --format dicom-seg --series 4
   sgan-segment xray.png --model lungs.zip --output out --quality fast --device cpu
+  sgan-segment scan.nii.gz --model phantom-ct-liver --output out --region -120,40 --largest-component
 
 Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.dcm with dicom-seg, _seg.png for
 pictures), OUTPUT/run.json with volumes in mL and reconstruction errors, and OUTPUT/report.html. In a folder of
 images or of DICOM folders, every one is segmented; one that cannot be read does not stop the others. Of one DICOM
 study only the series named with --series is segmented. Research use only, not a medical device.
+
+--region takes heights in mm towards the head, the third number of an entry of slice_centres_mm in run.json and the
+S coordinate of 3D Slicer. The label volume still covers the whole scan, and slices are numbered from its first one
+at the feet (first_slice in run.json is the first that was segmented). Scans that do not fit into memory: --batch 1,
+--region. --save-reconstruction adds OUTPUT/<case>_recon.nii.gz (.nrrd with --format nrrd, .png for pictures).
+
+--json-progress: events hello (pid, tool_version), start (labels with rgb, code and terminology), progress, warning,
+case (its part of run.json), then done, or error (message in one line, details, code as below).
 
 exit codes: 0 done, 1 some inputs failed, 2 wrong input or options, 3 cancelled, 70 our own error
 """
@@ -87,6 +99,24 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write each label's probability: volumes of 0 to 1, pictures of 0 to 255",
     )
+    add(
+        "--save-reconstruction",
+        action="store_true",
+        help="also write what the generator makes of the image, on its grid: volumes in its units (HU for CT), "
+        "pictures in 8 bits",
+    )
+    add(
+        "--region",
+        type=_region,
+        metavar="FROM,TO",
+        help="segment only slices whose centre lies between these two, in mm towards the head, e.g. -120,40 "
+        "(default: all)",
+    )
+    add(
+        "--largest-component",
+        action="store_true",
+        help="of each label keep only the largest connected piece",
+    )
     add("--no-report", action="store_true", help="do not write report.html")
     add("--batch", type=int, metavar="N", help="slices optimised together (default: the model's)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
@@ -95,62 +125,25 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def stop_on_eof() -> Callable[[], bool]:
-    """Becomes true when stdin ends, as it does when the program that started us dies."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-        ended.set()
-
-    threading.Thread(target=watch, daemon=True).start()
-    return ended.is_set
+def _region(text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FROM,TO in mm, e.g. -120,40") from None
+    return first, second
 
 
 def command(args: argparse.Namespace) -> int:
     """Segment as the options say."""
-    from sgan_core.batch import BatchConfig, find_inputs, run_batch
-    from sgan_core.bundle import load_bundle
-    from sgan_core.cli.progress import Progress
-    from sgan_core.device import choose_device, describe
-    from sgan_core.labelling import SegmentConfig
-
-    should_stop = stop_on_eof() if args.cancel_on_eof else lambda: False
     with Progress(as_json=args.json_progress) as progress:
+        progress.event("hello", pid=os.getpid(), tool_version=__version__)
         try:
-            inputs = find_inputs(args.input)
-            device = choose_device(args.device)
-            bundle = load_bundle(args.model, device)
-            segment = SegmentConfig(
-                quality=args.quality,
-                steps=args.steps,
-                reconstruction=args.reconstruction,
-                batch=args.batch,
-                encoder_only=args.encoder_only,
-            )
-            config = BatchConfig(
-                segment,
-                args.format,
-                args.series,
-                args.resample_gaps,
-                probabilities=args.probabilities,
-                report=not args.no_report,
-            )
-            progress.event("start", inputs=len(inputs), **_described(bundle))
-            log.info("%s on %s", bundle.name, describe(device))
-            result = run_batch(
-                inputs,
-                bundle,
-                args.output,
-                config,
-                options={name: _plain(value) for name, value in vars(args).items()},
-                on_progress=progress,
-                on_case=lambda case: _tell(case, progress),
-                should_stop=should_stop,
-            )
+            with cancelled_at_eof(_clearing(args.output)) if args.cancel_on_eof else nullcontext():
+                result = segment(args, progress)
         except (Exception, KeyboardInterrupt) as error:
-            progress.event("error", message=str(error) or "cancelled")
+            ended = app.failure(error, debug=args.debug)
+            message = "cancelled" if ended.code == app.CANCELLED else ended.message
+            progress.event("error", message=message, details=ended.details, code=ended.code)
             raise
         progress.event("done", output=str(args.output), failed=result.failed)
     if not args.json_progress:
@@ -158,18 +151,78 @@ def command(args: argparse.Namespace) -> int:
     return app.PARTLY_FAILED if result.failed else app.DONE
 
 
+def _clearing(output: Path) -> Callable[[], None]:
+    """What leaves nothing half-written in a folder when the process ends at once, not the folder if it is new."""
+    new = not output.exists()
+
+    def clear() -> None:
+        remove_unfinished()
+        if new:
+            with suppress(OSError):  # not made yet, or finished cases are in it
+                output.rmdir()
+
+    return clear
+
+
+def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
+    """Load the model and segment the inputs, telling how it goes."""
+    from sgan_core.batch import BatchConfig, find_inputs, run_batch
+    from sgan_core.bundle import load_bundle
+    from sgan_core.device import choose_device, describe
+    from sgan_core.labelling import SegmentConfig
+
+    inputs = find_inputs(args.input)
+    device = choose_device(args.device)
+    bundle = load_bundle(args.model, device)
+    config = BatchConfig(
+        SegmentConfig(
+            quality=args.quality,
+            steps=args.steps,
+            reconstruction=args.reconstruction,
+            batch=args.batch,
+            encoder_only=args.encoder_only,
+            region=args.region,
+            largest_component=args.largest_component,
+        ),
+        args.format,
+        args.series,
+        args.resample_gaps,
+        probabilities=args.probabilities,
+        report=not args.no_report,
+        save_reconstruction=args.save_reconstruction,
+    )
+    progress.event("start", inputs=len(inputs), **_described(bundle))
+    log.info("%s on %s", bundle.name, describe(device))
+    return run_batch(
+        inputs,
+        bundle,
+        args.output,
+        config,
+        options={name: _plain(value) for name, value in vars(args).items()},
+        on_progress=progress,
+        on_case=lambda case: _tell(case, progress),
+    )
+
+
 def _described(bundle: Bundle) -> dict[str, Any]:
     from sgan_core.device import describe
+    from sgan_core.imaging.terminology import slicer_terminology
 
     labels = [
-        {"name": label.name, "value": label.value, "rgb": list(label.rgb), "code": label.code}
+        {
+            "name": label.name,
+            "value": label.value,
+            "rgb": list(label.rgb),
+            "code": label.code,
+            "terminology": slicer_terminology(label),
+        }
         for label in bundle.config.labels
     ]
     return {"model": bundle.name, "device": describe(bundle.device), "labels": labels}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
@@ -201,7 +254,7 @@ def _print_table(cases: list[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of sgan-segment."""
-    return app.run(command, parser(), argv)
+    return app.run(command, parser(), app.with_negative_values(argv, "--region"))
 
 
 if __name__ == "__main__":

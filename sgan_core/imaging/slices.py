@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,24 @@ class SliceStack:
     low: float  # input intensity that became -1
     high: float  # input intensity that became 1
     transform: Compose  # native slices (channels, H, W) to (channels, S, S), invertible
+    # Which of the input's axial slices the images are, counted from the feet.
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def first_slice(self) -> int:
+        """Number of the first image in the whole input, counted from 1."""
+        return (self.rows.start or 0) + 1
+
+    def part(self, rows: slice) -> SliceStack:
+        """Some neighbouring images of this stack; what else the input holds is then left alone.
+
+        rows: positions in this stack. Raises ValueError when they are none, or not neighbours.
+        """
+        start, stop, step = rows.indices(len(self.images))
+        if step != 1 or start >= stop:
+            raise ValueError(f"{rows} are no neighbouring slices of {len(self.images)}")
+        first = self.first_slice - 1
+        return replace(self, images=self.images[start:stop], rows=slice(first + start, first + stop))
 
 
 def to_model(
@@ -83,7 +101,7 @@ def to_model(
 
 
 def labels_to_model(labelmap: np.ndarray, stack: SliceStack) -> np.ndarray:
-    """Cut a label map on the stack's grid, (I, J, K) or (H, W) integers, into (N, S, S) uint8.
+    """Cut the stack's slices from a label map of the input's shape, (I, J, K) or (H, W), into (N, S, S) uint8.
 
     Each label's share of every model pixel is computed, and the largest wins; padding is background 0.
     """
@@ -103,10 +121,10 @@ def to_volume(probabilities: np.ndarray | torch.Tensor, stack: SliceStack) -> np
     """Bring label probabilities (N, K, S, S) back and label them.
 
     Returns uint8 of the input's shape, (I, J, K) or (H, W): probabilities are interpolated to the native
-    pixels, then the most probable class 0..K-1 wins.
+    pixels, then the most probable class 0..K-1 wins. Slices that are not in the stack are background 0.
     """
     _require_model_shape(probabilities, stack)
-    labelmap = np.empty(stack.shape, np.uint8)
+    labelmap = np.zeros(stack.shape, np.uint8)
     native = _native_slices(labelmap, stack)  # a view: writing here fills the label map
     for chunk in _chunks(native.shape, per_slice=probabilities.shape[1]):
         model_probs = _float_tensor(probabilities[chunk])  # (n, K, S, S)
@@ -116,21 +134,55 @@ def to_volume(probabilities: np.ndarray | torch.Tensor, stack: SliceStack) -> np
     return labelmap
 
 
-def images_to_volume(images: np.ndarray | torch.Tensor, stack: SliceStack) -> np.ndarray:
+def images_to_volume(
+    images: np.ndarray | torch.Tensor, stack: SliceStack, *, outside: float = AIR
+) -> np.ndarray:
     """Bring model images (N, C, S, S) in [-1, 1] back, e.g. reconstructions, still in [-1, 1].
 
     Returns float32 on the input's grid: (I, J, K), the mean over C, for a volume; (C, H, W) for a picture.
-    ``low + (value + 1) / 2 * (high - low)`` of the stack gives input units.
+    Slices that are not in the stack get the value ``outside``. ``in_input_units`` gives input units.
     """
     _require_model_shape(images, stack)
     if stack.grid is None:
         return _to_native_size(_float_tensor(images), stack.transform, stack.shape)[0].numpy()
-    volume = np.empty(stack.shape, np.float32)
+    volume = np.full(stack.shape, outside, np.float32)
     native = _native_slices(volume, stack)  # a view: writing here fills the volume
     for chunk in _chunks(native.shape):
         grey = _float_tensor(images[chunk]).mean(dim=1, keepdim=True)  # (n, C, S, S) -> (n, 1, S, S)
         native[chunk] = _to_native_size(grey, stack.transform, native.shape[1:])[:, 0].numpy()
     return volume
+
+
+def in_input_units(values: np.ndarray, stack: SliceStack, dtype: np.dtype) -> np.ndarray:
+    """Intensities in [-1, 1], of any shape, as the input's: -1 becomes ``stack.low`` and 1 ``stack.high``.
+
+    dtype: of the input. Whole numbers are rounded and clipped to their type; all else becomes float32.
+    """
+    # float64 for the few with 32-bit numbers, which float32 would round past the end of the type
+    wide = dtype.kind in "iu" and dtype.itemsize > 2
+    units = np.add(values, 1.0, dtype=np.float64 if wide else np.float32)
+    units *= (stack.high - stack.low) / 2.0
+    units += stack.low
+    if dtype.kind not in "iu":
+        return units
+    limits = np.iinfo(dtype)
+    return np.rint(units, out=units).clip(limits.min, limits.max, out=units).astype(dtype)
+
+
+def slice_centres_mm(stack: SliceStack) -> np.ndarray:
+    """Where the middles of the stack's slices lie in the patient: (N, 3) in RAS mm, in the stack's order.
+
+    Raises ValueError for a picture, which has no place in the patient.
+    """
+    if stack.grid is None:
+        raise ValueError("a picture has no place in the patient")
+    order = _axial_order(stack.grid)
+    through = int(np.argmin(order[:, 0]))  # the file's axis that the slices are stacked along
+    positions = np.arange(stack.shape[through])[:: int(order[through, 1])][stack.rows]
+    voxels = np.tile((np.array(stack.shape) - 1.0) / 2.0, (len(positions), 1))  # (N, 3)
+    voxels[:, through] = positions
+    centres: np.ndarray = voxels @ stack.grid.affine[:3, :3].T + stack.grid.affine[:3, 3]
+    return centres
 
 
 class AntialiasedResize(InvertibleTransform):
@@ -217,10 +269,11 @@ def _axial_view_spacing(grid: Grid) -> tuple[float, float, float]:
 
 
 def _native_slices(array: np.ndarray, stack: SliceStack) -> np.ndarray:
-    """A view (N, H, W) of an array of the input's shape."""
+    """A view (N, H, W) of the stack's slices in an array of the input's shape."""
     if array.shape != stack.shape:
         raise ValueError(f"array {array.shape} does not match the sliced image {stack.shape}")
-    return array[None] if stack.grid is None else _axial_view(array, stack.grid)
+    slices = array[None] if stack.grid is None else _axial_view(array, stack.grid)
+    return slices[stack.rows]
 
 
 # --- intensity -------------------------------------------------------------------------------------

@@ -41,6 +41,13 @@ def label_codes(label: Label) -> tuple[Code, Code]:
     return category, Code(PRIVATE_SCHEME, private, name)
 
 
+def slicer_terminology(label: Label) -> str:
+    """3D Slicer's terminology entry: context, category, type, modifier, anatomic context, region, modifier."""
+    category, kind = ("^".join((code.scheme, code.value, code.meaning)) for code in label_codes(label))
+    context = "Segmentation category and type - 3D Slicer General Anatomy list"
+    return "~".join((context, category, kind, "^^", "Anatomic codes - DICOM master list", "^^", "^^"))
+
+
 def header_text(text: str) -> str:
     """Text for a field of a header: one line, at most 64 characters, no separator of DICOM or 3D Slicer."""
     return " ".join(re.sub(r"[\\^~|&\x00-\x1f\x7f]", " ", text).split())[:64].strip()

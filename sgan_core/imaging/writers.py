@@ -17,7 +17,7 @@ from sgan_core.errors import InputError
 from sgan_core.files import replacing
 from sgan_core.imaging.grid import Grid, ras_from_lps
 from sgan_core.imaging.readers import ITK_SUFFIXES, NIFTI_SUFFIXES, VOLUME_SUFFIXES, image_suffix
-from sgan_core.imaging.terminology import label_codes
+from sgan_core.imaging.terminology import slicer_terminology
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 
@@ -151,17 +151,10 @@ def _segment_table(grid: Grid, labels: Sequence[Label]) -> dict[str, str]:
             "Layer": "0",
             # The whole image: some versions of 3D Slicer crop every segment of a layer to the first's extent.
             "Extent": extent,
-            "Tags": f"TerminologyEntry:{_terminology(label)}|",
+            "Tags": f"TerminologyEntry:{slicer_terminology(label)}|",
         }
         table |= {f"Segment{index}_{key}": value for key, value in segment.items()}
     return table
-
-
-def _terminology(label: Label) -> str:
-    """3D Slicer's terminology entry: context, category, type, modifier, anatomic context, region, modifier."""
-    category, kind = ("^".join((code.scheme, code.value, code.meaning)) for code in label_codes(label))
-    context = "Segmentation category and type - 3D Slicer General Anatomy list"
-    return "~".join((context, category, kind, "^^", "Anatomic codes - DICOM master list", "^^", "^^"))
 
 
 def _reference_geometry(grid: Grid) -> str:

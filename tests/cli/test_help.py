@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ("benchmark", "segment", "train", "demo", "sample", "evaluate", "data", "bundle")
+COMMANDS = ("benchmark", "segment", "train", "demo", "sample", "evaluate", "data", "bundle", "info")
 HEAVY = ("torch", "numpy", "monai", "nibabel", "SimpleITK", "matplotlib")
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from scipy.ndimage import label as components
 
-from sgan_core import __version__
+from sgan_core import __version__, bundle
 from sgan_core.cli.progress import Progress
 from sgan_core.cli.segment import main
+from sgan_core.errors import Cancelled, InputError
 
 WriteScan = Callable[..., Path]
 Leftovers = Callable[[Path], list[str]]
@@ -81,6 +84,9 @@ def test_run_json_holds_what_machines_need(tiny_bundle: Path, write_scan: WriteS
     assert len(case["reconstruction_error"]["slices"]) == 5
     assert case["reconstruction_error"]["case"] > 0
     assert case["trust"].keys() == {"status", "score", "reason", "wrong", "foreign", "slices"}
+    assert (case["first_slice"], case["reconstruction_output"]) == (1, None)
+    centre = nib.affines.apply_affine(nib.load(scan).affine, [[11, 8, k] for k in range(5)])
+    np.testing.assert_allclose(case["slice_centres_mm"], centre, atol=6e-4)
     assert case["seconds"] > 0
 
 
@@ -142,6 +148,71 @@ def test_zipped_model(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) 
     model = shutil.make_archive(str(tmp_path / "model"), "zip", tiny_bundle)
     scan = write_scan(tmp_path / "scan.nii.gz")
     assert main([str(scan), "--model", model, "--output", str(tmp_path / "out")]) == 0
+
+
+# --- parts of the image and of the mask ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", [["--region", "-12,{}"], ["--region=-12,{}"], ["--region", "{},-12"]])
+def test_region_of_a_scan(
+    written: list[str], tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path
+) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    heights = nib.affines.apply_affine(nib.load(scan).affine, [[11, 8, k] for k in range(5)])[:, 2]
+    region = [part.format(f"{heights[2] + 0.1:.1f}") for part in written]
+    options = ["--model", str(tiny_bundle), "--output", str(output), *region]
+    assert main([str(scan), *options]) == 0
+    (case,) = record(output)["cases"]
+    assert case["first_slice"] == 1
+    np.testing.assert_allclose(np.array(case["slice_centres_mm"])[:, 2], heights[:3], atol=6e-4)
+    assert len(case["reconstruction_error"]["slices"]) == 3
+    labels = np.asarray(nib.load(output / "scan_seg.nii.gz").dataobj)
+    assert labels.shape == (23, 17, 5)
+    assert labels[..., :3].any()
+    assert not labels[..., 3:].any()
+    assert sorted(record(output)["options"]["region"]) == sorted([-12.0, round(heights[2] + 0.1, 1)])
+
+
+@pytest.mark.parametrize("region", ["1", "a,b", "1,2,3", ""])
+def test_region_that_is_none(region: str, tmp_path: Path, capsys: Output) -> None:
+    assert main(["scan.nii.gz", "--model", "any", "--output", str(tmp_path), "--region", region]) == 2
+    assert "is not FROM,TO in mm, e.g. -120,40" in capsys.readouterr().err
+
+
+def test_region_beside_the_scan(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    options = ["--model", str(tiny_bundle), "--output", str(output), "--region", "-900,-800"]
+    assert main([str(scan), *options]) == 2
+    assert "--region -900,-800: no slice lies there" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_figures_are_those_of_the_mask_that_was_written(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path
+) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    voxels = {}
+    for option in ("--no-report", "--largest-component"):
+        output = tmp_path / option
+        assert main([str(scan), "--model", str(tiny_bundle), "--output", str(output), option]) == 0
+        labels = np.asarray(nib.load(output / "scan_seg.nii.gz").dataobj)
+        (label,) = record(output)["cases"][0]["labels"]
+        voxels[option] = label["voxels"], components(labels == 1, np.ones((3, 3, 3)))[1]
+        assert label["voxels"] == (labels == 1).sum()
+    assert voxels["--no-report"][1] > 1
+    assert voxels["--largest-component"][1] == 1
+    assert voxels["--largest-component"][0] < voxels["--no-report"][0]
+
+
+def test_reconstruction_lies_on_the_scan(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    options = ["--model", str(tiny_bundle), "--output", str(output), "--save-reconstruction"]
+    assert main([str(scan), *options]) == 0
+    assert_same_grid(output / "scan_recon.nii.gz", scan)
+    assert nib.load(output / "scan_recon.nii.gz").get_data_dtype() == np.int16
+    assert record(output)["cases"][0]["reconstruction_output"] == str(output / "scan_recon.nii.gz")
 
 
 # --- quality ---------------------------------------------------------------------------------------
@@ -228,8 +299,18 @@ def test_json_progress_of_a_batch(
     options = ["--model", str(tiny_bundle), "--output", str(tmp_path / "out"), "--json-progress"]
     assert main([str(folder_with_a_broken_scan), *options]) == 1
     told = events(capsys.readouterr().out)
-    assert told[0]["event"] == "start"
-    assert told[0]["labels"] == [{"name": "liver", "value": 1, "rgb": [200, 90, 60], "code": "10200004"}]
+    assert told[0] == {"event": "hello", "pid": os.getpid(), "tool_version": __version__}
+    assert told[1]["event"] == "start"
+    assert told[1]["labels"] == [
+        {
+            "name": "liver",
+            "value": 1,
+            "rgb": [200, 90, 60],
+            "code": "10200004",
+            "terminology": "Segmentation category and type - 3D Slicer General Anatomy list"
+            "~SCT^123037004^Anatomical Structure~SCT^10200004^liver~^^~Anatomic codes - DICOM master list~^^~^^",
+        }
+    ]
     assert told[-1] == {"event": "done", "output": str(tmp_path / "out"), "failed": 1}
     cases = [event for event in told if event["event"] == "case"]
     assert [(case["case"], case["status"]) for case in cases] == [
@@ -248,9 +329,67 @@ def test_json_progress_of_a_batch(
 def test_error_is_an_event_too(tiny_bundle: Path, tmp_path: Path, capsys: Output) -> None:
     options = ["--model", str(tiny_bundle), "--output", str(tmp_path / "out"), "--json-progress"]
     assert main([str(tmp_path / "missing.nii.gz"), *options]) == 2
-    (error,) = events(capsys.readouterr().out)
-    assert error["event"] == "error"
+    printed = capsys.readouterr()
+    hello, error = events(printed.out)
+    assert hello["event"] == "hello"
+    assert error.keys() == {"event", "message", "details", "code"}
+    assert (error["event"], error["code"], error["details"]) == ("error", 2, "")
     assert "missing.nii.gz: no such file" in error["message"]
+    assert printed.err == f"sgan-segment: error: {error['message']}\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message", "details"),
+    [
+        (
+            InputError("choose one:\n with --series", details="1 a\n2 b"),
+            2,
+            "choose one: with --series",
+            "1 a\n2 b",
+        ),
+        (RuntimeError("shapes\ndiffer"), 70, "RuntimeError: shapes differ (an error of ours", ""),
+        (OSError(28, "No space left", "/out"), 2, "/out: No space left. Free some space", ""),
+        (Cancelled("stopped; nothing was written"), 3, "cancelled", ""),
+        (KeyboardInterrupt(), 3, "cancelled", ""),
+    ],
+)
+def test_programs_are_told_what_people_are_told(
+    raised: BaseException,
+    code: int,
+    message: str,
+    details: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(bundle, "load_bundle", fail)
+    (tmp_path / "scan.nii.gz").touch()
+    options = ["--model", "any", "--output", str(tmp_path / "out"), "--json-progress"]
+    assert main([str(tmp_path / "scan.nii.gz"), *options]) == code
+    printed = capsys.readouterr()
+    error = events(printed.out)[-1]
+    assert (error["event"], error["code"], error["details"]) == ("error", code, details)
+    assert error["message"].startswith(message)
+    first, *rest = printed.err.splitlines()
+    assert error["message"] in first
+    assert "\n".join(rest) == details
+
+
+def test_hello_comes_before_anything_heavy(tmp_path: Path) -> None:
+    """The first line is there although torch cannot be imported at all."""
+    script = (
+        "import sys; sys.modules['torch'] = None; from sgan_core.cli.segment import main; sys.exit(main())"
+    )
+    options = [str(tmp_path), "--model", "any", "--output", str(tmp_path / "out"), "--json-progress"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=False
+    )
+    hello, error = events(done.stdout)
+    assert hello["event"] == "hello"
+    assert (error["event"], error["code"], done.returncode) == ("error", 70, 70)
 
 
 def test_two_inputs_of_one_name_are_refused(
@@ -301,7 +440,8 @@ def test_signal_keeps_finished_cases(
     assert [case["case"] for case in record(output)["cases"]] == ["a", "b"]
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].startswith("sgan-segment: cancelled:")
-    assert events(printed.out)[-1]["event"] == "error"
+    last = events(printed.out)[-1]
+    assert (last["event"], last["message"], last["code"]) == ("error", "cancelled", 3)
 
 
 def test_end_of_stdin_cancels(
@@ -318,10 +458,83 @@ def test_end_of_stdin_cancels(
         when_case_is_reached(monkeypatch, "c ", caller.close)
         options = ["--model", str(tiny_bundle), "--output", str(output), "--cancel-on-eof"]
         # So many steps that the watcher is sure to see the end before the last.
-        assert main([str(folder_with_a_broken_scan), *options, "--steps", "60"]) == 3
+        assert main([str(folder_with_a_broken_scan), *options, "--steps", "100"]) == 3
     assert (output / "a_seg.nii.gz").is_file()
     assert not (output / "c_seg.nii.gz").exists()
+    assert [case["case"] for case in record(output)["cases"]] == ["a", "b"]
     assert leftovers(output) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "seconds"),
+    [("hello", 0.0), ("hello", 0.5), ("hello", 1.5), ("start", 0.0), ("progress", 0.0), ("progress", 0.5)],
+)
+def test_end_of_stdin_ends_the_process_at_every_moment(
+    event: str, seconds: float, tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path
+) -> None:
+    """At once after the first line, while torch is imported, and later while slices are inverted."""
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    command = [sys.executable, "-m", "sgan_core.cli.segment", str(scan), "--model", str(tiny_bundle)]
+    command += ["--output", str(output), "--steps", "1000000", "--json-progress", "--cancel-on-eof"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        while json.loads(process.stdout.readline())["event"] != event:
+            pass
+        time.sleep(seconds)
+        process.stdin.close()
+        began = time.monotonic()
+        last = events(process.stdout.read())[-1]
+        assert process.wait() == 3
+        assert time.monotonic() - began < 2.0
+        assert process.stderr.read().splitlines()[-1].startswith("sgan-segment: cancelled:")
+    assert (last["event"], last["message"], last["code"]) == ("error", "cancelled", 3)
+    assert list(tmp_path.iterdir()) == [scan]
+
+
+def test_process_that_cannot_be_interrupted_is_ended(
+    tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path
+) -> None:
+    """As when a library writes a file without looking up: nothing half-written stays, nor the folder."""
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    command = [
+        sys.executable,
+        "-c",
+        WRITES_FOREVER,
+        str(scan),
+        "--model",
+        str(tiny_bundle),
+        "--quality",
+        "fast",
+    ]
+    command += ["--output", str(output), "--save-reconstruction", "--format", "nrrd", "--cancel-on-eof"]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(output.iterdir())) == 2  # the reconstruction, and what is being written
+        process.stdin.close()
+        began = time.monotonic()
+        assert process.wait() == 3
+        assert time.monotonic() - began < 2.0
+    assert list(tmp_path.iterdir()) == [scan]
+
+
+WRITES_FOREVER = """
+import SimpleITK, sys, time
+from sgan_core.cli.segment import main
+
+def write(image, path, **options):
+    open(path, "w").write("half")
+    if len(list(__import__("pathlib").Path(path).parent.iterdir())) < 2:
+        return
+    print("writing", flush=True)
+    while True:
+        try:
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            pass
+
+SimpleITK.WriteImage = write
+sys.exit(main())
+"""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="terminate() on Windows lets a process do nothing more")

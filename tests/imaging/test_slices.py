@@ -27,7 +27,9 @@ from sgan_core.imaging.slices import (
     AntialiasedResize,
     SliceStack,
     images_to_volume,
+    in_input_units,
     labels_to_model,
+    slice_centres_mm,
     to_model,
     to_volume,
 )
@@ -95,6 +97,77 @@ def test_picture_stays_as_stored() -> None:
     pixels = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
     stack = to_model(Picture(pixels), size=4, intensity=Intensity(low=0.0, high=15.0))
     np.testing.assert_allclose(stack.images[0, 0], pixels[0] / 7.5 - 1.0, atol=1e-6)
+
+
+@quick
+@given(grids(oblique_degrees=60.0), st.data())
+def test_centres_of_slices_are_where_the_affine_puts_them(grid: Grid, data: st.DataObject) -> None:
+    index = np.moveaxis(np.indices(grid.shape), 0, -1)
+    places_mm = nib.affines.apply_affine(grid.affine, index)  # (I, J, K, 3)
+    seen = [radiological(places_mm[..., axis], grid).mean(axis=(1, 2)) for axis in range(3)]
+    stack = to_model(noise_volume(grid), size=16, intensity=HU)
+    np.testing.assert_allclose(slice_centres_mm(stack), np.transpose(seen), atol=1e-6)
+    rows = some_rows(data, len(stack.images))
+    np.testing.assert_allclose(slice_centres_mm(stack.part(rows)), np.transpose(seen)[rows], atol=1e-6)
+
+
+def test_centres_of_a_sagittal_scan_as_written_down() -> None:
+    affine = np.array([[0, 0, 3.0, -40], [2.0, 0, 0, 10], [0, -1.5, 0, 90], [0, 0, 0, 1]])  # axes A, I, R
+    stack = to_model(noise_volume(Grid((5, 4, 3), affine)), size=16, intensity=HU)
+    expected = [[-37, 14, 85.5], [-37, 14, 87], [-37, 14, 88.5], [-37, 14, 90]]
+    np.testing.assert_allclose(slice_centres_mm(stack), expected)
+
+
+def test_picture_has_no_place() -> None:
+    with pytest.raises(ValueError, match="no place"):
+        slice_centres_mm(to_model(Picture(np.eye(4)[None]), size=4, intensity=Intensity()))
+
+
+# --- a part of the slices -------------------------------------------------------------------------
+
+
+def some_rows(data: st.DataObject, count: int) -> slice:
+    start = data.draw(st.integers(0, count - 1))
+    return slice(start, data.draw(st.integers(start + 1, count)))
+
+
+@quick
+@given(grids(), st.data())
+def test_part_leaves_the_rest_of_the_volume_alone(grid: Grid, data: st.DataObject) -> None:
+    whole = to_model(noise_volume(grid), size=16, intensity=HU)
+    rows = some_rows(data, len(whole.images))
+    part = whole.part(rows)
+    outside = np.ones(len(whole.images), bool)
+    outside[rows] = False
+
+    np.testing.assert_array_equal(part.images, whole.images[rows])
+    assert part.first_slice == rows.start + 1
+    values = 1 + np.arange(len(whole.images)) % 4  # each slice has one label
+    probabilities = one_hot(np.broadcast_to(values[:, None, None], (len(values), 16, 16)), 5)
+    labels = radiological(to_volume(probabilities[rows], part), grid)
+    np.testing.assert_array_equal(labels, np.broadcast_to((values * ~outside)[:, None, None], labels.shape))
+    images = radiological(images_to_volume(part.images, part), grid)
+    expected = radiological(images_to_volume(whole.images, whole), grid)
+    np.testing.assert_allclose(images[rows], expected[rows], atol=1e-6)
+    assert (images[outside] == -1.0).all()
+    assert not radiological(images_to_volume(part.images, part, outside=0.0), grid)[outside].any()
+    labelmap = np.random.default_rng(1).integers(0, 3, grid.shape).astype(np.uint8)
+    np.testing.assert_array_equal(labels_to_model(labelmap, part), labels_to_model(labelmap, whole)[rows])
+
+
+def test_part_of_a_part_counts_from_the_feet() -> None:
+    whole = to_model(noise_volume(Grid((6, 5, 9), np.eye(4))), size=16, intensity=HU)
+    part = whole.part(slice(2, 8)).part(slice(1, 3))
+    assert (part.rows, part.first_slice) == (slice(3, 5), 4)
+    np.testing.assert_array_equal(part.images, whole.images[3:5])
+    assert whole.first_slice == 1
+
+
+@pytest.mark.parametrize("rows", [slice(3, 3), slice(9, 12), slice(0, 9, 2)])
+def test_part_without_neighbouring_slices_is_our_mistake(rows: slice) -> None:
+    whole = to_model(noise_volume(Grid((6, 5, 9), np.eye(4))), size=16, intensity=HU)
+    with pytest.raises(ValueError, match="no neighbouring slices"):
+        whole.part(rows)
 
 
 # --- there and back -------------------------------------------------------------------------------
@@ -444,6 +517,29 @@ def test_fixed_range_is_linear_and_clipped() -> None:
     hu = np.array([-1000, -160, -60, 40, 140, 240, 1000, 0, 0], np.int16).reshape(1, 3, 3)
     stack = to_model(Picture(hu), size=3, intensity=HU)
     np.testing.assert_allclose(stack.images.ravel()[:7], [-1, -1, -0.5, 0, 0.5, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (np.int16, [-160, -60, 40, 41, 640]),
+        (np.uint8, [0, 0, 40, 41, 255]),
+        (np.int32, [-160, -60, 40, 41, 640]),
+        (np.float32, [-160.0, -60.0, 40.0, 40.6, 640.0]),
+    ],
+)
+def test_intensities_go_back_to_the_units_and_the_type_of_the_input(dtype: type, expected: list) -> None:
+    stack = to_model(Picture(np.eye(4)[None]), size=4, intensity=HU)
+    units = in_input_units(np.array([-1.0, -0.5, 0.0, 0.003, 3.0], np.float32), stack, np.dtype(dtype))
+    assert units.dtype == dtype
+    np.testing.assert_allclose(units, expected, rtol=1e-6)
+
+
+def test_large_whole_numbers_do_not_wrap_around() -> None:
+    range_ = Intensity(low=-(2.0**31), high=2.0**31 - 1)
+    stack = to_model(Picture(np.eye(4)[None]), size=4, intensity=range_)
+    units = in_input_units(np.array([-1.1, 1.0, 1.1], np.float32), stack, np.dtype(np.int32))
+    np.testing.assert_array_equal(units, [-(2**31), 2**31 - 1, 2**31 - 1])
 
 
 def test_rare_structure_on_an_empty_background_is_shown() -> None:
