@@ -1,0 +1,130 @@
+"""What is told and asked in windows of their own: why something cannot be done, and the installation."""
+
+from contextlib import contextmanager
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import install
+
+
+@contextmanager
+def explained(message):
+    """Show what the user can mend (ValueError, RuntimeError, OSError) below ``message``, and go on."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        slicer.util.errorDisplay(f"{message}\n\n{error}")
+
+
+class InstallDialog:
+    """One dialog for a plan: describe, install online or from a folder, show what happens, try again.
+
+    python: a function that gives the interpreter. ``run`` shows it and returns whether all is installed at its end.
+    """
+
+    def __init__(self, plan, python):
+        self._plan, self._python = plan, python
+        self._installer, self.installed = None, False
+        self.window = qt.QDialog(slicer.util.mainWindow())
+        self.window.setWindowTitle(_("SemanticGAN: install the engine"))
+        layout = qt.QVBoxLayout(self.window)
+        self.text = qt.QLabel(install.description(plan))
+        self.text.setWordWrap(True)
+        self.log = qt.QPlainTextEdit()
+        self.log.setReadOnly(True)
+        self.log.setVisible(False)
+        self.bar = qt.QProgressBar()
+        self.bar.setRange(0, 0)
+        self.bar.setVisible(False)
+        for widget in (self.text, self.bar, self.log):
+            layout.addWidget(widget)
+        row = qt.QHBoxLayout()
+        layout.addLayout(row)
+        self.onlineButton = self._button(
+            row, _("Install"), _("Download and install with pip."), self.installOnline
+        )
+        self.folderButton = self._button(
+            row,
+            _("Install from folder of wheels..."),
+            _(
+                "Without internet: a folder with the wheels of all packages, made on another computer "
+                "(see the tutorial)."
+            ),
+            self._chooseFolder,
+        )
+        self.closeButton = self._button(row, _("Cancel"), _("Install nothing."), self.close)
+        self.window.setMinimumWidth(560)
+        self.window.finished.connect(self._onWindowClosed)
+
+    def run(self):
+        self.window.exec_()
+        return self.installed
+
+    def installOnline(self, *unused):
+        self._start(lambda installer: installer.installOnline(self._plan))
+
+    def installFromFolder(self, folder):
+        self._start(lambda installer: installer.installFromFolder(self._plan, folder))
+
+    def close(self, *unused):
+        self.window.reject()
+
+    def _button(self, row, text, hint, function):
+        button = qt.QPushButton(text)
+        button.setToolTip(hint)
+        button.clicked.connect(function)
+        row.addWidget(button)
+        return button
+
+    def _chooseFolder(self, *unused):
+        folder = qt.QFileDialog.getExistingDirectory(self.window, _("Folder of wheels"))
+        if folder:
+            self.installFromFolder(folder)
+
+    def _start(self, function):
+        self._setRunning(True)
+        self.text.setText(_("Installing..."))
+        self.log.clear()
+        slicer.app.processEvents()  # PyTorch's extension waits for its own installer
+        self._installer = install.Installer(self._python(), self.log.appendPlainText, self._onFinished)
+        function(self._installer)
+
+    def _onFinished(self, error):
+        self._installer = None
+        self._setRunning(False)
+        if error is None:
+            try:
+                self._plan = install.makePlan()
+            except install.InstallError as problem:
+                error = problem
+        if error is None and not self._plan.isEmpty:
+            error = install.InstallError(
+                _("Something is still missing: {what}").format(what=_names(self._plan))
+            )
+        if error is None:
+            self.installed = True
+            self.window.accept()
+            return
+        self.text.setText(
+            _("<b>The installation failed.</b> Nothing of Slicer's own was changed; it can be tried again.")
+        )
+        self.log.setPlainText(f"{error}\n\n{error.details}")
+        self.closeButton.setText(_("Close"))
+
+    def _setRunning(self, running):
+        for button in (self.onlineButton, self.folderButton):
+            button.setEnabled(not running)
+        self.bar.setVisible(running)
+        self.log.setVisible(True)
+
+    def _onWindowClosed(self, *unused):
+        if self._installer is not None:
+            self._installer.cancel()
+
+
+def _names(plan):
+    return ", ".join(
+        [*plan.requirements, *(["PyTorch"] if plan.torch else []), *([plan.wheel] if plan.wheel else [])]
+    )

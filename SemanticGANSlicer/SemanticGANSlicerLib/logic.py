@@ -1,0 +1,257 @@
+"""A run from a volume of the scene to a segmentation in the scene."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
+
+from . import importer, process
+from .parameters import SemanticGANSlicerParameterNode
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run, as ``sgan-segment`` knows them. region: (from, to) in mm along S, None: the whole volume."""
+
+    model: str
+    device: str = "auto"
+    quality: str = "standard"
+    reconstruction: str = "auto"
+    region: tuple | None = None
+    largestComponent: bool = False
+
+    def arguments(self):
+        """The options of the command."""
+        arguments = ["--model", self.model, "--device", self.device, "--quality", self.quality]
+        arguments += ["--reconstruction", self.reconstruction]
+        if self.region is not None:
+            arguments.append("--region={!r},{!r}".format(*map(float, self.region)))
+        if self.largestComponent:
+            arguments.append("--largest-component")
+        return arguments
+
+
+class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
+    """What the module can do without a window: ``segment`` a volume, ``segmentFolder``, ``cancel``.
+
+    One run at a time. Everything long happens in a process of its own or in small pieces between events.
+    """
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        importer.loadTerminology()
+        self.python = process.pythonProgram  # a test puts another worker here
+        self.workerArguments = ["-m", "sgan_core.cli.segment"]
+        self._run = None
+
+    def getParameterNode(self):
+        return SemanticGANSlicerParameterNode(super().getParameterNode())
+
+    def isRunning(self):
+        return self._run is not None
+
+    def segment(self, volume, options, target=None, onProgress=None, onFinished=None):
+        """Segment a volume into ``target``, or a new segmentation; returns at once.
+
+        onProgress(done, total, message, secondsLeft or None) while it runs; onFinished(outcome, result) once at
+        the end, with a ``importer.Result`` when the outcome's status is "done". Until then the scene is unchanged.
+        Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
+        """
+        importer.checkVolume(volume)
+        if volume.GetParentTransformNode() is not None:
+            raise ValueError(
+                _(
+                    "{name} is under a transform. Harden the transform first (module Transforms), or "
+                    "segment a copy."
+                ).format(name=volume.GetName())
+            )
+        if target is not None and target.GetParentTransformNode() is not None:
+            raise ValueError(
+                _("{name} is under a transform. Harden it first, or create a new segmentation.").format(
+                    name=target.GetName()
+                )
+            )
+        self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished))
+
+    def segmentFolder(
+        self, source, output, options, fileFormat="nifti", onProgress=None, onCase=None, onFinished=None
+    ):
+        """Segment every image of a folder into files; returns at once.
+
+        onCase(case: dict) gets the record of each image when it is done; onFinished(outcome, None) comes at the
+        end. Raises ValueError when a folder is missing.
+        """
+        if not os.path.isdir(source):
+            raise ValueError(_("Choose the folder with the images to segment."))
+        if not str(output).strip() or str(output) == ".":
+            raise ValueError(_("Choose a folder for the results."))
+        self._begin(_FolderRun(self, source, output, options, fileFormat, onProgress, onCase, onFinished))
+
+    def cancel(self):
+        """Ask the run to end; onFinished comes when it has."""
+        if self._run is not None:
+            self._run.cancel()
+
+    def close(self):
+        """End the run at once, without calling anybody: the scene or the application goes away."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.close()
+
+    def _begin(self, run):
+        if self._run is not None:
+            raise RuntimeError(_("A run is under way. Wait for it, or cancel it."))
+        self._run = run
+        try:
+            run.start()
+        except Exception:
+            self.close()
+            raise
+
+    def _ended(self, run):
+        if self._run is run:
+            self._run = None
+
+
+class _Run:
+    """What runs have in common: the worker, its events, one end."""
+
+    def __init__(self, logic, options, onProgress, onFinished):
+        self._logic, self._options = logic, options
+        self._onProgress = onProgress or (lambda done, total, message, left: None)
+        self._onFinished = onFinished or (lambda outcome, result: None)
+        self._worker = self._steps = None
+        self._labels = []
+        self._closed = False
+
+    def _startWorker(self, arguments):
+        self._worker = process.Worker(self._onEvent, self._workerFinished)
+        fixed = ["--json-progress", "--cancel-on-eof"]
+        self._worker.start(self._logic.python(), [*self._logic.workerArguments, *arguments, *fixed])
+
+    def _onEvent(self, event):
+        if self._closed:
+            return
+        if event["event"] == "hello":
+            self._onProgress(0, 0, _("Starting: loading PyTorch and the model"), None)
+        elif event["event"] == "start":
+            self._labels = event["labels"]
+            self._onProgress(0, 0, _("Segmenting with {model} on {device}").format(**event), None)
+        elif event["event"] == "progress":
+            self._onProgress(event["done"], event["total"], event["message"], event.get("eta_s"))
+        elif event["event"] == "case":
+            self._onCase(event)
+
+    def _onCase(self, case):
+        pass
+
+    def cancel(self):
+        if self._worker is not None and self._worker.isRunning():
+            self._worker.cancel()
+        else:  # between two pieces of preparing the volume or loading the result
+            self._end(process.Outcome(process.CANCELLED))
+
+    def close(self):
+        self._closed = True
+        if self._steps is not None:
+            self._steps.stop()
+        if self._worker is not None:
+            self._worker.abandon()
+        self._cleanUp()
+
+    def _end(self, outcome, result=None):
+        if self._closed:
+            return
+        self._closed = True
+        if self._steps is not None:
+            self._steps.stop()
+        self._cleanUp()
+        self._logic._ended(self)
+        self._onFinished(outcome, result)
+
+    def _fail(self, error):
+        self._end(process.Outcome(process.FAILED, str(error)))
+
+    def _cleanUp(self):
+        pass
+
+
+class _VolumeRun(_Run):
+    """Volume -> file -> worker -> segmentation."""
+
+    def __init__(self, logic, volume, target, options, onProgress, onFinished):
+        super().__init__(logic, options, onProgress, onFinished)
+        self._volume, self._target = volume, target
+        self._folder = ""
+        self._kept = False  # the folder, for the reconstruction in it
+
+    def start(self):
+        self._onProgress(0, 0, _("Preparing the volume"), None)
+        self._folder = tempfile.mkdtemp(prefix="sgan-", dir=slicer.app.temporaryPath)
+        self._steps = process.Steps(importer.writeInput(self._volume, self._folder), self._written)
+
+    def _written(self, path, error):
+        if error is not None:
+            self._fail(error)
+            return
+        try:
+            files = [path, "--output", self._results(), "--format", "nrrd"]
+            also = ["--no-report", "--save-reconstruction"]
+            self._startWorker(files + also + self._options.arguments())
+        except RuntimeError as problem:
+            self._fail(problem)
+
+    def _results(self):
+        return os.path.join(self._folder, "out")
+
+    def _workerFinished(self, outcome):
+        if self._closed:
+            return
+        if outcome.status != process.DONE:
+            self._end(outcome)
+            return
+        if self._target is not None and self._target.GetScene() is None:
+            self._target = None  # removed meanwhile: the result is kept in a new one
+        try:
+            case = importer.readCase(self._results())
+        except ValueError as error:
+            self._fail(error)
+            return
+        self._onProgress(0, 0, _("Loading the result"), None)
+        steps = importer.importResult(case, self._labels, self._volume, self._target)
+        self._steps = process.Steps(steps, self._imported)
+
+    def _imported(self, result, error):
+        if error is not None:
+            self._fail(error)
+            return
+        self._kept = True
+        result.folder = self._folder
+        self._end(process.Outcome(process.DONE), result)
+
+    def _cleanUp(self):
+        if self._folder and not self._kept:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _FolderRun(_Run):
+    """Folder of images -> worker -> folder of results."""
+
+    def __init__(self, logic, source, output, options, fileFormat, onProgress, onCase, onFinished):
+        super().__init__(logic, options, onProgress, onFinished)
+        self._source, self._output, self._format, self._caseDone = source, output, fileFormat, onCase
+
+    def start(self):
+        files = [self._source, "--output", self._output, "--format", self._format]
+        self._startWorker(files + self._options.arguments())
+
+    def _onCase(self, case):
+        if self._caseDone is not None:
+            self._caseDone(case)
+
+    def _workerFinished(self, outcome):
+        self._end(outcome)

@@ -1,0 +1,151 @@
+"""The models to choose from: those of the engine, and folders and .zip files that the user opened."""
+
+import html
+import importlib.util
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+
+import qt
+from slicer.i18n import tr as _
+
+_SETTINGS = "configs/semanticgan.json"  # inside a model
+_MOST_BYTES = 16 << 20  # of that file
+_REMEMBERED = "SemanticGAN/Models"  # key of the application's settings
+_MODALITIES = {"ct": "CT", "mr": "MR", "xray": "X-ray", "dermoscopy": "dermoscopy", "face": "faces"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class that a model draws."""
+
+    value: int
+    name: str
+    rgb: tuple
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the panel says about a model. reference: what the engine is given as --model."""
+
+    reference: str
+    name: str
+    modality: str
+    labels: tuple
+    facts: dict
+
+    def details(self):
+        """What it was trained on, its labels with colours and its licence, as rich text."""
+        training = [
+            _MODALITIES.get(self.modality, self.modality),
+            _("data set {name}").format(name=self._fact("cohort")),
+        ]
+        if "labelled_patients" in self.facts:
+            training.append(_("{n} labelled patients").format(n=self._fact("labelled_patients")))
+        lines = [_("Trained on: {what}").format(what=html.escape(", ".join(training)))]
+        figure = self.facts.get("student_dice", self.facts.get("validation_dice"))
+        if isinstance(figure, float):
+            lines.append(_("DICE on its own validation patients: {dice}").format(dice=f"{figure:.2f}"))
+        swatch = '<span style="color: rgb({}, {}, {})">&#9632;</span> {}'
+        labels = (swatch.format(*label.rgb, html.escape(label.name)) for label in self.labels)
+        lines.append(_("Labels: {labels}").format(labels="&nbsp; ".join(labels)))
+        lines.append(
+            _("Licence of the weights: {licence}").format(licence=html.escape(self._fact("licence")))
+        )
+        return "<br>".join(lines)
+
+    def _fact(self, name):
+        return str(self.facts.get(name, _("not stated")))
+
+
+def bundledModels():
+    """The models that the engine brings along; none while it is not installed."""
+    package = importlib.util.find_spec("sgan_core")  # looks for it, without importing
+    if package is None or not package.submodule_search_locations:
+        return []
+    folder = os.path.join(list(package.submodule_search_locations)[0], "models")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [
+        readModel(os.path.join(folder, name), reference=name)
+        for name in names
+        if os.path.isfile(os.path.join(folder, name, _SETTINGS))
+    ]
+
+
+def readModel(path, reference=None):
+    """What a model's folder or .zip says about itself; the engine checks the rest when it loads it.
+
+    Raises ValueError saying what is wrong and what to do.
+    """
+    try:
+        settings = json.loads(_readSettings(path))
+        labels = tuple(
+            Label(int(label["value"]), str(label["name"]), tuple(int(channel) for channel in label["rgb"]))
+            for label in settings["config"]["labels"]
+        )
+        name, modality, facts = (
+            str(settings["name"]),
+            str(settings["config"]["modality"]),
+            dict(settings["facts"]),
+        )
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            _(
+                '{path} is not a model of SemanticGAN ({reason}). Choose the folder "bundle" that '
+                "training wrote, or a .zip of it."
+            ).format(path=path, reason=str(error) or type(error).__name__)
+        ) from error
+    return Model(reference or path, name, modality, labels, facts)
+
+
+def _readSettings(path):
+    if os.path.isdir(path):
+        with open(os.path.join(path, _SETTINGS), "rb") as file:
+            return file.read(_MOST_BYTES)
+    with zipfile.ZipFile(path) as archive:
+        found = [
+            name
+            for name in archive.namelist()
+            if name == _SETTINGS or name.count("/") == 2 and name.endswith("/" + _SETTINGS)
+        ]
+        if not found:
+            raise ValueError(_("{name} is missing in it").format(name=_SETTINGS))
+        with archive.open(found[0]) as file:
+            return file.read(_MOST_BYTES)
+
+
+def rememberedModels(settings):
+    """The models that were opened earlier and are still there. settings: a QSettings."""
+    models = []
+    for path in _paths(settings):
+        try:
+            models.append(readModel(path))
+        except ValueError:
+            continue  # moved or deleted since; it comes back with its file
+    return models
+
+
+def rememberModel(settings, path):
+    """Put a model's path at the head of the list that is kept between sessions."""
+    paths = [path] + [known for known in _paths(settings) if known != path]
+    settings.setValue(_REMEMBERED, json.dumps(paths))
+
+
+def _paths(settings):
+    try:
+        paths = json.loads(settings.value(_REMEMBERED, "[]"))
+    except (TypeError, ValueError):
+        return []
+    return [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
+
+
+def openModelFolder(parent=None):
+    """Ask for a model's folder; empty when the user leaves."""
+    return qt.QFileDialog.getExistingDirectory(parent, _("Open the folder of a model"))
+
+
+def openModelArchive(parent=None):
+    """Ask for a model's .zip; empty when the user leaves."""
+    found = qt.QFileDialog.getOpenFileName(parent, _("Open a model"), "", _("Models (*.zip)"))
+    return found[0] if isinstance(found, tuple) else found  # Slicer's Qt gives the path alone

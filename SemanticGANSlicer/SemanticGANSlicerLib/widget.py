@@ -1,0 +1,523 @@
+"""The panel: what the clinician sees and presses. What it does is in the logic."""
+
+import html
+import os
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
+from slicer.util import VTKObservationMixin
+
+from . import importer, models, process, samples
+from .batch import BatchTab
+from .dialogs import InstallDialog, explained
+from .install import InstallError, makePlan
+from .logic import Options, SemanticGANSlicerLogic
+from .probe import DeviceProbe
+from .progress import ProgressView
+
+_TRUST_COLOURS = {"ok": "#2e7d32", "review": "#b26a00"}  # readable on light and dark
+
+
+class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The module's panel: tab Segment here, tab Batch in ``BatchTab``."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = self._guiTag = None
+        self._result = self._reconstruction = None
+        self._maker = self._probe = None
+        self._models = []
+
+    # --- life of the panel
+
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        panel = slicer.util.loadUI(self.resourcePath("UI/SemanticGANSlicer.ui"))
+        self.layout.addWidget(panel)
+        self.ui = slicer.util.childWidgetVariables(panel)
+        panel.setMRMLScene(slicer.mrmlScene)
+        self.logic = SemanticGANSlicerLogic()
+        self._progress = ProgressView(self.ui.progressBar, self.ui.statusLabel)
+        self._batch = BatchTab(self.ui, self.logic, self._options, self._ensureInstalled, self._updateButtons)
+        self._prepareWidgets()
+        self._connectWidgets()
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._onSceneEndClose)
+        self._listModels()
+        self.initializeParameterNode()
+        self._checkInstallation()
+
+    def cleanup(self):
+        """Slicer ends or the module is reloaded: nothing keeps running."""
+        self._stopEverything()
+        self._forgetResult()
+        self.setParameterNode(None)
+        self.removeObservers()
+
+    def enter(self):
+        self.initializeParameterNode()
+        self._checkInstallation()
+
+    def exit(self):
+        """Another module is shown; a run goes on."""
+        self.setParameterNode(None)
+
+    def _onSceneStartClose(self, caller, event):
+        self._stopEverything()
+        self._forgetResult()
+        self.setParameterNode(None)
+        self._progress.stop("")
+
+    def _onSceneEndClose(self, caller, event):
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def _stopEverything(self):
+        self.logic.close()
+        for part in (self._maker, self._probe):
+            if part is not None:
+                part.close()
+        self._maker = self._probe = None
+
+    def _prepareWidgets(self):
+        ui = self.ui
+        menu = qt.QMenu(ui.openModelButton)
+        menu.addAction(_("Folder...")).triggered.connect(
+            lambda *unused: self._openModel(models.openModelFolder())
+        )
+        menu.addAction(_("Zip file...")).triggered.connect(
+            lambda *unused: self._openModel(models.openModelArchive())
+        )
+        ui.openModelButton.setMenu(menu)
+        ui.volumeTable.setColumnCount(4)
+        ui.volumeTable.setHorizontalHeaderLabels(
+            [_("Segment"), _("Volume (mL)"), _("Voxels"), _("SNOMED CT")]
+        )
+        ui.volumeTable.horizontalHeader().setStretchLastSection(True)
+        ui.volumeTable.verticalHeader().setVisible(False)
+        ui.deviceFoundLabel.setVisible(False)
+
+    def _connectWidgets(self):
+        ui = self.ui
+        ui.installButton.clicked.connect(lambda *unused: self._ensureInstalled())
+        ui.sampleCtButton.clicked.connect(lambda *unused: self._makeSample("ct"))
+        ui.sampleMrButton.clicked.connect(lambda *unused: self._makeSample("t1_in"))
+        ui.modelComboBox.currentIndexChanged.connect(self._onModelChosen)
+        ui.optionsCollapsibleButton.contentsCollapsed.connect(self._onOptionsToggled)
+        ui.regionCheckBox.toggled.connect(self._onRegionToggled)
+        ui.regionFromHereButton.clicked.connect(lambda *unused: self._takePosition(ui.regionFromSpinBox))
+        ui.regionToHereButton.clicked.connect(lambda *unused: self._takePosition(ui.regionToSpinBox))
+        ui.applyButton.clicked.connect(self._onApply)
+        ui.cancelButton.clicked.connect(self._onCancel)
+        ui.doubtfulList.itemClicked.connect(self._onDoubtfulClicked)
+        ui.doubtfulList.itemActivated.connect(self._onDoubtfulClicked)  # the Enter key
+        ui.reconstructionCheckBox.toggled.connect(self._onReconstructionToggled)
+        ui.fadeSlider.valueChanged.connect(self._onFade)
+        ui.editButton.clicked.connect(self._onEdit)
+        ui.undoButton.clicked.connect(self._onUndo)
+
+    # --- parameters
+
+    def initializeParameterNode(self):
+        self.setParameterNode(self.logic.getParameterNode())
+        if not self._parameterNode.inputVolume:
+            first = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            if first is not None and first.GetClassName() == "vtkMRMLScalarVolumeNode":
+                self._parameterNode.inputVolume = first
+
+    def setParameterNode(self, node):
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+        self._parameterNode = node
+        self._batch.setParameterNode(node)
+        if node is not None:
+            self._guiTag = node.connectGui(self.ui)
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+            self._showModel()
+        self._updateButtons()
+
+    def _onParametersModified(self, caller=None, event=None):
+        self._showModel()
+        self._updateButtons()
+
+    def _options(self):
+        """The options of both tabs. Raises ValueError when there is no model."""
+        if not self._models:
+            raise ValueError(_("No model: install the engine, or open a model."))
+        p = self._parameterNode
+        return Options(
+            model=self._chosenModel().reference,
+            device=p.device,
+            quality=p.quality,
+            reconstruction=p.reconstruction,
+            region=(p.regionFrom, p.regionTo) if p.regionEnabled else None,
+            largestComponent=p.largestComponent,
+        )
+
+    # --- installation
+
+    def _checkInstallation(self):
+        """What is missing, a Plan; None when it cannot be installed, which the banner then says."""
+        problem, plan = "", None
+        try:
+            plan = makePlan()
+            if not plan.isEmpty:
+                problem = _("The engine is not installed yet. Apply asks before it installs anything.")
+        except InstallError as error:
+            problem = str(error)
+        self.ui.installLabel.setText(problem)
+        self.ui.installFrame.setVisible(bool(problem))
+        return plan
+
+    def _ensureInstalled(self):
+        """Whether the engine is there, after asking to install it when it is not."""
+        plan = self._checkInstallation()
+        if plan is None:
+            slicer.util.errorDisplay(self.ui.installLabel.text)
+            return False
+        if plan.isEmpty:
+            return True
+        installed = InstallDialog(plan, self.logic.python).run()
+        self._checkInstallation()
+        self._listModels()
+        self._showModel()
+        self._updateButtons()
+        return installed
+
+    def _onOptionsToggled(self, *unused):
+        """The first look at the options asks the engine which device "auto" is."""
+        plan = self._checkInstallation()
+        if self._probe is None and plan is not None and plan.isEmpty:
+            self.ui.deviceFoundLabel.setVisible(True)
+            self.ui.deviceFoundLabel.setText(_("auto: looking..."))
+            self._probe = DeviceProbe(self.logic.python, self.ui.deviceFoundLabel.setText)
+
+    # --- models and samples
+
+    def _listModels(self):
+        """Fill the chooser: bundled models, then those that were opened."""
+        found = {model.reference: model for model in models.bundledModels()}
+        for model in models.rememberedModels(slicer.app.userSettings()):
+            found.setdefault(model.reference, model)
+        self._models = list(found.values())
+        box = self.ui.modelComboBox
+        blocked = box.blockSignals(True)
+        box.clear()
+        for model in self._models:
+            box.addItem(model.name if model.reference == model.name else f"{model.name} ({model.reference})")
+        box.blockSignals(blocked)
+
+    def _chosenModel(self):
+        wanted = self._parameterNode.model if self._parameterNode is not None else ""
+        return next((model for model in self._models if model.reference == wanted), self._models[0])
+
+    def _showModel(self):
+        """Let the chooser and the text below follow the parameter."""
+        if not self._models:
+            self.ui.modelDetailsLabel.setText(_("No model yet."))
+            return
+        model = self._chosenModel()
+        box = self.ui.modelComboBox
+        blocked = box.blockSignals(True)
+        box.setCurrentIndex(self._models.index(model))
+        box.blockSignals(blocked)
+        text = model.details()
+        wanted = self._parameterNode.model if self._parameterNode is not None else ""
+        if wanted and wanted != model.reference:  # a scene of another computer
+            text = (
+                html.escape(
+                    _("{model} is not on this computer; open it, or go on with this one.").format(
+                        model=wanted
+                    )
+                )
+                + "<br>"
+                + text
+            )
+        self.ui.modelDetailsLabel.setText(text)
+
+    def _onModelChosen(self, *unused):
+        index = self.ui.modelComboBox.currentIndex
+        if self._parameterNode is not None and 0 <= index < len(self._models):
+            self._parameterNode.model = self._models[index].reference
+
+    def _openModel(self, path):
+        """Add a model's folder or .zip to the list and choose it."""
+        if not path:
+            return
+        path = os.path.abspath(path)
+        inside = os.path.join(path, "bundle")  # training wrote it there
+        if os.path.isdir(inside) and not os.path.isdir(os.path.join(path, "configs")):
+            path = inside
+        with explained(_("The model cannot be opened.")):
+            models.readModel(path)
+            models.rememberModel(slicer.app.userSettings(), path)
+            self._listModels()
+            self._parameterNode.model = path
+            self._showModel()
+            self._updateButtons()
+
+    def _makeSample(self, domain):
+        if self._maker is not None or not self._ensureInstalled():
+            return
+        self._progress.show(0, 0, _("Making a phantom patient on this computer"))
+        self._maker = samples.SampleMaker(self._onSample)
+        self._updateButtons()
+        try:
+            self._maker.start(domain)
+        except RuntimeError as error:
+            self._onSample(None, str(error))
+
+    def _onSample(self, node, problem):
+        self._maker = None
+        if node is None and not problem:
+            self._progress.stop(_("Cancelled; the scene is as it was."))
+        elif node is None:
+            self._progress.stop(_("The sample could not be made."))
+            slicer.util.errorDisplay(_("The sample could not be made."), detailedText=problem)
+        else:
+            self._progress.stop(_("Loaded {name}. Press Apply.").format(name=node.GetName()))
+            if self._parameterNode is not None:
+                self._parameterNode.inputVolume = node
+        self._updateButtons()
+
+    # --- region
+
+    def _onRegionToggled(self, *unused):
+        """The first use proposes the whole volume."""
+        p = self._parameterNode
+        if p is None:
+            return
+        p.regionEnabled = self.ui.regionCheckBox.checked  # first: the others bring the box up to date with it
+        unset = p.regionFrom == p.regionTo == 0.0
+        if p.regionEnabled and unset and p.inputVolume is not None and p.inputVolume.GetImageData():
+            positions = importer.slicePositions(p.inputVolume)
+            p.regionFrom, p.regionTo = float(positions[0]), float(positions[-1])
+        self._updateButtons()
+
+    def _takePosition(self, box):
+        """Put the position of the red slice view into a box."""
+        view = slicer.mrmlScene.GetSingletonNode("Red", "vtkMRMLSliceNode")
+        if view is not None:
+            box.setValue(view.GetSliceToRAS().GetElement(2, 3))
+
+    # --- run
+
+    def _updateButtons(self):
+        ui, p = self.ui, self._parameterNode
+        volume = p.inputVolume if p is not None else None
+        running, busy = self.logic.isRunning(), self._maker is not None
+        ready = volume is not None and not running and not busy
+        ui.applyButton.setEnabled(ready)
+        if volume is None:
+            hint = _("Select a volume, or load sample data.")
+        else:
+            hint = _("Segment {name}.").format(name=volume.GetName())
+        ui.applyButton.setToolTip(_("A run is under way.") if running or busy else hint)
+        ui.cancelButton.setEnabled((running or busy) and not self._batch.isRunning())
+        region = p is not None and p.regionEnabled
+        for widget in (
+            ui.regionFromSpinBox,
+            ui.regionToSpinBox,
+            ui.regionFromHereButton,
+            ui.regionToHereButton,
+        ):
+            widget.setEnabled(region)
+        for widget in (ui.sampleCtButton, ui.sampleMrButton):
+            widget.setEnabled(not running and not busy)
+        self._batch.updateButtons()
+
+    def _onApply(self, *unused):
+        p = self._parameterNode
+        if p is None or not self._ensureInstalled():
+            return
+        with explained(_("The volume cannot be segmented.")):
+            options = self._options()
+            volume, copied = self._withoutTransform(p.inputVolume)
+            if volume is None:
+                return
+            self._progress.start()
+            try:
+                self.logic.segment(
+                    volume,
+                    options,
+                    target=p.outputSegmentation,
+                    onProgress=self._progress.show,
+                    onFinished=lambda outcome, result: self._onFinished(
+                        outcome, result, volume if copied else None
+                    ),
+                )
+            except Exception:
+                self._progress.stop("")
+                if copied:
+                    importer.removeNode(volume)
+                raise
+        self._updateButtons()
+
+    def _withoutTransform(self, volume):
+        """(volume, False) as it is; under a transform (a hardened copy, True), (None, False) if not wanted."""
+        importer.checkVolume(volume)
+        if volume.GetParentTransformNode() is None:
+            return volume, False
+        question = _(
+            "{name} is under the transform {transform}. The model needs the image where it shows the "
+            "patient.\n\nOK: segment a copy of the volume with the transform hardened into it.\nCancel: "
+            "do nothing. To keep one volume, harden the transform in the module Transforms."
+        ).format(name=volume.GetName(), transform=volume.GetParentTransformNode().GetName())
+        if not slicer.util.confirmOkCancelDisplay(question, _("Volume under a transform")):
+            return None, False
+        return importer.hardenedCopy(volume), True
+
+    def _onCancel(self, *unused):
+        if self._maker is not None:
+            self._maker.cancel()
+        elif self.logic.isRunning():
+            self._progress.say(_("Cancelling..."))
+            self.logic.cancel()
+
+    def _onFinished(self, outcome, result, copy):
+        if outcome.status == process.DONE:
+            self._showResult(result)
+            if copy is not None:
+                self.logic.getParameterNode().inputVolume = copy  # the next run needs no copy of its own
+        else:
+            if copy is not None:
+                importer.removeNode(copy)
+            if outcome.status == process.CANCELLED:
+                self._progress.stop(_("Cancelled; the scene is as it was."))
+            else:
+                self._progress.stop(_("Failed; the scene is as it was."))
+                slicer.util.errorDisplay(
+                    _("The segmentation failed.") + "\n\n" + outcome.message,
+                    detailedText=outcome.details or None,
+                )
+        self._updateButtons()
+
+    # --- result
+
+    def _showResult(self, result):
+        self._forgetResult()
+        self._result = result
+        node, case, ui = result.segmentation, result.case, self.ui
+        self.logic.getParameterNode().outputSegmentation = node
+        slicer.util.setSliceViewerLayers(background=result.volume)
+        status = _("Done in {seconds:.0f} s: {name}").format(seconds=case["seconds"], name=node.GetName())
+        self._progress.stop(
+            "\n".join([status, *(_("Warning: {text}").format(text=text) for text in case["warnings"])])
+        )
+        trust = case["trust"]
+        verdict = _("Looks right") if trust["status"] == "ok" else _("Please review")
+        ui.trustLabel.setText(
+            f'<b style="color: {_TRUST_COLOURS.get(trust["status"], _TRUST_COLOURS["review"])}">{verdict}</b>: '
+            f"{html.escape(trust['reason'])}"
+        )
+        self._fillVolumes(result)
+        self._fillDoubtful(result)
+        ui.show3DButton.setSegmentationNode(node)
+        ui.undoButton.setEnabled(True)
+        ui.resultCollapsibleButton.setVisible(True)
+        ui.resultCollapsibleButton.collapsed = False
+
+    def _fillVolumes(self, result):
+        table = self.ui.volumeTable
+        table.setRowCount(len(result.labels))
+        found = {volume["value"]: volume for volume in result.case["labels"]}
+        segmentation = result.segmentation.GetSegmentation()
+        for row, (label, segmentId) in enumerate(zip(result.labels, result.segmentIds, strict=True)):
+            volume = found[label["value"]]
+            millilitres = "" if volume["volume_ml"] is None else f"{volume['volume_ml']:.1f}"
+            for column, text in enumerate(
+                (label["name"], millilitres, f"{volume['voxels']:,}", label.get("code", ""))
+            ):
+                table.setItem(row, column, qt.QTableWidgetItem(text))
+            colour = segmentation.GetSegment(segmentId).GetColor()
+            swatch = qt.QPixmap(12, 12)
+            swatch.fill(qt.QColor(*(round(255 * channel) for channel in colour)))
+            table.item(row, 0).setIcon(qt.QIcon(swatch))
+        table.resizeColumnsToContents()
+        _fit(
+            table,
+            len(result.labels),
+            table.rowHeight(0) if result.labels else 0,
+            table.horizontalHeader().height,
+        )
+
+    def _fillDoubtful(self, result):
+        slices, listed = result.doubtfulSlices(), self.ui.doubtfulList
+        listed.clear()
+        self._doubtful = slices
+        for number, (_r, _a, s) in slices:
+            listed.addItem(_("Slice {number}, S {position:.1f} mm").format(number=number, position=s))
+        for widget in (listed, self.ui.doubtfulLabel):
+            widget.setVisible(bool(slices))
+        _fit(listed, len(slices), listed.sizeHintForRow(0), 0)
+
+    def _onDoubtfulClicked(self, *unused):
+        row = self.ui.doubtfulList.currentRow
+        if 0 <= row < len(self._doubtful):
+            _number, position = self._doubtful[row]
+            slicer.vtkMRMLSliceNode.JumpAllSlices(
+                slicer.mrmlScene, *position, slicer.vtkMRMLSliceNode.CenteredJumpSlice
+            )
+
+    def _onReconstructionToggled(self, *unused):
+        shown = self.ui.reconstructionCheckBox.checked
+        self.ui.fadeSlider.setEnabled(shown)
+        if shown and self._result is not None:
+            with explained(_("The reconstruction cannot be shown.")):
+                if self._reconstruction is None or self._reconstruction.GetScene() is None:
+                    self._reconstruction = importer.addReconstruction(self._result)
+                slicer.util.setSliceViewerLayers(
+                    background=self._result.volume, foreground=self._reconstruction
+                )
+                self._onFade()
+        else:
+            slicer.util.setSliceViewerLayers(foreground=None)
+
+    def _onFade(self, *unused):
+        slicer.util.setSliceViewerLayers(foregroundOpacity=self.ui.fadeSlider.value / 100.0)
+
+    def _onEdit(self, *unused):
+        """Open the result in the Segment Editor: its node is the editor module's own, as in its selectParameterNode."""
+        if self._result is None or self._result.segmentation.GetScene() is None:
+            return
+        editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+        if editor is None:
+            editor = slicer.vtkMRMLSegmentEditorNode()
+            editor.SetSingletonTag("SegmentEditor")
+            editor = slicer.mrmlScene.AddNode(editor)
+        editor.SetAndObserveSegmentationNode(self._result.segmentation)
+        editor.SetAndObserveSourceVolumeNode(self._result.volume)
+        slicer.util.selectModule("SegmentEditor")
+
+    def _onUndo(self, *unused):
+        if self._result is None:
+            return
+        undo = self._result.undo
+        if undo.edited and not slicer.util.confirmOkCancelDisplay(
+            _("The segmentation was changed after the run. Undo takes these changes back, too."), _("Undo")
+        ):
+            return
+        undo.restore()
+        self._forgetResult()
+        self._progress.stop(_("The run was undone."))
+
+    def _forgetResult(self):
+        """Hide the result and delete its files; nodes in the scene stay."""
+        if self._result is None:
+            return
+        self.ui.reconstructionCheckBox.setChecked(False)  # takes it out of the slice views
+        self._result.discard()
+        self._result = self._reconstruction = None
+        self.ui.resultCollapsibleButton.setVisible(False)
+        self.ui.show3DButton.setSegmentationNode(None)
+
+
+def _fit(widget, rows, rowHeight, headerHeight, most=6):
+    """Make a list as high as its rows, of which ``most`` are seen at a time."""
+    widget.setFixedHeight(headerHeight + min(rows, most) * rowHeight + 2 * widget.frameWidth + 2)
