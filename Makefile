@@ -11,6 +11,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 help:
 	@echo "make demo   install into $(VENV), then segment phantom patients: results in demo-out/"
 	@echo "make test   install into $(VENV), then run the tests"
+	@echo "make test-slicer   install into $(VENV)-slicer, then test the 3D Slicer module over real MRML and stand-in widgets"
 	@echo "make lint   install into $(VENV), then check style and types"
 
 demo: $(VENV)/installed
@@ -18,6 +19,13 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests --ignore=tests/slicer --ignore=tests/web --ignore=tests/cluster
+
+# Of the same makefile in an environment of its own: slicer-core brings VTK, which the engine has no use for.
+test-slicer:
+	$(MAKE) VENV=$(VENV)-slicer run-test-slicer
+
+run-test-slicer: $(VENV)/installed-test-slicer
+	$(BIN)/python -m pytest tests/slicer
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -38,8 +46,12 @@ $(VENV)/installed-test: $(VENV)/environment pyproject.toml setup.py
 	$(INSTALL) --editable ".[test]"
 	touch $@
 
+$(VENV)/installed-test-slicer: $(VENV)/environment pyproject.toml setup.py
+	$(INSTALL) --editable ".[test-slicer]"
+	touch $@
+
 $(VENV)/installed-dev: $(VENV)/environment pyproject.toml setup.py
 	$(INSTALL) --editable ".[dev]"
 	touch $@
 
-.PHONY: help demo test lint
+.PHONY: help demo test test-slicer run-test-slicer lint

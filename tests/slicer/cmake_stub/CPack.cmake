@@ -1,0 +1,11 @@
+# What the package of an extension cannot do without.
+foreach(name HOMEPAGE CATEGORY CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS)
+  if("${EXTENSION_${name}}" STREQUAL "")
+    message(SEND_ERROR "EXTENSION_${name} is not set")
+  endif()
+endforeach()
+foreach(name LICENSE README)
+  if(NOT EXISTS "${EXTENSION_${name}_FILE}")
+    message(SEND_ERROR "EXTENSION_${name}_FILE names no file: ${EXTENSION_${name}_FILE}")
+  endif()
+endforeach()

@@ -1,0 +1,455 @@
+"""Volumes to files and results to nodes, on a real scene: geometry, segments, terminology, what is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+import vtk
+from helpers import ROOT, label, make_volume, run_steps, voxels
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import standin
+from SemanticGANSlicerLib import importer
+from sgan_core.imaging.readers import read_image
+from sgan_core.imaging.writers import write_labels, write_mask_png
+
+LIVER, SPLEEN = label(1, "liver", (200, 90, 60)), label(2, "spleen", (9, 9, 9), "78961009")
+
+
+def write_result(folder: Path, volume: Any, labelmap: np.ndarray, **case: Any) -> dict[str, Any]:
+    """A label map (K, J, I) of a volume as the engine writes it, with the record of its case."""
+    source = run_steps(importer.writeInput(volume, str(folder)))
+    grid = read_image(source).grid
+    path = folder / "out.seg.nrrd"
+    write_labels(path, labelmap.transpose(), grid)  # (K, J, I) -> (I, J, K)
+    return {"output": str(path), "trust": {"slices": []}, "labels": [], **case}
+
+
+# --- out of the scene ------------------------------------------------------------------------------
+
+_ANGLES = st.tuples(*[st.floats(-3.1, 3.1)] * 3)
+_NO_FIXTURE_CHECK = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def rotation(angles: tuple[float, float, float]) -> np.ndarray:
+    matrix = vtk.vtkTransform()
+    for angle, turn in zip(angles, (matrix.RotateX, matrix.RotateY, matrix.RotateZ), strict=True):
+        turn(np.degrees(angle))
+    return slicer.util.arrayFromVTKMatrix(matrix.GetMatrix())[:3, :3]
+
+
+@_NO_FIXTURE_CHECK
+@given(angles=_ANGLES, mirrored=st.booleans(), spacing=st.tuples(*[st.floats(0.2, 9)] * 3))
+def test_written_geometry_is_that_of_the_node(
+    tmp_path_factory: pytest.TempPathFactory,
+    angles: tuple[float, float, float],
+    mirrored: bool,
+    spacing: tuple[float, float, float],
+) -> None:
+    directions = rotation(angles) @ np.diag([-1 if mirrored else 1, 1, 1])
+    array = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4) - 9
+    node = make_volume(array, turned=False)
+    node.SetSpacing(*spacing)
+    node.SetOrigin(-7.5, 3.25, 1000.125)
+    node.SetIJKToRASDirections(*directions.ravel())
+    path = run_steps(importer.writeInput(node, str(tmp_path_factory.mktemp("input"))))
+    image = sitk.ReadImage(path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
+    for index in ((0, 0, 0), (3, 2, 1)):
+        x, y, z = image.TransformIndexToPhysicalPoint(index)
+        expected = importer.ijkToRas(node) @ [*index, 1.0]
+        np.testing.assert_allclose((-x, -y, z), expected[:3], atol=1e-4)  # LPS -> RAS
+    # Our own reader, which the worker uses.
+    np.testing.assert_allclose(read_image(path).grid.affine, importer.ijkToRas(node), atol=1e-4)
+    slicer.mrmlScene.RemoveNode(node)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
+)
+def test_every_scalar_type_arrives(dtype: str, tmp_path: Path) -> None:
+    array = (np.arange(24).reshape(2, 3, 4) * 3).astype(dtype)
+    image = sitk.ReadImage(run_steps(importer.writeInput(make_volume(array), str(tmp_path))))
+    written = sitk.GetArrayFromImage(image)
+    np.testing.assert_array_equal(written, array)
+    assert written.dtype == dtype
+
+
+def test_colour_picture_is_written_as_stored(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 5, 7, 3), dtype=np.uint8)
+    node = make_volume(pixels, "photo", "vtkMRMLVectorVolumeNode")
+    path = run_steps(importer.writeInput(node, str(tmp_path)))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), pixels[0])
+    assert read_image(path).array.shape == (3, 5, 7)
+
+
+def test_large_volumes_are_written_in_pieces(tmp_path: Path) -> None:
+    node = make_volume(np.zeros((20, 512, 1024), np.int16))  # 20 MiB
+    assert sum(1 for _ in importer.writeInput(node, str(tmp_path))) == 3
+
+
+def test_what_cannot_be_segmented_is_explained(ct: Any) -> None:
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "nothing")
+    labels = make_volume(np.zeros((2, 3, 4), np.uint8), "mask", "vtkMRMLLabelMapVolumeNode")
+    vectors = make_volume(np.zeros((2, 3, 4, 3), np.float32), "stack", "vtkMRMLVectorVolumeNode")
+    pair = make_volume(np.zeros((1, 3, 4, 2), np.uint8), "pair", "vtkMRMLVectorVolumeNode")
+    for node, words in (
+        (None, "Select a volume"),
+        (empty, "nothing holds no image"),
+        (labels, "mask is a label map"),
+        (vectors, "stack is a colour volume of 2 slices"),
+        (pair, "pair holds 2 values a voxel"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            importer.checkVolume(node)
+    importer.checkVolume(ct)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_slice_positions_are_those_of_the_model(order: tuple[int, ...], sign: int, tmp_path: Path) -> None:
+    """Also for sagittal and coronal scans, whose slices a model cuts across."""
+    from sgan_core.cohort import Intensity
+    from sgan_core.imaging.slices import slice_centres_mm, to_model
+
+    node = make_volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5) - 1000)
+    directions = np.eye(3)[list(order)] * sign
+    node.SetIJKToRASDirections(*(rotation((0.1, -0.2, 0.05)) @ directions).ravel())
+    stack = to_model(
+        read_image(run_steps(importer.writeInput(node, str(tmp_path)))),
+        size=16,
+        intensity=Intensity(-160.0, 240.0, "HU"),
+    )
+    np.testing.assert_allclose(importer.slicePositions(node), slice_centres_mm(stack)[:, 2], atol=1e-3)
+
+
+def test_hardened_copy_stands_where_the_transform_puts_it(ct: Any) -> None:
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "registration")
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation((0.3, 0.0, -0.2)), (11.0, -5.0, 3.0)
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    ct.SetAndObserveTransformNodeID(transform.GetID())
+    copy = importer.hardenedCopy(ct)
+    assert copy.GetParentTransformNode() is None
+    np.testing.assert_allclose(importer.ijkToRas(copy), matrix @ importer.ijkToRas(ct), atol=1e-6)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(copy), slicer.util.arrayFromVolume(ct))
+    assert ct.GetParentTransformNode() is transform
+
+
+# --- into the scene --------------------------------------------------------------------------------
+
+
+def test_result_lies_on_an_oblique_volume(ct: Any, tmp_path: Path) -> None:
+    labelmap = (slicer.util.arrayFromVolume(ct) > 0).astype(np.uint8)
+    labelmap[4, 10, 12] = 2
+    result = run_steps(importer.importResult(write_result(tmp_path, ct, labelmap), [LIVER, SPLEEN], ct))
+    for index, value in enumerate((1, 2)):
+        np.testing.assert_array_equal(voxels(result.segmentation, index, ct), labelmap == value)
+    # In the world, not only on the voxels: the same by a volume that is not turned.
+    plain = make_volume(np.zeros((120, 120, 120), np.int16), "plain", turned=False)
+    plain.SetOrigin(-70.0, -40.0, 0.0)
+    plain.SetSpacing(1.0, 1.0, 1.0)
+    inside = np.argwhere(voxels(result.segmentation, 0, plain))[:, ::-1]  # (n, 3) I, J, K
+    places = (importer.ijkToRas(plain) @ np.c_[inside, np.ones(len(inside))].T).T
+    indices = np.linalg.inv(importer.ijkToRas(ct)) @ places.T
+    i, j, k = np.rint(indices[:3]).astype(int)
+    assert labelmap[k, j, i].mean() > 0.95
+    assert len(inside) == pytest.approx((labelmap == 1).sum() * 0.8 * 0.9 * 2.5, rel=0.1)
+
+
+def test_segments_carry_names_codes_and_recommended_colours(ct: Any, tmp_path: Path) -> None:
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[2, 3, 4] = 1
+    private = label(3, "mystery", (11, 22, 33), "")
+    case = write_result(tmp_path, ct, labelmap)
+    result = run_steps(importer.importResult(case, [LIVER, SPLEEN, private], ct))
+    segmentation = result.segmentation.GetSegmentation()
+    segments = [segmentation.GetSegment(one) for one in result.segmentIds]
+    assert [one.GetName() for one in segments] == ["liver", "spleen", "mystery"]
+    # Liver and spleen: of Slicer's General Anatomy list (in the stand-in's excerpt of it), not the model's own.
+    expected = [(221, 130, 101), (157, 108, 162), (11, 22, 33)]
+    for one, rgb in zip(segments, expected, strict=True):
+        np.testing.assert_allclose(np.multiply(one.GetColor(), 255), rgb, atol=0.5)
+    entry = slicer.vtkSlicerTerminologyEntry()
+    tag = vtk.reference("")
+    assert segments[0].GetTag(segments[0].GetTerminologyEntryTagName(), tag)
+    assert slicer.modules.terminologies.logic().DeserializeTerminologyEntry(str(tag), entry)
+    kind, category = entry.GetTypeObject(), entry.GetCategoryObject()
+    assert (kind.GetCodingSchemeDesignator(), kind.GetCodeValue()) == ("SCT", "10200004")
+    assert (category.GetCodeValue(), category.GetCodeMeaning()) == ("123037004", "Anatomical Structure")
+
+
+def test_terminology_of_the_module_is_that_of_the_data_sets() -> None:
+    """The file holds what ``sgan_datasets.anatomy`` knows, and Slicer can read it."""
+    from sgan_core.imaging.terminology import label_codes
+    from sgan_datasets.anatomy import _STRUCTURES, named_label
+
+    content = json.loads((ROOT / "SemanticGANSlicer" / "Resources" / "SemanticGAN.term.json").read_text())
+    listed = {
+        (
+            kind["CodeMeaning"],
+            category["CodeValue"],
+            kind["CodeValue"],
+            tuple(kind["recommendedDisplayRGBValue"]),
+        )
+        for category in content["SegmentationCodes"]["Category"]
+        for kind in category["Type"]
+    }
+    labels = [named_label(1, name) for name in _STRUCTURES]
+    codes = [(label_codes(one)[0].value, one.code) for one in labels]
+    assert listed == {(one.name, *code, one.rgb) for one, code in zip(labels, codes, strict=True)}
+    logic = slicer.modules.terminologies.logic()
+    assert not logic.IsTerminologyContextLoaded("SemanticGAN")
+    importer.loadTerminology()
+    importer.loadTerminology()  # twice is no harm
+    assert logic.IsTerminologyContextLoaded("SemanticGAN")
+    lung = label(1, "right lung", (1, 1, 1), "3341006")  # not in the stand-in's excerpt of Slicer's list
+    assert importer.recommendedColour(lung) == pytest.approx([197 / 255, 165 / 255, 145 / 255])
+
+
+def test_absent_label_is_an_empty_segment(ct: Any, tmp_path: Path) -> None:
+    case = write_result(tmp_path, ct, np.zeros((12, 32, 40), np.uint8))
+    result = run_steps(importer.importResult(case, [LIVER], ct))
+    assert result.segmentation.GetSegmentation().GetNumberOfSegments() == 1
+    assert not voxels(result.segmentation, 0, ct).any()
+
+
+def test_segmentation_refers_to_its_volume(ct: Any, tmp_path: Path) -> None:
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    node = run_steps(importer.importResult(case, [LIVER], ct)).segmentation
+    assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is ct
+    assert node.GetSegmentation().GetSourceRepresentationName() == "Binary labelmap"
+    text = node.GetSegmentation().GetConversionParameter("Reference image geometry")
+    assert text.count(";") >= 21  # 16 numbers of the matrix, 6 of the extent
+
+
+def test_segmentation_is_beside_its_volume(ct: Any, tmp_path: Path) -> None:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(ct), study)
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    node = run_steps(importer.importResult(case, [LIVER], ct)).segmentation
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+
+
+def test_import_adds_one_node_and_its_display(ct: Any, tmp_path: Path) -> None:
+    before = standin.leaves(slicer.mrmlScene)
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    run_steps(importer.importResult(case, [LIVER], ct))
+    added = sorted(kind for kind, _name in set(standin.leaves(slicer.mrmlScene)) - set(before))
+    assert added == ["vtkMRMLSegmentationDisplayNode", "vtkMRMLSegmentationNode"]
+
+
+def test_abandoned_import_changes_nothing(ct: Any, tmp_path: Path) -> None:
+    before = standin.leaves(slicer.mrmlScene)
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    steps = importer.importResult(case, [LIVER], ct)
+    next(steps)
+    next(steps)
+    steps.close()
+    assert standin.leaves(slicer.mrmlScene) == before
+
+
+def test_result_of_another_size_is_refused(ct: Any, tmp_path: Path) -> None:
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    other = make_volume(np.zeros((12, 32, 41), np.int16), "other")
+    before = standin.leaves(slicer.mrmlScene)
+    with pytest.raises(ValueError, match=r"\(40, 32, 12\) voxels, the volume \(41, 32, 12\)"):
+        run_steps(importer.importResult(case, [LIVER], other))
+    assert standin.leaves(slicer.mrmlScene) == before
+
+
+def test_picture_result_keeps_the_mask_upright(tmp_path: Path) -> None:
+    mask = np.zeros((5, 7), np.uint8)
+    mask[0, 6] = mask[4, :2] = 1
+    pixels = np.zeros((1, 5, 7, 3), np.uint8)
+    node = make_volume(pixels, "photo", "vtkMRMLVectorVolumeNode")
+    from sgan_core.cohort import Label
+
+    write_mask_png(tmp_path / "input_seg.png", mask, [Label(1, "lesion", (255, 0, 0))])
+    case = {"output": str(tmp_path / "input_seg.png"), "trust": {"slices": []}}
+    result = run_steps(importer.importResult(case, [label(1, "lesion")], node))
+    np.testing.assert_array_equal(voxels(result.segmentation, 0, node)[0], mask)
+
+
+# --- again, and back -------------------------------------------------------------------------------
+
+
+def imported(ct: Any, folder: Path, labelmap: np.ndarray, target: Any = None) -> importer.Result:
+    folder.mkdir(exist_ok=True)
+    return run_steps(importer.importResult(write_result(folder, ct, labelmap), [LIVER], ct, target))
+
+
+def test_update_replaces_our_segments_and_keeps_others(ct: Any, tmp_path: Path) -> None:
+    first, second = np.zeros((2, 12, 32, 40), np.uint8)
+    first[2:5], second[6:9] = 1, 1
+    node = imported(ct, tmp_path / "a", first).segmentation
+    node.GetSegmentation().AddEmptySegment("mine", "drawn by hand")
+    drawn = np.zeros((12, 32, 40), np.uint8)
+    drawn[0, :4] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, "mine", ct)
+    again = imported(ct, tmp_path / "b", second, node)
+    assert again.segmentation is node
+    names = [
+        node.GetSegmentation().GetNthSegment(n).GetName()
+        for n in range(node.GetSegmentation().GetNumberOfSegments())
+    ]
+    assert sorted(names) == ["drawn by hand", "liver"]
+    np.testing.assert_array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(node, "mine", ct), drawn)
+    np.testing.assert_array_equal(
+        slicer.util.arrayFromSegmentBinaryLabelmap(node, again.segmentIds[0], ct), second
+    )
+
+
+def test_undo_of_a_new_segmentation_removes_it(ct: Any, tmp_path: Path) -> None:
+    before = standin.leaves(slicer.mrmlScene)
+    result = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8))
+    assert not result.undo.edited
+    result.undo.restore()
+    assert not slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+    assert standin.leaves(slicer.mrmlScene) == before
+
+
+def test_undo_of_an_update_brings_the_former_segments_back(ct: Any, tmp_path: Path) -> None:
+    first = np.zeros((12, 32, 40), np.uint8)
+    first[2:5, 3, 4:8] = 1
+    node = imported(ct, tmp_path / "a", first).segmentation
+    node.GetSegmentation().GetNthSegment(0).SetName("liver, corrected")
+    result = imported(ct, tmp_path / "b", np.ones((12, 32, 40), np.uint8), node)
+    result.undo.restore()
+    assert node.GetSegmentation().GetNumberOfSegments() == 1
+    assert node.GetSegmentation().GetNthSegment(0).GetName() == "liver, corrected"
+    np.testing.assert_array_equal(voxels(node, 0, ct), first)
+
+
+def test_edits_after_a_run_are_noticed(ct: Any, tmp_path: Path) -> None:
+    result = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8))
+    empty = np.zeros((12, 32, 40), np.uint8)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(empty, result.segmentation, result.segmentIds[0], ct)
+    assert result.undo.edited
+
+
+def test_undo_after_the_node_was_deleted_does_nothing(ct: Any, tmp_path: Path) -> None:
+    result = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8))
+    slicer.mrmlScene.RemoveNode(result.segmentation)
+    before = standin.leaves(slicer.mrmlScene)
+    result.undo.restore()
+    assert standin.leaves(slicer.mrmlScene) == before
+
+
+# --- files of Slicer -------------------------------------------------------------------------------
+
+
+def test_seg_nrrd_round_trip(ct: Any, tmp_path: Path) -> None:
+    """Written by Slicer's storage node; read by it in a new scene, and by slicerio."""
+    import slicerio
+
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[3:7, 5:20, 8:30] = 1
+    node = imported(ct, tmp_path / "a", labelmap).segmentation
+    path = tmp_path / "saved.seg.nrrd"
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(path))
+    assert storage.WriteData(node)
+    description = slicerio.read_segmentation(str(path), skip_voxels=True)
+    (segment,) = description["segments"]
+    assert segment["name"] == "liver"
+    assert segment["terminology"]["type"][:2] == ["SCT", "10200004"]
+    array = slicer.util.arrayFromVolume(ct).copy()
+    standin.new_scene()
+    again = slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path), True)
+    np.testing.assert_array_equal(voxels(again, 0, make_volume(array)), labelmap)
+
+
+def test_scene_bundle_round_trip(ct: Any, tmp_path: Path) -> None:
+    """The scene as an .mrb: segmentation, its reference to the volume and the panel's parameters come back."""
+    from SemanticGANSlicerLib.logic import SemanticGANSlicerLogic
+
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[3:7, 5:20, 8:30] = 1
+    imported(ct, tmp_path / "a", labelmap)
+    parameters = SemanticGANSlicerLogic().getParameterNode()
+    parameters.inputVolume, parameters.quality, parameters.regionFrom = ct, "careful", -12.5
+    parameters.model, parameters.regionEnabled = "/models/Größe", True
+    assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    standin.new_scene()
+    standin.read_mrb(tmp_path / "scene.mrb")
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    volume = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+    assert volume.GetName() == "CT"
+    np.testing.assert_array_equal(voxels(node, 0, volume), labelmap)
+    again = SemanticGANSlicerLogic().getParameterNode()
+    assert again.inputVolume is volume
+    assert (again.quality, again.regionFrom, again.regionEnabled) == ("careful", -12.5, True)
+    assert again.model == "/models/Größe"
+
+
+# --- reconstruction --------------------------------------------------------------------------------
+
+
+def test_reconstruction_lies_on_its_volume(ct: Any, tmp_path: Path) -> None:
+    array = slicer.util.arrayFromVolume(ct)
+    image = sitk.GetImageFromArray(array + 3)
+    sitk.WriteImage(image, str(tmp_path / "recon.nrrd"))
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    case["reconstruction_output"] = str(tmp_path / "recon.nrrd")
+    ct.GetDisplayNode().SetAutoWindowLevel(False)
+    ct.GetDisplayNode().SetWindowLevel(321, 12)
+    result = run_steps(importer.importResult(case, [LIVER], ct))
+    node = importer.addReconstruction(result)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), array + 3)
+    np.testing.assert_allclose(importer.ijkToRas(node), importer.ijkToRas(ct))
+    assert (node.GetDisplayNode().GetWindow(), node.GetDisplayNode().GetLevel()) == (321, 12)
+
+
+def test_missing_reconstruction_is_explained(ct: Any, tmp_path: Path) -> None:
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    case["reconstruction_output"] = str(tmp_path / "gone.nrrd")
+    result = run_steps(importer.importResult(case, [LIVER], ct))
+    with pytest.raises(ValueError, match="not there any more"):
+        importer.addReconstruction(result)
+
+
+def test_doubtful_slices_are_where_the_engine_saw_them() -> None:
+    case = {
+        "trust": {"slices": [11, 13]},
+        "first_slice": 11,
+        "slice_centres_mm": [[1.0, 2.0, 3.0], [1.0, 2.0, 5.5], [1.0, 2.0, 8.0]],
+    }
+    result = importer.Result(None, None, case, [], [], None)
+    assert result.doubtfulSlices() == [(11, (1.0, 2.0, 3.0)), (13, (1.0, 2.0, 8.0))]
+    assert importer.Result(None, None, {"slice_centres_mm": None}, [], [], None).doubtfulSlices() == []
+
+
+# --- sequences -------------------------------------------------------------------------------------
+
+
+def test_frame_of_a_sequence_is_named(ct: Any, tmp_path: Path) -> None:
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine")
+    sequence.SetIndexName("time")
+    sequence.SetIndexUnit("s")
+    for number, value in enumerate((100, -900)):
+        frame = slicer.vtkMRMLScalarVolumeNode()
+        frame.CopyContent(ct)
+        slicer.util.updateVolumeFromArray(frame, np.full((3, 4, 5), value, np.int16))
+        sequence.SetDataNodeAtValue(frame, str(number * 2))
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateAllProxyNodes()
+    proxy = browser.GetProxyNode(sequence)
+    browser.SetSelectedItemNumber(1)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    assert importer.frameName(proxy) == " (time 2 s)"
+    assert importer.frameName(ct) == ""
+    image = sitk.ReadImage(run_steps(importer.writeInput(proxy, str(tmp_path))))
+    assert set(np.unique(sitk.GetArrayFromImage(image))) == {-900}  # the frame that is shown

@@ -1,0 +1,399 @@
+"""The installation into Slicer's Python: what is missing, what pip may touch, what is said when it fails.
+
+pip runs for real, into an environment made for the test, with wheels made here; no index is asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import types
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slicer
+from helpers import ROOT
+
+import standin
+from SemanticGANSlicerLib import dialogs, install, process
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+
+def make_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = ()) -> Path:
+    """A wheel with one module, as PEP 427 asks for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}"]
+    metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
+    files = {
+        f"{name}.py": f"version = {version!r}\n",
+        f"{info}/METADATA": "\n".join(metadata) + "\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, content in files.items():
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
+            record += f"{file},sha256={digest},{len(content.encode())}\n"
+            wheel.writestr(file, content)
+        wheel.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of a new environment that stands for Slicer's: it has pip and a "slicerown" 1.0."""
+    folder = (
+        tmp_path_factory.mktemp("Slicer Größe") / "python"
+    )  # spaces and other letters, as in real folders
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wheel = make_wheel(folder / "wheels", "slicerown", "1.0")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-index", str(wheel)], check=True)
+    return python
+
+
+def installed(python: Path) -> dict[str, str]:
+    run = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
+    return dict(line.split("==") for line in run.stdout.split())
+
+
+@pytest.fixture
+def installer(environment: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[install.Plan, Path], Any]:
+    """Install a plan from a folder into the environment; returns the error or None."""
+    monkeypatch.setattr(
+        install, "constraintLines", lambda: [f"{k}=={v}" for k, v in installed(environment).items()]
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(plan: install.Plan, folder: Path) -> Any:
+        ends: list[Any] = []
+        one = install.Installer(str(environment), lambda line: None, ends.append)
+        one.installFromFolder(plan, str(folder))
+        standin.pump(lambda: ends, 60)
+        assert len(ends) == 1
+        return ends[0]
+
+    return run
+
+
+# --- what is missing -------------------------------------------------------------------------------
+
+
+def test_requirements_are_those_of_the_engine() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    torch = [name + version for name, version in install.TORCH.items()]
+    assert sorted([*install._requirementLines(), *torch]) == sorted(dependencies)
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == install.ENGINE
+
+
+def test_nothing_is_missing_here() -> None:
+    assert install.makePlan().isEmpty
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Versions to pretend, by name; others are as they are."""
+    pretended: dict[str, str | None] = {}
+    real = install._version
+    monkeypatch.setattr(install, "_version", lambda name: pretended.get(name, real(name)))
+    return pretended
+
+
+def test_plan_names_what_is_missing(
+    versions: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(tmp_path, "semanticgan", "0.2.0")
+    monkeypatch.setattr(install, "WHEELS", str(tmp_path))
+    versions.update(
+        {"semanticgan": None, "torch": None, "torchvision": None, "monai": None, "highdicom": "0.1"}
+    )
+    plan = install.makePlan()
+    assert plan.requirements == ("monai>=1.4", "highdicom>=0.28")
+    assert plan.torch
+    assert os.path.basename(plan.wheel) == "semanticgan-0.2.0-py3-none-any.whl"
+    text = install.description(plan)
+    for words in ("PyTorch", "monai, highdicom", "semanticgan-0.2.0", "GB free", "stay as they are"):
+        assert words in text
+
+
+def test_engine_of_another_version_is_updated(
+    versions: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(tmp_path, "semanticgan", "9.9")
+    monkeypatch.setattr(install, "WHEELS", str(tmp_path))
+    assert install.makePlan().wheel.endswith("semanticgan-9.9-py3-none-any.whl")
+    versions["semanticgan"] = "9.9"
+    assert install.makePlan().isEmpty
+
+
+def test_engine_that_is_nowhere_is_explained(
+    versions: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "WHEELS", str(tmp_path / "none"))
+    versions["semanticgan"] = None
+    with pytest.raises(install.InstallError, match="Install the extension again"):
+        install.makePlan()
+
+
+def test_old_pytorch_is_explained(versions: dict[str, str | None]) -> None:
+    versions["torch"] = "2.1.0+cu118"
+    with pytest.raises(
+        install.InstallError, match=r"2\.1\.0\+cu118 is installed, >=2\.6 is needed.*PyTorch Utils"
+    ):
+        install.makePlan()
+
+
+# --- pip -------------------------------------------------------------------------------------------
+
+
+def test_every_installed_package_is_pinned() -> None:
+    lines = install.constraintLines()
+    names = [re.split("==", line)[0].lower() for line in lines]
+    assert len(names) == len(set(names))
+    assert {"numpy", "simpleitk", "pydicom", "torch", "scipy"} <= set(names)
+    assert "semanticgan" not in names
+    import numpy
+
+    assert f"numpy=={numpy.__version__}" in lines
+
+
+def test_offline_folder_installs_with_dependencies(
+    installer: Callable[..., Any], environment: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "Wheels für Slicer"
+    make_wheel(folder, "needed", "3.0", ("deeper>=1", "slicerown>=0.5"))
+    make_wheel(folder, "deeper", "1.5")
+    make_wheel(folder, "slicerown", "2.0")  # newer than Slicer's own: must stay away
+    wheel = make_wheel(tmp_path / "extension", "semanticgan_test", "0.1")
+    assert installer(install.Plan(("needed>=2",), str(wheel), torch=False), folder) is None
+    now = installed(environment)
+    assert (now["needed"], now["deeper"], now["semanticgan_test"]) == ("3.0", "1.5", "0.1")
+    assert now["slicerown"] == "1.0"
+
+
+def test_slicers_own_packages_are_never_replaced(
+    installer: Callable[..., Any], environment: Path, tmp_path: Path
+) -> None:
+    make_wheel(tmp_path, "greedy", "1.0", ("slicerown>=2",))
+    make_wheel(tmp_path, "slicerown", "2.0")
+    before = installed(environment)
+    error = installer(install.Plan(("greedy",), "", torch=False), tmp_path)
+    assert installed(environment) == before
+    assert "stands in the way" in str(error)
+    assert "slicerown" in error.details
+
+
+def test_missing_wheel_is_named(installer: Callable[..., Any], environment: Path, tmp_path: Path) -> None:
+    before = installed(environment)
+    error = installer(install.Plan(("absent>=1",), "", torch=True), tmp_path)
+    assert installed(environment) == before
+    assert re.search("absent|torch", str(error))  # PyTorch comes from the folder, too
+    assert "wheels for this system" in str(error)
+
+
+def test_installation_can_be_retried(
+    installer: Callable[..., Any], environment: Path, tmp_path: Path
+) -> None:
+    plan = install.Plan(("second",), "", torch=False)
+    assert installer(plan, tmp_path) is not None
+    make_wheel(tmp_path, "second", "1.0")
+    assert installer(plan, tmp_path) is None
+    assert installed(environment)["second"] == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "disk is full",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'C:\\x'",
+            "administrator",
+        ),
+        (
+            "WARNING: Retrying after 'NewConnectionError(...)'\nERROR: No matching distribution found",
+            "HTTPS_PROXY",
+        ),
+        ("ERROR: ResolutionImpossible: for help visit", "stands in the way"),
+        ("something nobody foresaw", "details"),
+    ],
+)
+def test_causes_come_with_advice(output: str, words: str) -> None:
+    assert words in install.explain(output)
+
+
+def test_cancelled_installation_ends_at_once(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Any] = []
+    one = install.Installer(sys.executable, lambda line: None, ends.append)
+    monkeypatch.setattr(install, "constraintLines", list)
+    one._pip(["--version"])  # anything that lives for a moment
+    one.cancel()
+    standin.pump(lambda: ends)
+    assert "cancelled" in str(ends[0])
+
+
+# --- PyTorch ---------------------------------------------------------------------------------------
+
+
+def fake_pytorch_extension(monkeypatch: pytest.MonkeyPatch, install_torch: Callable[..., Any]) -> None:
+    module = types.ModuleType("PyTorchUtils")
+    module.PyTorchUtilsLogic = lambda: types.SimpleNamespace(installTorch=install_torch)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", module)
+
+
+def test_pytorch_is_left_to_its_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    fake_pytorch_extension(monkeypatch, lambda **options: asked.append(options) or object())
+    install.installTorch()
+    assert asked == [
+        {
+            "askConfirmation": False,
+            "torchVersionRequirement": ">=2.6",
+            "torchvisionVersionRequirement": ">=0.21",
+        }
+    ]
+
+
+def test_missing_pytorch_extension_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    ends: list[Any] = []
+    install.Installer(sys.executable, lambda line: None, ends.append).installOnline(
+        install.Plan((), "", torch=True)
+    )
+    assert "Extensions Manager" in str(ends[0])
+
+
+def test_failure_of_the_pytorch_extension_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> None:
+        raise RuntimeError("no GPU driver")
+
+    fake_pytorch_extension(monkeypatch, fail)
+    with pytest.raises(install.InstallError, match="no GPU driver"):
+        install.installTorch()
+    fake_pytorch_extension(monkeypatch, lambda **options: None)
+    with pytest.raises(install.InstallError, match="was not installed"):
+        install.installTorch()
+
+
+# --- the dialog ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[install.Plan]:
+    """What ``makePlan`` finds, one after the other; the last one stays."""
+    found: list[install.Plan] = []
+    monkeypatch.setattr(install, "makePlan", lambda: found.pop(0) if len(found) > 1 else found[0])
+    return found
+
+
+def test_dialog_describes_before_it_does_anything(environment: Path, plans: list[install.Plan]) -> None:
+    plan = install.Plan(("needed>=2",), "", torch=False)
+    dialog = dialogs.InstallDialog(plan, lambda: pytest.fail("nothing was asked for yet"))
+    assert "needed" in dialog.text.text
+    assert not dialog.installed
+    dialog.close()
+
+
+def test_dialog_shows_the_cause_and_can_try_again(
+    environment: Path, tmp_path: Path, plans: list[install.Plan], installer: Callable[..., Any]
+) -> None:
+    plan = install.Plan(("third",), "", torch=False)
+    plans[:] = [install.Plan((), "", torch=False)]  # after success nothing is missing
+    dialog = dialogs.InstallDialog(plan, lambda: str(environment))
+    dialog.installFromFolder(str(tmp_path))
+    assert not dialog.onlineButton.enabled
+    standin.pump(lambda: dialog.onlineButton.enabled, 60)
+    assert "failed" in dialog.text.text
+    assert "third" in dialog.log.toPlainText()
+    assert not dialog.installed
+    make_wheel(tmp_path, "third", "1.0")
+    dialog.installFromFolder(str(tmp_path))
+    standin.pump(lambda: dialog.installed, 60)
+
+
+def test_closing_the_dialog_stops_pip(
+    environment: Path, plans: list[install.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = install.Plan(("never",), "", torch=False)
+    plans[:] = [plan]
+    dialog = dialogs.InstallDialog(plan, lambda: str(environment))
+    monkeypatch.setattr(install, "constraintLines", list)
+    dialog.installFromFolder(str(environment.parent))
+    worker = dialog._installer._worker
+    dialog.window.show()
+    dialog.close()
+    standin.pump(lambda: not worker.isRunning())
+
+
+def test_apply_asks_once_when_the_engine_is_missing(
+    panel: Any, ct: Any, plans: list[install.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SemanticGANSlicerLib import widget
+
+    plans[:] = [install.Plan(("needed",), "", torch=False)]
+    shown: list[install.Plan] = []
+
+    class Dialog:
+        def __init__(self, plan: install.Plan, python: Any) -> None:
+            shown.append(plan)
+
+        def run(self) -> bool:
+            return False  # the person says no
+
+    monkeypatch.setattr(widget, "makePlan", install.makePlan)
+    monkeypatch.setattr(widget, "InstallDialog", Dialog)
+    panel.ui.applyButton.click()
+    assert shown == plans
+    assert not panel.logic.isRunning()
+    assert panel.ui.installLabel.text.startswith("The engine is not installed yet")
+    assert not slicer.app.messages
+
+
+def test_engine_that_cannot_be_installed_is_told_in_the_banner(
+    panel: Any, ct: Any, versions: dict[str, str | None]
+) -> None:
+    versions["torch"] = "1.13"
+    panel.ui.applyButton.click()
+    assert "PyTorch 1.13 is installed" in panel.ui.installLabel.text
+    assert slicer.app.messages[-1].kind == "error"
+    assert not panel.logic.isRunning()
+
+
+def test_probe_tells_the_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from SemanticGANSlicerLib.probe import DeviceProbe
+
+    texts: list[str] = []
+    probe = DeviceProbe(process.pythonProgram, texts.append)
+    standin.pump(lambda: texts, 60)
+    assert re.match(r"auto: (CPU, \d+ threads?|CUDA GPU .+|Apple GPU .+)$", texts[0])
+    del probe
+
+
+def test_probe_of_a_broken_engine_says_so() -> None:
+    from SemanticGANSlicerLib.probe import DeviceProbe
+
+    texts: list[str] = []
+    probe = DeviceProbe(lambda: "/no/such/python", texts.append)
+    standin.pump(lambda: texts)
+    assert "did not answer" in texts[0]
+    del probe
