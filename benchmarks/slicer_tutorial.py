@@ -1,0 +1,202 @@
+"""Carries out the steps of docs/slicer.md on the panel and takes the pictures that are in it.
+
+    .venv-slicer/bin/python benchmarks/slicer_tutorial.py --output docs
+    .venv-slicer/bin/python benchmarks/slicer_tutorial.py --output /tmp/chaos --volume DICOM-folder    (your own scan)
+
+The panel is drawn over stand-in widgets (tests/slicer/standin), so its look is Qt's, not Slicer's; the slice views are
+rendered by Slicer's own code from the real scene (slicer_views.py). Every step is checked: the script fails where the
+tutorial would. Prints what was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "slicer"), str(ROOT / "benchmarks")]
+
+import slicer  # noqa: E402
+import slicer_panel  # noqa: E402
+import slicer_views  # noqa: E402
+
+import standin  # noqa: E402
+
+_PANEL_WIDTH = 430
+_VIEW = (430, 380)
+
+
+class Tutorial:
+    """The panel, the folder of pictures, and what the person does."""
+
+    def __init__(self, output: Path) -> None:
+        standin.new_scene()
+        self.output = output
+        output.mkdir(parents=True, exist_ok=True)
+        self.panel = standin.load_module(ROOT / "SemanticGANSlicer" / "SemanticGANSlicer.py")[1]
+        self.panel.parent.resize(_PANEL_WIDTH, 620)
+        self.panel.parent.show()
+        self.ui = self.panel.ui
+
+    def wait(self, seconds: float = 1200) -> None:
+        """Until nothing runs any more."""
+        standin.pump(lambda: not self.panel.logic.isRunning() and self.panel._maker is None, seconds)
+        if slicer.app.messages:
+            raise SystemExit(f"a dialog came up: {slicer.app.messages}")
+
+    def picture(self) -> np.ndarray:
+        """The panel, (H, W, 3), as high as it needs to be."""
+        widget = self.panel.parent
+        for _ in range(3):
+            slicer.app.processEvents()
+            widget.resize(_PANEL_WIDTH, max(420, widget.layout().sizeHint().height()))
+        slicer.app.processEvents()
+        return _pixels(widget)
+
+    def save(self, name: str, picture: np.ndarray) -> None:
+        """Write a picture."""
+        Image.fromarray(picture).save(self.output / f"slicer-{name}.png", optimize=True)
+
+    def views(self) -> np.ndarray:
+        """Axial, coronal, sagittal and 3D view, as in Slicer's Four-Up layout."""
+        red, yellow, green = (slicer_views.slice_view(name, _VIEW) for name in ("Red", "Yellow", "Green"))
+        return np.vstack([np.hstack([red, slicer_views.view_3d(_VIEW)]), np.hstack([green, yellow])])
+
+
+def _pixels(widget: Any) -> np.ndarray:
+    picture = widget.grab().toImage().convertToFormat(_rgb888())
+    rows = np.frombuffer(picture.constBits(), np.uint8).reshape(picture.height(), picture.bytesPerLine())
+    return rows[:, : 3 * picture.width()].reshape(picture.height(), picture.width(), 3).copy()
+
+
+def _rgb888() -> Any:
+    from PySide6.QtGui import QImage
+
+    return QImage.Format.Format_RGB888
+
+
+def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Two pictures next to each other, on white."""
+    height = max(len(left), len(right))
+    padded = [
+        np.pad(one, ((0, height - len(one)), (0, 0), (0, 0)), constant_values=255) for one in (left, right)
+    ]
+    return np.hstack(padded)
+
+
+def main() -> None:
+    """All steps."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--volume", type=Path, help="a DICOM folder or a file, in place of the sample")
+    options = parser.parse_args()
+    tutorial = Tutorial(options.output)
+    ui = tutorial.ui
+
+    # 1. Load a volume.
+    if options.volume:
+        volume = slicer_panel.load_volume(options.volume)
+        volume.GetDisplayNode().SetAutoWindowLevel(False)
+        volume.GetDisplayNode().SetWindowLevel(400, 40)
+        slicer.util.setSliceViewerLayers(background=volume)
+        ui.inputSelector.setCurrentNode(volume)
+    else:
+        ui.sampleCtButton.click()
+        tutorial.wait()
+        volume = ui.inputSelector.currentNode()
+    slicer_views.fit(volume)
+    tutorial.save("start", tutorial.picture())
+
+    # 2. Options, then Apply; in the middle of the run.
+    ui.optionsCollapsibleButton.collapsed = False
+    standin.pump(lambda: "looking" not in ui.deviceFoundLabel.text, 60)
+    tutorial.save("options", tutorial.picture())
+    ui.optionsCollapsibleButton.collapsed = True
+    ui.applyButton.click()
+    standin.pump(
+        lambda: (
+            ui.progressBar.maximum
+            and ui.progressBar.value > 0.3 * ui.progressBar.maximum
+            or not tutorial.panel.logic.isRunning()
+        ),
+        1200,
+    )
+    tutorial.save("running", tutorial.picture())
+    print(ui.statusLabel.text)
+    tutorial.wait()
+
+    # 3. The result.
+    result = tutorial.panel._result
+    print(ui.statusLabel.text, ui.trustLabel.text, sep="\n")
+    for row in range(ui.volumeTable.rowCount):
+        print([ui.volumeTable.item(row, column).text() for column in range(4)])
+    result.segmentation.CreateClosedSurfaceRepresentation()  # the button "Show 3D"
+    _show_middle(result)
+    tutorial.save("result", beside(tutorial.picture(), tutorial.views()))
+
+    # 4. A doubtful slice, and what the generator made of it.
+    if ui.doubtfulList.count:
+        last = ui.doubtfulList.count - 1
+        ui.doubtfulList.setCurrentRow(last)
+        ui.doubtfulList.itemClicked.emit(ui.doubtfulList.item(last))
+    pictures = []
+    ui.reconstructionCheckBox.setChecked(True)
+    for fade in (0, 50, 100):
+        ui.fadeSlider.setValue(fade)
+        pictures.append(slicer_views.slice_view("Red", _VIEW))
+    tutorial.save("reconstruction", np.hstack(pictures))
+    ui.reconstructionCheckBox.setChecked(False)
+
+    # 5. A folder.
+    if not options.volume:
+        _batch(tutorial)
+    standin.unload(tutorial.panel)
+
+
+def _show_middle(result: Any) -> None:
+    """All views through the middle of the first segment."""
+    bounds = [0.0] * 6
+    result.segmentation.GetSegmentation().GetSegment(result.segmentIds[0]).GetBounds(bounds)
+    if bounds[0] < bounds[1]:
+        slicer_views.jump(tuple((bounds[axis] + bounds[axis + 1]) / 2 for axis in (0, 2, 4)))
+
+
+def _batch(tutorial: Tutorial) -> None:
+    """The tab Batch on three phantoms."""
+    import tempfile
+
+    import nibabel as nib
+
+    from sgan_core.phantom import TEST_SEEDS, make_case
+
+    ui = tutorial.ui
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "scans"
+        source.mkdir()
+        for number, domain in enumerate(("ct", "ct", "t1_out")):
+            image = make_case(TEST_SEEDS + 1 + number, domain).image
+            nib.save(
+                nib.Nifti1Image(image.array, image.grid.affine),
+                source / f"patient{number + 1}_{domain}.nii.gz",
+            )
+        ui.tabWidget.setCurrentIndex(1)
+        ui.batchInputPathLineEdit.setCurrentPath(str(source))
+        ui.batchOutputPathLineEdit.setCurrentPath(str(Path(folder) / "results"))
+        ui.qualityComboBox.setCurrentText("fast")
+        ui.batchRunButton.click()
+        tutorial.wait()
+        ui.batchInputPathLineEdit.setCurrentPath("scans")  # in the picture, not the temporary folder
+        ui.batchOutputPathLineEdit.setCurrentPath("results")
+        tutorial.save("batch", tutorial.picture())
+        print(ui.batchStatusLabel.text)
+
+
+if __name__ == "__main__":
+    main()
