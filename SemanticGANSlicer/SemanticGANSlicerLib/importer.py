@@ -4,9 +4,11 @@ What takes long is a generator that yields between pieces of some milliseconds, 
 changed in one go at its end, so whoever stops earlier leaves the scene as it was.
 """
 
+import gzip
 import json
 import os
 import shutil
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +18,9 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
-_CHUNK_BYTES = 8 << 20  # written between two events
-_CHUNK_VOXELS = 4 << 20  # looked at between two events
+_CHUNK_BYTES = 4 << 20  # written between two events
+_CHUNK_VOXELS = 1 << 20  # looked at between two events
+_NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
 _NRRD_TYPES = {
     "i1": "int8",
     "u1": "uint8",
@@ -102,6 +105,16 @@ def writeInput(volume, folder):
             file.write(content[start : start + _CHUNK_BYTES])
             yield
     return path
+
+
+def removeInput(path):
+    """Remove what ``writeInput`` wrote, piece by piece (a generator): a large file takes the system a while."""
+    size = os.path.getsize(path)
+    while size > _CHUNK_BYTES:
+        size -= _CHUNK_BYTES
+        os.truncate(path, size)
+        yield
+    os.remove(path)
 
 
 def ijkToRas(volume):
@@ -236,8 +249,7 @@ def importResult(case, labels, volume, target=None):
     labels: of the engine's "start" event. target: the segmentation to update: segments that an earlier run made are
     replaced, all others stay as they are; None makes a new one. Raises ValueError when the file does not fit.
     """
-    labelmap = _readLabels(case["output"], volume)
-    yield
+    labelmap = yield from _readLabels(case["output"], volume)
     pieces = []
     for label in labels:
         piece = yield from _cropped(labelmap, label["value"])
@@ -246,40 +258,52 @@ def importResult(case, labels, volume, target=None):
 
 
 def _readLabels(path, volume):
-    """The label map (K, J, I) of a volume, on the volume's own voxels."""
+    """The label map (K, J, I) uint8 of a volume, on the volume's own voxels; a generator.
+
+    NIfTI is read by hand, as libraries unpack all at once, which takes long for a large scan.
+    """
     shape = slicer.util.arrayFromVolume(volume).shape[:3]
     if path.endswith(".png"):
         from PIL import Image  # Slicer brings it along; VTK and ITK would turn the palette into colours
 
         with Image.open(path) as picture:
-            array = np.asarray(picture, np.uint8)[None]
-    else:
-        image = sitk.ReadImage(path)
-        array = sitk.GetArrayViewFromImage(image)  # borrows the image's memory
-        array = array.view(_Owned)
-        array.owner = image
-    if array.shape != shape:
+            labelmap = np.asarray(picture, np.uint8)[None]
+        _checkShape(labelmap.shape, shape)
+        return labelmap
+    with gzip.open(path) as file:
+        header = file.read(_NIFTI_HEADER)
+        _checkShape(struct.unpack_from("<3h", header, 42)[::-1], shape)  # field dim
+        file.read(int(struct.unpack_from("<f", header, 108)[0]) - _NIFTI_HEADER)  # up to vox_offset
+        labelmap = np.zeros(shape, np.uint8)
+        for rows in _slabs(labelmap):
+            piece = memoryview(labelmap[rows]).cast("B")
+            if file.readinto(piece) < len(piece):
+                raise ValueError(_("The result is incomplete. Was the disk full?"))
+            yield
+    return labelmap
+
+
+def _checkShape(found, expected):
+    if tuple(found) != tuple(expected):
         raise ValueError(
             _(
                 "The result has {found} voxels, the volume {expected}. Was the volume changed during the run?"
-            ).format(found=array.shape[::-1], expected=shape[::-1])
+            ).format(found=tuple(found)[::-1], expected=tuple(expected)[::-1])
         )
-    return array
 
 
-class _Owned(np.ndarray):
-    """An array that keeps alive what its memory belongs to."""
-
-    owner = None
+def _slabs(labelmap):
+    """Runs of slices of a (K, J, I) array that are looked at between two events."""
+    step = max(1, _CHUNK_VOXELS // max(1, labelmap[0].size))
+    return [slice(first, first + step) for first in range(0, len(labelmap), step)]
 
 
 def _cropped(labelmap, value):
     """(mask (k, j, i) uint8, first voxel (K, J, I)) of a label, (None, None) when absent; a generator."""
-    step = max(1, _CHUNK_VOXELS // max(1, labelmap[0].size))
     found, rows, columns = [], np.zeros(labelmap.shape[1], bool), np.zeros(labelmap.shape[2], bool)
-    for start in range(0, len(labelmap), step):
-        mask = labelmap[start : start + step] == value
-        found += [start + int(k) for k in np.flatnonzero(mask.any(axis=(1, 2)))]
+    for slab in _slabs(labelmap):
+        mask = labelmap[slab] == value
+        found += [slab.start + int(k) for k in np.flatnonzero(mask.any(axis=(1, 2)))]
         rows |= mask.any(axis=(0, 2))
         columns |= mask.any(axis=(0, 1))
         yield
@@ -291,8 +315,8 @@ def _cropped(labelmap, value):
     ]
     mask = np.empty([last - first for first, last in box], np.uint8)
     inside = labelmap[tuple(slice(*side) for side in box)]
-    for start in range(0, len(mask), step):
-        mask[start : start + step] = inside[start : start + step] == value
+    for slab in _slabs(mask):
+        mask[slab] = inside[slab] == value
         yield
     return mask, [first for first, _last in box]
 

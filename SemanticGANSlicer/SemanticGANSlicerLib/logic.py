@@ -130,7 +130,7 @@ class _Run:
 
     def _startWorker(self, arguments):
         self._worker = process.Worker(self._onEvent, self._workerFinished)
-        fixed = ["--json-progress", "--cancel-on-eof"]
+        fixed = ["--json-progress", "--cancel-on-eof", "--low-priority"]
         self._worker.start(self._logic.python(), [*self._logic.workerArguments, *arguments, *fixed])
 
     def _onEvent(self, event):
@@ -199,7 +199,7 @@ class _VolumeRun(_Run):
             self._fail(error)
             return
         try:
-            files = [path, "--output", self._results(), "--format", "nrrd"]
+            files = [path, "--output", self._results(), "--format", "nifti"]
             also = ["--no-report", "--save-reconstruction"]
             self._startWorker(files + also + self._options.arguments())
         except RuntimeError as problem:
@@ -222,8 +222,11 @@ class _VolumeRun(_Run):
             self._fail(error)
             return
         self._onProgress(0, 0, _("Loading the result"), None)
-        steps = importer.importResult(case, self._labels, self._volume, self._target)
-        self._steps = process.Steps(steps, self._imported)
+        self._steps = process.Steps(self._import(case), self._imported)
+
+    def _import(self, case):
+        yield from importer.removeInput(case["input"])
+        return (yield from importer.importResult(case, self._labels, self._volume, self._target))
 
     def _imported(self, result, error):
         if error is not None:

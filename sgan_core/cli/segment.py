@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sgan_core.bundle import Bundle
 
 log = logging.getLogger("sgan_core.cli.segment")  # __name__ is another with "python -m"
+
+_BELOW_NORMAL_PRIORITY_CLASS = 0x4000  # of Windows
 
 _EXAMPLES = """\
   sgan-segment scan.nii.gz --model phantom-ct-liver --output out
@@ -122,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     add("--json-progress", action="store_true", help="one JSON object a line on stdout, for programs")
     add("--cancel-on-eof", action="store_true", help="stop when stdin ends, for programs")
+    add("--low-priority", action="store_true", help="let other programs have the processor first")
     return p
 
 
@@ -135,6 +139,8 @@ def _region(text: str) -> tuple[float, float]:
 
 def command(args: argparse.Namespace) -> int:
     """Segment as the options say."""
+    if args.low_priority:
+        step_back()
     with Progress(as_json=args.json_progress) as progress:
         progress.event("hello", pid=os.getpid(), tool_version=__version__)
         try:
@@ -149,6 +155,17 @@ def command(args: argparse.Namespace) -> int:
     if not args.json_progress:
         _print_table(result.record["cases"])
     return app.PARTLY_FAILED if result.failed else app.DONE
+
+
+def step_back() -> None:
+    """Let other programs have the processor first: without it the windows of who started us stutter."""
+    if sys.platform == "win32":
+        import ctypes
+
+        kernel = ctypes.windll.kernel32
+        kernel.SetPriorityClass(kernel.GetCurrentProcess(), _BELOW_NORMAL_PRIORITY_CLASS)
+    else:
+        os.nice(10)
 
 
 def _clearing(output: Path) -> Callable[[], None]:

@@ -567,3 +567,15 @@ def test_console_entry(tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path)
     assert "liver" in done.stdout
     assert "tiny-ct-liver on" in done.stderr
     assert files(output) == {"scan_seg.nii.gz", "run.json", "report.html"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.nice is POSIX")
+def test_low_priority_lets_others_go_first(tmp_path: Path) -> None:
+    code = "import os, sys; from sgan_core.cli import segment; segment.main(sys.argv[1:]); print(os.nice(0))"
+    options = [str(tmp_path / "absent"), "--model", "m", "--output", str(tmp_path / "out")]
+    before = os.nice(0)
+    for more, expected in ([], before), (["--low-priority"], before + 10):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *options, *more], capture_output=True, text=True, check=False
+        )
+        assert int(run.stdout) == min(19, expected)

@@ -31,7 +31,7 @@ def segment(source: Path, output: Path) -> None:
     image = sitk.ReadImage(str(source))
     labels = sitk.Cast(image > 0, sitk.sitkUInt8)
     output.mkdir(parents=True)
-    sitk.WriteImage(labels, str(output / "input_seg.seg.nrrd"), True)
+    sitk.WriteImage(labels, str(output / "input_seg.nii.gz"), True)
     sitk.WriteImage(image + 7, str(output / "input_recon.nrrd"), True)
     count = image.GetDepth()
     centre = [(size - 1) / 2 for size in image.GetSize()]
@@ -41,7 +41,7 @@ def segment(source: Path, output: Path) -> None:
     case = {
         "input": str(source),
         "case": "input",
-        "output": str(output / "input_seg.seg.nrrd"),
+        "output": str(output / "input_seg.nii.gz"),
         "status": "done",
         "seconds": 1.25,
         "labels": [

@@ -28,7 +28,7 @@ def write_result(folder: Path, volume: Any, labelmap: np.ndarray, **case: Any) -
     """A label map (K, J, I) of a volume as the engine writes it, with the record of its case."""
     source = run_steps(importer.writeInput(volume, str(folder)))
     grid = read_image(source).grid
-    path = folder / "out.seg.nrrd"
+    path = folder / "out.nii.gz"
     write_labels(path, labelmap.transpose(), grid)  # (K, J, I) -> (I, J, K)
     return {"output": str(path), "trust": {"slices": []}, "labels": [], **case}
 
@@ -95,7 +95,17 @@ def test_colour_picture_is_written_as_stored(tmp_path: Path) -> None:
 
 def test_large_volumes_are_written_in_pieces(tmp_path: Path) -> None:
     node = make_volume(np.zeros((20, 512, 1024), np.int16))  # 20 MiB
-    assert sum(1 for _ in importer.writeInput(node, str(tmp_path))) == 3
+    assert sum(1 for _ in importer.writeInput(node, str(tmp_path))) == 5
+
+
+def test_large_inputs_are_removed_in_pieces(tmp_path: Path) -> None:
+    path = run_steps(importer.writeInput(make_volume(np.zeros((20, 512, 1024), np.int16)), str(tmp_path)))
+    sizes = []
+    for _ in importer.removeInput(path):
+        sizes.append(Path(path).stat().st_size)
+    assert len(sizes) == 5
+    assert sizes == sorted(sizes, reverse=True)
+    assert not Path(path).exists()
 
 
 def test_what_cannot_be_segmented_is_explained(ct: Any) -> None:
@@ -267,6 +277,16 @@ def test_result_of_another_size_is_refused(ct: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(40, 32, 12\) voxels, the volume \(41, 32, 12\)"):
         run_steps(importer.importResult(case, [LIVER], other))
     assert standin.leaves(slicer.mrmlScene) == before
+
+
+def test_incomplete_result_is_refused(ct: Any, tmp_path: Path) -> None:
+    import gzip
+
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    content = gzip.decompress(Path(case["output"]).read_bytes())
+    Path(case["output"]).write_bytes(gzip.compress(content[:-7]))
+    with pytest.raises(ValueError, match="incomplete"):
+        run_steps(importer.importResult(case, [LIVER], ct))
 
 
 def test_picture_result_keeps_the_mask_upright(tmp_path: Path) -> None:
