@@ -128,7 +128,7 @@ def description(plan):
     if plan.requirements:
         names = ", ".join(re.split(r"[<>=!~ ;]", line)[0] for line in plan.requirements)
         parts.append(
-            _("{count} Python packages (together below 0.5 GB on disk): {names}").format(
+            _("{count} Python packages (together below 0.6 GB on disk): {names}").format(
                 count=len(plan.requirements), names=names
             )
         )
