@@ -363,7 +363,6 @@ def _segmentation(
         content_label="SEGMENTATION",
         content_description=text,
         series_description=text,
-        specific_character_set="ISO_IR 192",  # UTF-8: names of labels, whatever the source is written in
         coding_schemes=_coding_schemes(labels),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **geometry,
@@ -371,6 +370,9 @@ def _segmentation(
     for k in marked:
         _clear_first_pixel(segmentation, k, geometry)
     _set_dimensions_uid(segmentation, uids["dimensions"])
+    # UTF-8: names of labels, whatever the source is written in. highdicom has no argument for it before 0.28, and 3D
+    # Slicer brings 0.27 along.
+    segmentation.SpecificCharacterSet = "ISO_IR 192"
     segmentation.ContentCreatorName = None  # type 2: no person made it
     if not geometry:  # type 2C of the General Image module where positions do not tell it
         segmentation.PatientOrientation = source.headers[0].get("PatientOrientation")

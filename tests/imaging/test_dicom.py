@@ -803,7 +803,7 @@ def test_enhanced_file_of_highdicom(tmp_path: Path, dicom_files: Files) -> None:
             1,
             -100,
         )
-        image.BurnedInAnnotation = "NO"
+        image.BurnedInAnnotation, image.SliceThickness = "NO", 2
         dicom_files.save(tmp_path / "classic" / f"{image.InstanceNumber}", image)
     read_back = [pydicom.dcmread(file) for file in sorted((tmp_path / "classic").iterdir())]
     enhanced = legacy.LegacyConvertedEnhancedCTImage(read_back[::-1], "1.2.10", 1, "1.2.11", 1)

@@ -104,6 +104,23 @@ def test_requirements_are_those_of_the_engine() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == install.ENGINE
 
 
+def test_requirements_admit_what_slicer_brings_along() -> None:
+    """Versions of Slicer 5.13, from SuperBuild/External_python-*.cmake of 2026-08-21: these are never replaced."""
+    from packaging.requirements import Requirement
+
+    brought = {
+        "highdicom": "0.27.0",
+        "numpy": "2.4.6",
+        "pillow": "12.2.0",
+        "pydicom": "3.0.2",
+        "SimpleITK": "2.5.5",
+        "scipy": "1.17.1",
+    }
+    requirements = {one.name: one for one in map(Requirement, install._requirementLines())}
+    for name, version in brought.items():
+        assert requirements[name].specifier.contains(version), name
+
+
 def test_nothing_is_missing_here() -> None:
     assert install.makePlan().isEmpty
 
@@ -126,7 +143,7 @@ def test_plan_names_what_is_missing(
         {"semanticgan": None, "torch": None, "torchvision": None, "monai": None, "highdicom": "0.1"}
     )
     plan = install.makePlan()
-    assert plan.requirements == ("monai>=1.4", "highdicom>=0.28")
+    assert plan.requirements == ("monai>=1.4", "highdicom>=0.27")
     assert plan.torch
     assert os.path.basename(plan.wheel) == "semanticgan-0.2.0-py3-none-any.whl"
     text = install.description(plan)
