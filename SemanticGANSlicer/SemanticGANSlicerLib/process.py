@@ -58,6 +58,7 @@ class Worker:
         """Start ``program`` with ``arguments``; returns at once."""
         environment = qt.QProcessEnvironment.systemEnvironment()
         environment.insert("PYTHONUTF8", "1")  # file names and messages, whatever the system's code page is
+        environment.insert("PYTHONSAFEPATH", "1")  # no modules from the folder that Slicer was started in
         self._process.setProcessEnvironment(environment)
         self._process.start(program, [str(argument) for argument in arguments])
 

@@ -188,6 +188,20 @@ def test_paths_with_spaces_and_other_letters_arrive(tmp_path: Path) -> None:
     assert lines == [odd]
 
 
+def test_modules_of_the_current_folder_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("PYTHONSAFEPATH came with Python 3.11; Slicer 5.13 has 3.12")
+    (tmp_path / "this.py").write_text("print('planted')")
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    outcomes: list[process.Outcome] = []
+    worker = process.Worker(lambda event: lines.append(event["text"]), outcomes.append, plain=True)
+    worker.start(sys.executable, ["-m", "this"])
+    standin.pump(lambda: outcomes, 20)
+    assert "planted" not in lines
+    assert "The Zen of Python, by Tim Peters" in lines
+
+
 def test_windows_kills_by_taskkill(monkeypatch: pytest.MonkeyPatch) -> None:
     """No Windows here: what would be started is looked at."""
     started = []
