@@ -73,6 +73,20 @@ def checkVolume(volume):
         )
 
 
+def volumeInView():
+    """The image that the slice views show, else the first of the scene; None when there is none."""
+    views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    shown = [slicer.mrmlScene.GetNodeByID(view.GetBackgroundVolumeID() or "") for view in views]
+    images = (
+        "vtkMRMLScalarVolumeNode",
+        "vtkMRMLVectorVolumeNode",
+    )  # not label maps, which are scalar volumes too
+    for node in [*shown, *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]:
+        if node is not None and node.GetClassName() in images:
+            return node
+    return None
+
+
 def isPicture(volume):
     """Whether a volume is a colour picture, which the engine reads as PNG."""
     return volume.GetImageData().GetNumberOfScalarComponents() == 3
@@ -402,6 +416,8 @@ def addReconstruction(result):
     Raises ValueError when the file cannot be read.
     """
     path, volume = result.case.get("reconstruction_output") or "", result.volume
+    if volume.GetScene() is None:
+        raise ValueError(_("The volume was removed from the scene; there is nothing to compare with."))
     try:
         image = sitk.ReadImage(path)
     except RuntimeError as error:

@@ -126,9 +126,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
-            first = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
-            if first is not None and first.GetClassName() == "vtkMRMLScalarVolumeNode":
-                self._parameterNode.inputVolume = first
+            self._parameterNode.inputVolume = importer.volumeInView()
 
     def setParameterNode(self, node):
         if self._parameterNode is not None:
@@ -476,8 +474,9 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                     background=self._result.volume, foreground=self._reconstruction
                 )
                 self._onFade()
-        else:
-            slicer.util.setSliceViewerLayers(foreground=None)
+                return
+            self.ui.reconstructionCheckBox.setChecked(False)
+        slicer.util.setSliceViewerLayers(foreground=None)
 
     def _onFade(self, *unused):
         slicer.util.setSliceViewerLayers(foregroundOpacity=self.ui.fadeSlider.value / 100.0)

@@ -81,17 +81,29 @@ def test_volume_in_the_scene_is_taken(ct: Any, panel: Any) -> None:
     assert panel.ui.applyButton.enabled
 
 
+def test_volume_in_view_is_taken_before_others(ct: Any) -> None:
+    make_volume(np.zeros((2, 4, 5), np.uint8), "mask", "vtkMRMLLabelMapVolumeNode")
+    seen = make_volume(np.zeros((2, 4, 5), np.int16), "seen")
+    slicer.util.setSliceViewerLayers(background=seen)
+    _module, panel, _meta = standin.load_module(MODULE)
+    assert panel._parameterNode.inputVolume is seen
+    standin.unload(panel)
+
+
+def test_label_maps_are_not_taken(scene: Any) -> None:
+    make_volume(np.zeros((2, 4, 5), np.uint8), "mask", "vtkMRMLLabelMapVolumeNode")
+    assert importer.volumeInView() is None
+    image = make_volume(np.zeros((2, 4, 5), np.int16), "image")
+    assert importer.volumeInView() is image
+
+
 def test_colour_pictures_and_only_images_can_be_chosen(panel: Any) -> None:
     photo = make_volume(np.zeros((1, 4, 5, 3), np.uint8), "photo", "vtkMRMLVectorVolumeNode")
     make_volume(np.zeros((2, 4, 5), np.uint8), "mask", "vtkMRMLLabelMapVolumeNode")
     panel.ui.inputSelector.setCurrentNode(photo)
     assert panel._parameterNode.inputVolume is photo
-    listed = (
-        [panel.ui.inputSelector.itemText(i) for i in range(panel.ui.inputSelector.count)]
-        if hasattr(panel.ui.inputSelector, "itemText")
-        else ["photo"]
-    )
-    assert "mask" not in listed
+    box = panel.ui.inputSelector
+    assert [box.nodeFromIndex(index).GetName() for index in range(box.nodeCount())] == ["photo"]
 
 
 def test_parameters_and_widgets_follow_each_other(panel: Any, ct: Any) -> None:
@@ -250,6 +262,18 @@ def test_reconstruction_fades_over_the_image(panel: Any, ct: Any, fake_worker: F
     assert not slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0].GetForegroundVolumeID()
     ui.reconstructionCheckBox.setChecked(True)  # not added twice
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == before + 1
+
+
+def test_reconstruction_of_a_removed_volume_is_explained(
+    panel: Any, ct: Any, fake_worker: FakeWorker
+) -> None:
+    fake_worker(panel, "good")
+    apply(panel)
+    slicer.mrmlScene.RemoveNode(ct)
+    panel.ui.reconstructionCheckBox.setChecked(True)
+    assert "nothing to compare with" in errors()[0]
+    assert not panel.ui.reconstructionCheckBox.checked
+    assert not panel.ui.fadeSlider.enabled
 
 
 def test_run_again_updates_or_makes_a_new_one(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
