@@ -345,16 +345,16 @@ def _changeScene(case, pieces, labels, volume, target):
         target.CreateDefaultDisplayNodes()
         target.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
     undo = Undo(target, new)
-    target.SetReferenceImageGeometryParameterFromVolumeNode(
-        volume
-    )  # and the source volume, which DICOM export needs
+    # With it comes the reference to the source volume, which DICOM export needs.
+    target.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     segmentation = target.GetSegmentation()
     for segmentId in _ourSegments(segmentation):
         segmentation.RemoveSegment(segmentId)
     segmentIds = [_addSegment(segmentation, label, piece, volume) for label, piece in pieces]
     if segmentation.ContainsRepresentation("Closed surface"):  # shown in 3D before: show the new shape
         target.CreateClosedSurfaceRepresentation()
-    _placeBeside(target, volume)
+    if new:  # a person may have put the other elsewhere
+        _placeBeside(target, volume)
     undo.done()
     return Result(target, volume, case, labels, segmentIds, undo)
 
