@@ -74,7 +74,7 @@ def stalls_of_a_run(panel: Any) -> dict[str, float]:
             standin.pump(lambda now=now: part[0] != now or not panel.logic.isRunning(), 600)
         parts[now] = max(parts.get(now, 0.0), probe.max_gap_ms)
     panel._progress.show = say
-    if panel._result is None:
+    if panel._result.result is None:
         raise SystemExit(f"the run failed: {slicer.app.messages}")
     return parts
 

@@ -133,7 +133,7 @@ def main() -> None:
     tutorial.wait()
 
     # 3. The result.
-    result = tutorial.panel._result
+    result = tutorial.panel._result.result
     print(ui.statusLabel.text, ui.trustLabel.text, sep="\n")
     for row in range(ui.volumeTable.rowCount):
         print([ui.volumeTable.item(row, column).text() for column in range(4)])

@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from . import importer, process
+from . import importer, process, volumes
 from .parameters import SemanticGANSlicerParameterNode
 
 
@@ -61,7 +61,7 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
         the end, with a ``importer.Result`` when the outcome's status is "done". Until then the scene is unchanged.
         Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
         """
-        importer.checkVolume(volume)
+        volumes.checkVolume(volume)
         if volume.GetParentTransformNode() is not None:
             raise ValueError(
                 _(
@@ -192,7 +192,7 @@ class _VolumeRun(_Run):
     def start(self):
         self._onProgress(0, 0, _("Preparing the volume"), None)
         self._folder = tempfile.mkdtemp(prefix="sgan-", dir=slicer.app.temporaryPath)
-        self._steps = process.Steps(importer.writeInput(self._volume, self._folder), self._written)
+        self._steps = process.Steps(volumes.writeInput(self._volume, self._folder), self._written)
 
     def _written(self, path, error):
         if error is not None:
@@ -225,7 +225,7 @@ class _VolumeRun(_Run):
         self._steps = process.Steps(self._import(case), self._imported)
 
     def _import(self, case):
-        yield from importer.removeInput(case["input"])
+        yield from volumes.removeInput(case["input"])
         return (yield from importer.importResult(case, self._labels, self._volume, self._target))
 
     def _imported(self, result, error):

@@ -10,15 +10,14 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from . import importer, models, process, samples
+from . import models, process, samples, volumes
 from .batch import BatchTab
 from .dialogs import InstallDialog, explained
 from .install import InstallError, makePlan
 from .logic import Options, SemanticGANSlicerLogic
 from .probe import DeviceProbe
 from .progress import ProgressView
-
-_TRUST_COLOURS = {"ok": "#2e7d32", "review": "#b26a00"}  # readable on light and dark
+from .results import ResultView
 
 
 class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -29,7 +28,6 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         VTKObservationMixin.__init__(self)
         self.logic = None
         self._parameterNode = self._guiTag = None
-        self._result = self._reconstruction = None
         self._maker = self._probe = None
         self._models = []
 
@@ -44,6 +42,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.logic = SemanticGANSlicerLogic()
         self._progress = ProgressView(self.ui.progressBar, self.ui.statusLabel)
         self._batch = BatchTab(self.ui, self.logic, self._options, self._ensureInstalled, self._updateButtons)
+        self._result = ResultView(self.ui, self._progress.stop)
         self._prepareWidgets()
         self._connectWidgets()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
@@ -55,7 +54,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def cleanup(self):
         """Slicer ends or the module is reloaded: nothing keeps running."""
         self._stopEverything()
-        self._forgetResult()
+        self._result.forget()
         self.setParameterNode(None)
         self.removeObservers()
 
@@ -69,7 +68,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _onSceneStartClose(self, caller, event):
         self._stopEverything()
-        self._forgetResult()
+        self._result.forget()
         self.setParameterNode(None)
         self._progress.stop("")
 
@@ -94,12 +93,6 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             lambda *unused: self._openModel(models.openModelArchive())
         )
         ui.openModelButton.setMenu(menu)
-        ui.volumeTable.setColumnCount(4)
-        ui.volumeTable.setHorizontalHeaderLabels(
-            [_("Segment"), _("Volume (mL)"), _("Voxels"), _("SNOMED CT")]
-        )
-        ui.volumeTable.horizontalHeader().setStretchLastSection(True)
-        ui.volumeTable.verticalHeader().setVisible(False)
         ui.deviceFoundLabel.setVisible(False)
 
     def _connectWidgets(self):
@@ -114,19 +107,13 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ui.regionToHereButton.clicked.connect(lambda *unused: self._takePosition(ui.regionToSpinBox))
         ui.applyButton.clicked.connect(self._onApply)
         ui.cancelButton.clicked.connect(self._onCancel)
-        ui.doubtfulList.itemClicked.connect(self._onDoubtfulClicked)
-        ui.doubtfulList.itemActivated.connect(self._onDoubtfulClicked)  # the Enter key
-        ui.reconstructionCheckBox.toggled.connect(self._onReconstructionToggled)
-        ui.fadeSlider.valueChanged.connect(self._onFade)
-        ui.editButton.clicked.connect(self._onEdit)
-        ui.undoButton.clicked.connect(self._onUndo)
 
     # --- parameters
 
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
-            self._parameterNode.inputVolume = importer.volumeInView()
+            self._parameterNode.inputVolume = volumes.volumeInView()
 
     def setParameterNode(self, node):
         if self._parameterNode is not None:
@@ -294,7 +281,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         p.regionEnabled = self.ui.regionCheckBox.checked  # first: the others bring the box up to date with it
         unset = p.regionFrom == p.regionTo == 0.0
         if p.regionEnabled and unset and p.inputVolume is not None and p.inputVolume.GetImageData():
-            positions = importer.slicePositions(p.inputVolume)
+            positions = volumes.slicePositions(p.inputVolume)
             p.regionFrom, p.regionTo = float(positions[0]), float(positions[-1])
         self._updateButtons()
 
@@ -353,13 +340,13 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             except Exception:
                 self._progress.stop("")
                 if copied:
-                    importer.removeNode(volume)
+                    volumes.removeNode(volume)
                 raise
         self._updateButtons()
 
     def _withoutTransform(self, volume):
         """(volume, False) as it is; under a transform (a hardened copy, True), (None, False) if not wanted."""
-        importer.checkVolume(volume)
+        volumes.checkVolume(volume)
         if volume.GetParentTransformNode() is None:
             return volume, False
         question = _(
@@ -369,7 +356,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ).format(name=volume.GetName(), transform=volume.GetParentTransformNode().GetName())
         if not slicer.util.confirmOkCancelDisplay(question, _("Volume under a transform")):
             return None, False
-        return importer.hardenedCopy(volume), True
+        return volumes.hardenedCopy(volume), True
 
     def _onCancel(self, *unused):
         if self._maker is not None:
@@ -380,12 +367,13 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _onFinished(self, outcome, result, copy):
         if outcome.status == process.DONE:
-            self._showResult(result)
+            self._result.show(result)
+            self.logic.getParameterNode().outputSegmentation = result.segmentation
             if copy is not None:
                 self.logic.getParameterNode().inputVolume = copy  # the next run needs no copy of its own
         else:
             if copy is not None:
-                importer.removeNode(copy)
+                volumes.removeNode(copy)
             if outcome.status == process.CANCELLED:
                 self._progress.stop(_("Cancelled; the scene is as it was."))
             else:
@@ -395,128 +383,3 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                     detailedText=outcome.details or None,
                 )
         self._updateButtons()
-
-    # --- result
-
-    def _showResult(self, result):
-        self._forgetResult()
-        self._result = result
-        node, case, ui = result.segmentation, result.case, self.ui
-        self.logic.getParameterNode().outputSegmentation = node
-        slicer.util.setSliceViewerLayers(background=result.volume)
-        status = _("Done in {seconds:.0f} s: {name}").format(seconds=case["seconds"], name=node.GetName())
-        self._progress.stop(
-            "\n".join([status, *(_("Warning: {text}").format(text=text) for text in case["warnings"])])
-        )
-        trust = case["trust"]
-        verdict = _("Looks right") if trust["status"] == "ok" else _("Please review")
-        ui.trustLabel.setText(
-            f'<b style="color: {_TRUST_COLOURS.get(trust["status"], _TRUST_COLOURS["review"])}">{verdict}</b>: '
-            f"{html.escape(trust['reason'])}"
-        )
-        self._fillVolumes(result)
-        self._fillDoubtful(result)
-        ui.show3DButton.setSegmentationNode(node)
-        ui.undoButton.setEnabled(True)
-        ui.resultCollapsibleButton.setVisible(True)
-        ui.resultCollapsibleButton.collapsed = False
-
-    def _fillVolumes(self, result):
-        table = self.ui.volumeTable
-        table.setRowCount(len(result.labels))
-        found = {volume["value"]: volume for volume in result.case["labels"]}
-        segmentation = result.segmentation.GetSegmentation()
-        for row, (label, segmentId) in enumerate(zip(result.labels, result.segmentIds, strict=True)):
-            volume = found[label["value"]]
-            millilitres = "" if volume["volume_ml"] is None else f"{volume['volume_ml']:.1f}"
-            for column, text in enumerate(
-                (label["name"], millilitres, f"{volume['voxels']:,}", label.get("code", ""))
-            ):
-                table.setItem(row, column, qt.QTableWidgetItem(text))
-            colour = segmentation.GetSegment(segmentId).GetColor()
-            swatch = qt.QPixmap(12, 12)
-            swatch.fill(qt.QColor(*(round(255 * channel) for channel in colour)))
-            table.item(row, 0).setIcon(qt.QIcon(swatch))
-        table.resizeColumnsToContents()
-        _fit(
-            table,
-            len(result.labels),
-            table.rowHeight(0) if result.labels else 0,
-            table.horizontalHeader().height,
-        )
-
-    def _fillDoubtful(self, result):
-        slices, listed = result.doubtfulSlices(), self.ui.doubtfulList
-        listed.clear()
-        self._doubtful = slices
-        for number, (_r, _a, s) in slices:
-            listed.addItem(_("Slice {number}, S {position:.1f} mm").format(number=number, position=s))
-        for widget in (listed, self.ui.doubtfulLabel):
-            widget.setVisible(bool(slices))
-        _fit(listed, len(slices), listed.sizeHintForRow(0), 0)
-
-    def _onDoubtfulClicked(self, *unused):
-        row = self.ui.doubtfulList.currentRow
-        if 0 <= row < len(self._doubtful):
-            _number, position = self._doubtful[row]
-            slicer.vtkMRMLSliceNode.JumpAllSlices(
-                slicer.mrmlScene, *position, slicer.vtkMRMLSliceNode.CenteredJumpSlice
-            )
-
-    def _onReconstructionToggled(self, *unused):
-        shown = self.ui.reconstructionCheckBox.checked
-        self.ui.fadeSlider.setEnabled(shown)
-        if shown and self._result is not None:
-            with explained(_("The reconstruction cannot be shown.")):
-                if self._reconstruction is None or self._reconstruction.GetScene() is None:
-                    self._reconstruction = importer.addReconstruction(self._result)
-                slicer.util.setSliceViewerLayers(
-                    background=self._result.volume, foreground=self._reconstruction
-                )
-                self._onFade()
-                return
-            self.ui.reconstructionCheckBox.setChecked(False)
-        slicer.util.setSliceViewerLayers(foreground=None)
-
-    def _onFade(self, *unused):
-        slicer.util.setSliceViewerLayers(foregroundOpacity=self.ui.fadeSlider.value / 100.0)
-
-    def _onEdit(self, *unused):
-        """Open the result in the Segment Editor: its node is the editor module's own, as in its selectParameterNode."""
-        if self._result is None or self._result.segmentation.GetScene() is None:
-            return
-        editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
-        if editor is None:
-            editor = slicer.vtkMRMLSegmentEditorNode()
-            editor.SetSingletonTag("SegmentEditor")
-            editor = slicer.mrmlScene.AddNode(editor)
-        editor.SetAndObserveSegmentationNode(self._result.segmentation)
-        editor.SetAndObserveSourceVolumeNode(self._result.volume)
-        slicer.util.selectModule("SegmentEditor")
-
-    def _onUndo(self, *unused):
-        if self._result is None:
-            return
-        undo = self._result.undo
-        if undo.edited and not slicer.util.confirmOkCancelDisplay(
-            _("The segmentation was changed after the run. Undo takes these changes back, too."), _("Undo")
-        ):
-            return
-        undo.restore()
-        self._forgetResult()
-        self._progress.stop(_("The run was undone."))
-
-    def _forgetResult(self):
-        """Hide the result and delete its files; nodes in the scene stay."""
-        if self._result is None:
-            return
-        self.ui.reconstructionCheckBox.setChecked(False)  # takes it out of the slice views
-        self._result.discard()
-        self._result = self._reconstruction = None
-        self.ui.resultCollapsibleButton.setVisible(False)
-        self.ui.show3DButton.setSegmentationNode(None)
-
-
-def _fit(widget, rows, rowHeight, headerHeight, most=6):
-    """Make a list as high as its rows, of which ``most`` are seen at a time."""
-    widget.setFixedHeight(headerHeight + min(rows, most) * rowHeight + 2 * widget.frameWidth + 2)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import standin
-from SemanticGANSlicerLib import importer
+from SemanticGANSlicerLib import importer, volumes
 from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.writers import write_labels, write_mask_png
 
@@ -26,7 +26,7 @@ LIVER, SPLEEN = label(1, "liver", (200, 90, 60)), label(2, "spleen", (9, 9, 9), 
 
 def write_result(folder: Path, volume: Any, labelmap: np.ndarray, **case: Any) -> dict[str, Any]:
     """A label map (K, J, I) of a volume as the engine writes it, with the record of its case."""
-    source = run_steps(importer.writeInput(volume, str(folder)))
+    source = run_steps(volumes.writeInput(volume, str(folder)))
     grid = read_image(source).grid
     path = folder / "out.nii.gz"
     write_labels(path, labelmap.transpose(), grid)  # (K, J, I) -> (I, J, K)
@@ -62,15 +62,15 @@ def test_written_geometry_is_that_of_the_node(
     node.SetSpacing(*spacing)
     node.SetOrigin(-7.5, 3.25, 1000.125)
     node.SetIJKToRASDirections(*directions.ravel())
-    path = run_steps(importer.writeInput(node, str(tmp_path_factory.mktemp("input"))))
+    path = run_steps(volumes.writeInput(node, str(tmp_path_factory.mktemp("input"))))
     image = sitk.ReadImage(path)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
     for index in ((0, 0, 0), (3, 2, 1)):
         x, y, z = image.TransformIndexToPhysicalPoint(index)
-        expected = importer.ijkToRas(node) @ [*index, 1.0]
+        expected = volumes.ijkToRas(node) @ [*index, 1.0]
         np.testing.assert_allclose((-x, -y, z), expected[:3], atol=1e-4)  # LPS -> RAS
     # Our own reader, which the worker uses.
-    np.testing.assert_allclose(read_image(path).grid.affine, importer.ijkToRas(node), atol=1e-4)
+    np.testing.assert_allclose(read_image(path).grid.affine, volumes.ijkToRas(node), atol=1e-4)
     slicer.mrmlScene.RemoveNode(node)
 
 
@@ -79,7 +79,7 @@ def test_written_geometry_is_that_of_the_node(
 )
 def test_every_scalar_type_arrives(dtype: str, tmp_path: Path) -> None:
     array = (np.arange(24).reshape(2, 3, 4) * 3).astype(dtype)
-    image = sitk.ReadImage(run_steps(importer.writeInput(make_volume(array), str(tmp_path))))
+    image = sitk.ReadImage(run_steps(volumes.writeInput(make_volume(array), str(tmp_path))))
     written = sitk.GetArrayFromImage(image)
     np.testing.assert_array_equal(written, array)
     assert written.dtype == dtype
@@ -88,20 +88,20 @@ def test_every_scalar_type_arrives(dtype: str, tmp_path: Path) -> None:
 def test_colour_picture_is_written_as_stored(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (1, 5, 7, 3), dtype=np.uint8)
     node = make_volume(pixels, "photo", "vtkMRMLVectorVolumeNode")
-    path = run_steps(importer.writeInput(node, str(tmp_path)))
+    path = run_steps(volumes.writeInput(node, str(tmp_path)))
     np.testing.assert_array_equal(np.asarray(Image.open(path)), pixels[0])
     assert read_image(path).array.shape == (3, 5, 7)
 
 
 def test_large_volumes_are_written_in_pieces(tmp_path: Path) -> None:
     node = make_volume(np.zeros((20, 512, 1024), np.int16))  # 20 MiB
-    assert sum(1 for _ in importer.writeInput(node, str(tmp_path))) == 5
+    assert sum(1 for _ in volumes.writeInput(node, str(tmp_path))) == 5
 
 
 def test_large_inputs_are_removed_in_pieces(tmp_path: Path) -> None:
-    path = run_steps(importer.writeInput(make_volume(np.zeros((20, 512, 1024), np.int16)), str(tmp_path)))
+    path = run_steps(volumes.writeInput(make_volume(np.zeros((20, 512, 1024), np.int16)), str(tmp_path)))
     sizes = []
-    for _ in importer.removeInput(path):
+    for _ in volumes.removeInput(path):
         sizes.append(Path(path).stat().st_size)
     assert len(sizes) == 5
     assert sizes == sorted(sizes, reverse=True)
@@ -121,8 +121,8 @@ def test_what_cannot_be_segmented_is_explained(ct: Any) -> None:
         (pair, "pair holds 2 values a voxel"),
     ):
         with pytest.raises(ValueError, match=words):
-            importer.checkVolume(node)
-    importer.checkVolume(ct)
+            volumes.checkVolume(node)
+    volumes.checkVolume(ct)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
@@ -136,11 +136,11 @@ def test_slice_positions_are_those_of_the_model(order: tuple[int, ...], sign: in
     directions = np.eye(3)[list(order)] * sign
     node.SetIJKToRASDirections(*(rotation((0.1, -0.2, 0.05)) @ directions).ravel())
     stack = to_model(
-        read_image(run_steps(importer.writeInput(node, str(tmp_path)))),
+        read_image(run_steps(volumes.writeInput(node, str(tmp_path)))),
         size=16,
         intensity=Intensity(-160.0, 240.0, "HU"),
     )
-    np.testing.assert_allclose(importer.slicePositions(node), slice_centres_mm(stack)[:, 2], atol=1e-3)
+    np.testing.assert_allclose(volumes.slicePositions(node), slice_centres_mm(stack)[:, 2], atol=1e-3)
 
 
 def test_hardened_copy_stands_where_the_transform_puts_it(ct: Any) -> None:
@@ -149,9 +149,9 @@ def test_hardened_copy_stands_where_the_transform_puts_it(ct: Any) -> None:
     matrix[:3, :3], matrix[:3, 3] = rotation((0.3, 0.0, -0.2)), (11.0, -5.0, 3.0)
     transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
     ct.SetAndObserveTransformNodeID(transform.GetID())
-    copy = importer.hardenedCopy(ct)
+    copy = volumes.hardenedCopy(ct)
     assert copy.GetParentTransformNode() is None
-    np.testing.assert_allclose(importer.ijkToRas(copy), matrix @ importer.ijkToRas(ct), atol=1e-6)
+    np.testing.assert_allclose(volumes.ijkToRas(copy), matrix @ volumes.ijkToRas(ct), atol=1e-6)
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(copy), slicer.util.arrayFromVolume(ct))
     assert ct.GetParentTransformNode() is transform
 
@@ -170,8 +170,8 @@ def test_result_lies_on_an_oblique_volume(ct: Any, tmp_path: Path) -> None:
     plain.SetOrigin(-70.0, -40.0, 0.0)
     plain.SetSpacing(1.0, 1.0, 1.0)
     inside = np.argwhere(voxels(result.segmentation, 0, plain))[:, ::-1]  # (n, 3) I, J, K
-    places = (importer.ijkToRas(plain) @ np.c_[inside, np.ones(len(inside))].T).T
-    indices = np.linalg.inv(importer.ijkToRas(ct)) @ places.T
+    places = (volumes.ijkToRas(plain) @ np.c_[inside, np.ones(len(inside))].T).T
+    indices = np.linalg.inv(volumes.ijkToRas(ct)) @ places.T
     i, j, k = np.rint(indices[:3]).astype(int)
     assert labelmap[k, j, i].mean() > 0.95
     assert len(inside) == pytest.approx((labelmap == 1).sum() * 0.8 * 0.9 * 2.5, rel=0.1)
@@ -428,7 +428,7 @@ def test_reconstruction_lies_on_its_volume(ct: Any, tmp_path: Path) -> None:
     result = run_steps(importer.importResult(case, [LIVER], ct))
     node = importer.addReconstruction(result)
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), array + 3)
-    np.testing.assert_allclose(importer.ijkToRas(node), importer.ijkToRas(ct))
+    np.testing.assert_allclose(volumes.ijkToRas(node), volumes.ijkToRas(ct))
     assert (node.GetDisplayNode().GetWindow(), node.GetDisplayNode().GetLevel()) == (321, 12)
 
 
@@ -469,7 +469,7 @@ def test_frame_of_a_sequence_is_named(ct: Any, tmp_path: Path) -> None:
     proxy = browser.GetProxyNode(sequence)
     browser.SetSelectedItemNumber(1)
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
-    assert importer.frameName(proxy) == " (time 2 s)"
-    assert importer.frameName(ct) == ""
-    image = sitk.ReadImage(run_steps(importer.writeInput(proxy, str(tmp_path))))
+    assert volumes.frameName(proxy) == " (time 2 s)"
+    assert volumes.frameName(ct) == ""
+    image = sitk.ReadImage(run_steps(volumes.writeInput(proxy, str(tmp_path))))
     assert set(np.unique(sitk.GetArrayFromImage(image))) == {-900}  # the frame that is shown

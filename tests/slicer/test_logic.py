@@ -15,7 +15,7 @@ import slicer
 from helpers import make_volume, voxels
 
 import standin
-from SemanticGANSlicerLib import importer, process
+from SemanticGANSlicerLib import importer, process, volumes
 from SemanticGANSlicerLib.logic import Options
 
 FakeWorker = Callable[..., None]
@@ -278,8 +278,8 @@ def test_engine_finds_the_liver_of_a_phantom(logic: Any, phantom: Any) -> None:
 def test_region_is_segmented_and_nothing_else(logic: Any, phantom: Any) -> None:
     slices = np.flatnonzero(phantom.truth.any(axis=(1, 2)))
     low, high = int(slices[len(slices) // 3]), int(slices[2 * len(slices) // 3])
-    positions = importer.slicePositions(phantom.node)
-    rising = importer.ijkToRas(phantom.node)[2, 2] > 0
+    positions = volumes.slicePositions(phantom.node)
+    rising = volumes.ijkToRas(phantom.node)[2, 2] > 0
     ends = sorted((positions[k] if rising else positions[::-1][k]) for k in (low, high))
     options = Options("phantom-ct-liver", quality="fast", region=(float(ends[0]), float(ends[1])))
     outcome, result = finish(start(logic, phantom.node, options), 120)

@@ -15,7 +15,7 @@ import slicer
 from helpers import MODULE, ROOT, make_volume, voxels
 
 import standin
-from SemanticGANSlicerLib import importer
+from SemanticGANSlicerLib import volumes
 
 FakeWorker = Callable[..., None]
 
@@ -92,9 +92,9 @@ def test_volume_in_view_is_taken_before_others(ct: Any) -> None:
 
 def test_label_maps_are_not_taken(scene: Any) -> None:
     make_volume(np.zeros((2, 4, 5), np.uint8), "mask", "vtkMRMLLabelMapVolumeNode")
-    assert importer.volumeInView() is None
+    assert volumes.volumeInView() is None
     image = make_volume(np.zeros((2, 4, 5), np.int16), "image")
-    assert importer.volumeInView() is image
+    assert volumes.volumeInView() is image
 
 
 def test_colour_pictures_and_only_images_can_be_chosen(panel: Any) -> None:
@@ -137,7 +137,7 @@ def test_region_starts_with_the_whole_volume(panel: Any, ct: Any) -> None:
     assert not ui.regionFromSpinBox.enabled
     ui.regionCheckBox.setChecked(True)
     assert ui.regionFromSpinBox.enabled
-    positions = importer.slicePositions(ct)
+    positions = volumes.slicePositions(ct)
     assert panel._parameterNode.regionFrom == pytest.approx(positions[0], abs=0.06)
     assert panel._parameterNode.regionTo == pytest.approx(positions[-1], abs=0.06)
     red = slicer.mrmlScene.GetSingletonNode("Red", "vtkMRMLSliceNode")
@@ -233,7 +233,7 @@ def test_click_on_a_doubtful_slice_goes_there(panel: Any, ct: Any, fake_worker: 
     ]
     listed.setCurrentRow(2)
     listed.itemClicked.emit(listed.item(2))
-    centre = importer.ijkToRas(ct) @ [19.5, 15.5, 6.0, 1.0]  # slice 7 counted from 1
+    centre = volumes.ijkToRas(ct) @ [19.5, 15.5, 6.0, 1.0]  # slice 7 counted from 1
     for name in ("Red", "Green", "Yellow"):
         view = slicer.mrmlScene.GetSingletonNode(name, "vtkMRMLSliceNode")
         to_ras = slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())
@@ -457,7 +457,7 @@ def test_sample_in_one_click_then_from_the_cache(panel: Any) -> None:
 
     expected = make_case(TEST_SEEDS, "t1_in")  # a patient that no model was trained on
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), expected.image.array.transpose())
-    np.testing.assert_allclose(importer.ijkToRas(node), expected.image.grid.affine, atol=1e-3)
+    np.testing.assert_allclose(volumes.ijkToRas(node), expected.image.grid.affine, atol=1e-3)
     began = time.monotonic()
     panel.ui.sampleMrButton.click()
     wait(panel)
@@ -516,7 +516,7 @@ panel.ui.inputSelector.setCurrentNode(node)
 panel.ui.qualityComboBox.setCurrentText("fast")
 panel.ui.applyButton.click()
 standin.pump(lambda: not panel.logic.isRunning(), 120)
-assert panel._result is not None, slicer.app.messages
+assert panel._result.result is not None, slicer.app.messages
 panel.ui.reconstructionCheckBox.setChecked(True)
 bad = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "monai", "sgan_core", "sgan_datasets"})
 standin.unload(panel)

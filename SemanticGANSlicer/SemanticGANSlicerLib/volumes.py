@@ -1,0 +1,197 @@
+"""Volumes of the scene as the engine's input.
+
+Writing is a generator that yields between pieces of some milliseconds, see ``process.Steps``.
+"""
+
+import os
+
+import numpy as np
+import SimpleITK as sitk
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+_CHUNK_BYTES = 4 << 20  # written between two events
+_NRRD_TYPES = {
+    "i1": "int8",
+    "u1": "uint8",
+    "i2": "int16",
+    "u2": "uint16",
+    "i4": "int32",
+    "u4": "uint32",
+    "f4": "float",
+    "f8": "double",
+}
+
+
+def checkVolume(volume):
+    """Raise ValueError, saying why and what to do, for a node that cannot be segmented."""
+    if volume is None:
+        raise ValueError(_("Select a volume."))
+    name = volume.GetName()
+    if volume.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise ValueError(_("{name} is a label map. Select the image that it was drawn on.").format(name=name))
+    image = volume.GetImageData()
+    if image is None or not image.GetNumberOfPoints():
+        raise ValueError(_("{name} holds no image. Load it again.").format(name=name))
+    components, slices = image.GetNumberOfScalarComponents(), image.GetDimensions()[2]
+    if components == 1:
+        if np.dtype(slicer.util.arrayFromVolume(volume).dtype).str[1:] not in _NRRD_TYPES:
+            raise ValueError(
+                _("{name} holds 64-bit integers. Cast it with the module Cast Scalar Volume.").format(
+                    name=name
+                )
+            )
+        return
+    if components != 3:
+        raise ValueError(
+            _(
+                "{name} holds {n} values a voxel. Only grey volumes and colour pictures can be segmented; "
+                "extract one component with the module Vector to Scalar Volume."
+            ).format(name=name, n=components)
+        )
+    if slices != 1:
+        raise ValueError(
+            _(
+                "{name} is a colour volume of {n} slices. Colour works for single pictures; make a grey "
+                "volume with the module Vector to Scalar Volume."
+            ).format(name=name, n=slices)
+        )
+
+
+def volumeInView():
+    """The image that the slice views show, else the first of the scene; None when there is none."""
+    views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    shown = [slicer.mrmlScene.GetNodeByID(view.GetBackgroundVolumeID() or "") for view in views]
+    images = (
+        "vtkMRMLScalarVolumeNode",
+        "vtkMRMLVectorVolumeNode",
+    )  # not label maps, which are scalar volumes too
+    for node in [*shown, *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]:
+        if node is not None and node.GetClassName() in images:
+            return node
+    return None
+
+
+def isPicture(volume):
+    """Whether a volume is a colour picture, which the engine reads as PNG."""
+    return volume.GetImageData().GetNumberOfScalarComponents() == 3
+
+
+def inputName(volume):
+    """The name of the file that ``writeInput`` writes."""
+    return "input.png" if isPicture(volume) else "input.nrrd"
+
+
+def writeInput(volume, folder):
+    """Write a volume for the engine, piece by piece (a generator); returns the path.
+
+    Its own array and geometry count: a parent transform must be dealt with before. Raises OSError when the folder
+    cannot be written, ValueError as ``checkVolume``.
+    """
+    checkVolume(volume)
+    path, array = os.path.join(folder, inputName(volume)), slicer.util.arrayFromVolume(volume)
+    if isPicture(volume):
+        pixels = array[0]  # (1, J, I, 3) -> (J, I, 3)
+        if pixels.dtype != np.uint8:
+            low, high = float(pixels.min()), float(pixels.max())
+            pixels = ((pixels - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), path)
+        return path
+    content = memoryview(np.ascontiguousarray(array)).cast("B")
+    with open(path, "wb") as file:
+        file.write(_nrrdHeader(array, ijkToRas(volume)).encode("ascii"))
+        for start in range(0, len(content), _CHUNK_BYTES):
+            file.write(content[start : start + _CHUNK_BYTES])
+            yield
+    return path
+
+
+def removeInput(path):
+    """Remove what ``writeInput`` wrote, piece by piece (a generator): a large file takes the system a while."""
+    size = os.path.getsize(path)
+    while size > _CHUNK_BYTES:
+        size -= _CHUNK_BYTES
+        os.truncate(path, size)
+        yield
+    os.remove(path)
+
+
+def ijkToRas(volume):
+    """(4, 4): voxel (i, j, k) to RAS mm, without parent transforms."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _nrrdHeader(array, affine):
+    """Header of a raw NRRD file of a (K, J, I) array (teem.sourceforge.net/nrrd/format.html).
+
+    Slicer's own writer writes all at once, which takes seconds for a large scan.
+    """
+    vectors = ["({!r},{!r},{!r})".format(*map(float, affine[:3, column])) for column in range(4)]
+    order = "big" if array.dtype.str[0] == ">" else "little"
+    lines = [
+        "NRRD0004",
+        f"type: {_NRRD_TYPES[array.dtype.str[1:]]}",
+        "dimension: 3",
+        "space: right-anterior-superior",
+        "sizes: {} {} {}".format(*array.shape[::-1]),
+        f"space directions: {' '.join(vectors[:3])}",
+        f"space origin: {vectors[3]}",
+        "kinds: domain domain domain",
+        f"endian: {order}",
+        "encoding: raw",
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+def hardenedCopy(volume):
+    """A copy of a volume in the scene with its parent transforms applied to it."""
+    copy = addNode(volume.GetClassName(), _("{name} transformed").format(name=volume.GetName()))
+    copy.CopyContent(volume)
+    copy.CreateDefaultDisplayNodes()
+    copy.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    copy.HardenTransform()
+    return copy
+
+
+def addNode(className, name):
+    """A new node in the scene; its name gets a number when another node has it already."""
+    scene = slicer.mrmlScene
+    taken = scene.GetFirstNodeByName(name) is not None
+    return scene.AddNewNodeByClass(className, scene.GenerateUniqueName(name) if taken else name)
+
+
+def removeNode(node):
+    """Remove a node with the display and storage nodes that only serve it, which the scene would keep."""
+    display = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+    storage = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
+    for one in [node, *display, *storage]:
+        if one is not None:
+            slicer.mrmlScene.RemoveNode(one)
+
+
+def frameName(volume):
+    """ " (time 3 s)" for a volume that shows a frame of a sequence, else ""; the frame that is shown is segmented."""
+    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(volume)
+    if browser is None:
+        return ""
+    sequence = browser.GetMasterSequenceNode()
+    value = sequence.GetNthIndexValue(browser.GetSelectedItemNumber())
+    return f" ({sequence.GetIndexName()} {value} {sequence.GetIndexUnit()})".replace(" )", ")")
+
+
+def slicePositions(volume):
+    """S (mm, RAS) of the centres of the slices that a model sees, ascending.
+
+    These lie across the axis of the volume that is closest to the patient's, as the engine cuts them.
+    """
+    affine, shape = ijkToRas(volume), slicer.util.arrayFromVolume(volume).shape[2::-1]  # (I, J, K)
+    axis = int(np.argmax(np.abs(affine[2, :3] / np.linalg.norm(affine[:3, :3], axis=0))))
+    centre = (np.array(shape) - 1) / 2.0
+    positions = []
+    for index in (0, shape[axis] - 1):
+        centre[axis] = index
+        positions.append(float(affine[2, :3] @ centre + affine[2, 3]))
+    return np.linspace(min(positions), max(positions), shape[axis])
