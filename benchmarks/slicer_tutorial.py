@@ -154,8 +154,9 @@ def main() -> None:
     tutorial.save("reconstruction", np.hstack(pictures))
     ui.reconstructionCheckBox.setChecked(False)
 
-    # 5. A folder.
+    # 5. Another modality, then a folder.
     if not options.volume:
+        _other_modality(tutorial)
         _batch(tutorial)
     standin.unload(tutorial.panel)
 
@@ -166,6 +167,18 @@ def _show_middle(result: Any) -> None:
     result.segmentation.GetSegmentation().GetSegment(result.segmentIds[0]).GetBounds(bounds)
     if bounds[0] < bounds[1]:
         slicer_views.jump(tuple((bounds[axis] + bounds[axis + 1]) / 2 for axis in (0, 2, 4)))
+
+
+def _other_modality(tutorial: Tutorial) -> None:
+    """The MR sample: it gets a segmentation of its own."""
+    ui, before = tutorial.ui, tutorial.ui.outputSelector.currentNode()
+    ui.sampleMrButton.click()
+    tutorial.wait()
+    ui.applyButton.click()
+    tutorial.wait()
+    if ui.outputSelector.currentNode() in (None, before):
+        raise SystemExit("the MR volume got no segmentation of its own")
+    print(ui.statusLabel.text, ui.trustLabel.text, ui.volumeTable.item(0, 1).text(), sep="\n")
 
 
 def _batch(tutorial: Tutorial) -> None:

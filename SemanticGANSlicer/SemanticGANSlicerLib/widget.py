@@ -27,7 +27,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic = None
-        self._parameterNode = self._guiTag = None
+        self._parameterNode = self._guiTag = self._volume = None
         self._maker = self._probe = None
         self._models = []
 
@@ -122,14 +122,28 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._parameterNode = node
         self._batch.setParameterNode(node)
         if node is not None:
+            self._volume = node.inputVolume
             self._guiTag = node.connectGui(self.ui)
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
             self._showModel()
         self._updateButtons()
 
     def _onParametersModified(self, caller=None, event=None):
+        self._followVolume()
         self._showModel()
         self._updateButtons()
+
+    def _followVolume(self):
+        """Another volume gets a segmentation of its own, unless one of its own is chosen already."""
+        p = self._parameterNode
+        volume, target = p.inputVolume, p.outputSegmentation
+        if volume is self._volume:
+            return
+        self._volume = volume
+        if target is not None:
+            drawnOn = target.GetNodeReference(target.GetReferenceImageGeometryReferenceRole())
+            if drawnOn is not None and drawnOn is not volume:
+                p.outputSegmentation = None
 
     def _options(self):
         """The options of both tabs. Raises ValueError when there is no model."""

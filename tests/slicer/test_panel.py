@@ -290,6 +290,24 @@ def test_run_again_updates_or_makes_a_new_one(panel: Any, ct: Any, fake_worker: 
     assert second.GetName() == "CT segmentation_1"
 
 
+def test_another_volume_does_not_overwrite_the_segmentation_of_the_first(
+    panel: Any, ct: Any, fake_worker: FakeWorker
+) -> None:
+    fake_worker(panel, "good")
+    apply(panel)
+    first = panel._parameterNode.outputSegmentation
+    other = make_volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), "other")
+    panel.ui.inputSelector.setCurrentNode(other)
+    assert panel.ui.outputSelector.currentNode() is None  # "Create new segmentation"
+    panel.ui.inputSelector.setCurrentNode(ct)
+    panel.ui.outputSelector.setCurrentNode(first)  # back, by hand
+    assert panel._parameterNode.outputSegmentation is first
+    panel.ui.inputSelector.setCurrentNode(other)
+    apply(panel)
+    assert panel._parameterNode.outputSegmentation is not first
+    np.testing.assert_array_equal(voxels(first, 0, ct), slicer.util.arrayFromVolume(ct) > 0)
+
+
 def test_undo(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
     fake_worker(panel, "good")
     before = standin.leaves(slicer.mrmlScene)
