@@ -161,9 +161,12 @@ def test_both_processes_hold_the_same_weights_bit_for_bit(alone_and_two):
 def test_weights_stay_those_of_one_process(alone_and_two, step):
     alone, first, _ = alone_and_two
     ours, theirs = alone[step]["weights"], first[step]["weights"]
+    last = step == STEPS - 1
+    strict = [name for name in ours if not (last and name.startswith("pair_d"))]
+    assert _largest_gap(*({name: one[name] for name in strict} for one in (ours, theirs))) < 1e-5
+    # On some processors a unit of the pair discriminator whose input is zero but for rounding takes the other slope of
+    # its LeakyReLU in the last step: a few weights then differ, by much less than the step of Adam that all make.
     gaps = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
-    # On some processors a unit whose input is zero but for rounding takes the other slope of its LeakyReLU in the
-    # last step: a few of its weights then differ, by much less than the step of Adam that all weights make.
     assert float((gaps >= 1e-5).float().mean()) < 0.005
     assert float(gaps.max()) < 5e-4
 

@@ -6,6 +6,7 @@ Written from the behaviour of Slicer 5.13's: what is stored, when it is checked,
 
 from __future__ import annotations
 
+import abc
 import logging
 import pathlib
 import types
@@ -67,12 +68,12 @@ class SingleStep:
         self.value = value
 
 
-class Validator:
+class Validator(abc.ABC):
     """Refuses values when they are written."""
 
+    @abc.abstractmethod
     def validate(self, value: Any) -> None:
         """Raise ValueError for a value that may not be."""
-        raise NotImplementedError
 
 
 class NotNone(Validator):
