@@ -119,6 +119,11 @@ class AugmentConfig:
     rotation_deg: float = 8.0
     contrast: float = 0.15
     flip: bool = False  # left-right; wrong for CT and X-ray, where sides have a meaning
+    fill: str = "air"  # what comes in from outside: "air" (-1), or "border", the outermost pixels repeated
+
+    def __post_init__(self) -> None:
+        if self.fill not in ("air", "border"):
+            raise InputError(f"augment: fill is {self.fill!r}, expected 'air' or 'border'")
 
 
 @dataclass(frozen=True)
@@ -308,20 +313,43 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 # of covid-chestxray, of a range of 2. 80 % did not help in Wingspan (0.213). See benchmarks/xray_brightness.py.
 XRAY_CENTRAL = 0.7
 
+# Outside a CT or MRI slice is air. An X-ray, a photograph of skin or of a face goes on beyond its border: black
+# there would be learned as lung, mole or hair.
 MODALITIES: dict[str, dict[str, Any]] = {
-    "ct": {"image_channels": 1, "flip": False, "intensity": Intensity(low=-160.0, high=240.0, unit="HU")},
-    "mr": {"image_channels": 1, "flip": False, "intensity": Intensity(percentiles=(0.5, 99.5))},
+    "ct": {
+        "image_channels": 1,
+        "flip": False,
+        "fill": "air",
+        "intensity": Intensity(low=-160.0, high=240.0, unit="HU"),
+    },
+    "mr": {
+        "image_channels": 1,
+        "flip": False,
+        "fill": "air",
+        "intensity": Intensity(percentiles=(0.5, 99.5)),
+    },
     "xray": {
         "image_channels": 1,
         "flip": False,
+        "fill": "border",
         "intensity": Intensity(percentiles=(0.5, 99.5), central=XRAY_CENTRAL),
     },
-    "dermoscopy": {"image_channels": 3, "flip": True, "intensity": Intensity(low=0.0, high=255.0)},
-    "face": {"image_channels": 3, "flip": True, "intensity": Intensity(low=0.0, high=255.0)},
+    "dermoscopy": {
+        "image_channels": 3,
+        "flip": True,
+        "fill": "border",
+        "intensity": Intensity(low=0.0, high=255.0),
+    },
+    "face": {
+        "image_channels": 3,
+        "flip": True,
+        "fill": "border",
+        "intensity": Intensity(low=0.0, high=255.0),
+    },
 }
 
 
-def _small_presets(size: int, flip: bool) -> dict[str, Any]:
+def _small_presets(size: int, move: dict[str, Any]) -> dict[str, Any]:
     """``tiny`` (64 px), ``small`` (128 px): made for few images and a CPU (docs/method.md section 6)."""
     table = {4: 128, 8: 128, 16: 64, 32: 32, 64: 16}
     if size > 64:
@@ -359,7 +387,7 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
             "path_every": 16,
             "path_from": 0.66,
             "fade_images": 20_000,
-            "augment": {"adaptive": True, "pair_strength": 0.8, "flip": flip},
+            "augment": {"adaptive": True, "pair_strength": 0.8} | move,
         },
         "encoder_train": {
             "max_images": 100_000,
@@ -371,7 +399,7 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
             "latent_weight": 0.5,
             "appearance_share": 0.5,
         },
-        "student_train": {"geometry": {"flip": flip}},
+        "student_train": {"geometry": move},
         # Less loss than 200 steps of Adam, and as good labels (docs/performance.md).
         "inversion": {
             "optimizer": "lbfgs",
@@ -384,17 +412,17 @@ def _small_presets(size: int, flip: bool) -> dict[str, Any]:
     }
 
 
-def _large_presets(preset: str, size: int, flip: bool) -> dict[str, Any]:
+def _large_presets(preset: str, size: int, move: dict[str, Any]) -> dict[str, Any]:
     """``paper`` (adversarial losses only) or ``official`` (the authors' code, section 7)."""
     channels = _official_channels(size)
     shared = {
         "generator": {"channels": channels},
         "image_discriminator": {"channels": channels},
-        "student_train": {"geometry": {"flip": flip}},
+        "student_train": {"geometry": move},
     }
     if preset == "paper":
-        return merge(shared, {"gan": {"pair_loss": "logistic", "augment": {"adaptive": True, "flip": flip}}})
-    rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": {"flip": flip}}
+        return merge(shared, {"gan": {"pair_loss": "logistic", "augment": {"adaptive": True} | move}})
+    rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": move}
     return merge(shared, {"gan": rates})
 
 
@@ -412,11 +440,8 @@ def preset(name: str, *, modality: str, num_classes: int, size: int | None = Non
     size = size or sizes[name]
     _power_of_two_sizes(size)
     of = MODALITIES[modality]
-    own = (
-        _small_presets(size, of["flip"])
-        if name in ("tiny", "small")
-        else _large_presets(name, size, of["flip"])
-    )
+    move = {key: of[key] for key in ("flip", "fill")}
+    own = _small_presets(size, move) if name in ("tiny", "small") else _large_presets(name, size, move)
     values = merge(TrainConfig().to_dict(), own)
     generator = {"size": size, "image_channels": of["image_channels"], "num_classes": num_classes}
     changes = {"modality": modality, "preset": name, "generator": generator}

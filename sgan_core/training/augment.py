@@ -37,17 +37,19 @@ def draw(batch: int, strength: float, config: AugmentConfig, rng: torch.Generato
 
 
 def warp(
-    image: Tensor, theta: Tensor, contrast: Tensor, label_probs: Tensor | None = None
+    image: Tensor, theta: Tensor, contrast: Tensor, label_probs: Tensor | None = None, *, fill: str = "air"
 ) -> tuple[Tensor, Tensor | None]:
-    """Apply drawn transforms; image and label move together, outside is air (-1) and background.
+    """Apply drawn transforms; image and label move together.
 
-    image: (B, C, H, W) in [-1, 1]; label_probs: (B, K, H, W) summing to 1, or None.
+    image: (B, C, H, W) in [-1, 1]; label_probs: (B, K, H, W) summing to 1, or None. fill: outside is "air" (-1)
+    and background, or the "border" goes on: the outermost pixels of image and label are repeated.
     """
     channels = image.shape[1]
     # Zero padding is right for image + 1 (air) and for the foreground; background is the rest.
     stacked = image + 1.0 if label_probs is None else torch.cat([image + 1.0, label_probs[:, 1:]], dim=1)
     grid = F.affine_grid(theta.to(image), [*image.shape], align_corners=False)
-    stacked = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    outside = {"air": "zeros", "border": "border"}[fill]
+    stacked = F.grid_sample(stacked, grid, mode="bilinear", padding_mode=outside, align_corners=False)
     factor, offset = contrast.to(image)[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)
     moved = (stacked[:, :channels] - 1.0) * factor + offset
     if label_probs is None:

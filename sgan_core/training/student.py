@@ -89,7 +89,7 @@ class StudentTrainer:
         drawn = augment.draw(
             len(image), config.strength, config.geometry, rng(self.seed, step, "student-geometry")
         )
-        image, label = augment.warp(image, *drawn, hot)
+        image, label = augment.warp(image, *drawn, hot, fill=config.geometry.fill)
         assert label is not None
         if config.appearance:
             image = shift_appearance(image, rng(self.seed, step, "student-appearance"), self.looks)

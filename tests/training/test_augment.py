@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgan_core.config import AugmentConfig
+from sgan_core.config import AugmentConfig, preset
 from sgan_core.training import augment
 
 STILL = torch.tensor([[1.0, 0.0]])  # contrast: factor 1, offset 0
@@ -39,6 +39,29 @@ def test_strength_zero_changes_nothing():
     moved, label_moved = augment.warp(image, theta, contrast, label)
     torch.testing.assert_close(moved, image, atol=1e-5, rtol=0.0)
     torch.testing.assert_close(label_moved, label, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize(("fill", "inside"), [("air", -1.0), ("border", 0.4)])
+def test_what_comes_in_from_outside(fill, inside):
+    """A grey picture that is an organ all over, moved right by half its side."""
+    image, label = torch.full((1, 1, 8, 8), 0.4), torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    theta = torch.tensor([[[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]])
+    moved, label_moved = augment.warp(image, theta, STILL, label, fill=fill)
+    torch.testing.assert_close(moved[..., 4:], torch.full((1, 1, 8, 4), 0.4))
+    torch.testing.assert_close(moved[..., :3], torch.full((1, 1, 8, 3), inside))
+    organ = float(fill == "border")
+    torch.testing.assert_close(label_moved[:, 1, :, :3], torch.full((1, 8, 3), organ))
+    torch.testing.assert_close(label_moved.sum(dim=1), torch.ones(1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "paper", "official"])
+@pytest.mark.parametrize(
+    ("modality", "fill"),
+    [("ct", "air"), ("mr", "air"), ("xray", "border"), ("dermoscopy", "border"), ("face", "border")],
+)
+def test_each_modality_is_filled_with_what_lies_around_it(name, modality, fill):
+    config = preset(name, modality=modality, num_classes=2)
+    assert (config.gan.augment.fill, config.student_train.geometry.fill) == (fill, fill)
 
 
 def test_each_part_is_applied_with_the_given_probability():
