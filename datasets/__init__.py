@@ -19,6 +19,7 @@ _MODULE_OF = {
     "shenzhen": "shenzhen",
     "nih": "nih",
     "wingspan": "wingspan",
+    "wingspan-thorax": "wingspan",
     "covid-chestxray": "covid_chestxray",
     "isic2016": "isic",
     "isic2017": "isic",

@@ -52,13 +52,22 @@ def lungs_at(case: Case, shape: tuple[int, int]) -> np.ndarray:
     if case.label is None:
         raise ValueError(f"{case.id} has no label")
     lungs = read_union(_sides(Path(case.label)), value=LUNG.value)
-    height, width = lungs.shape
+    return at_size_of(case, lungs, Path(case.label), shape)
+
+
+def at_size_of(case: Case, mask: np.ndarray, file: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """A mask (h, w) at the size (H, W) of the case's image, or ``shape``; file: the mask's, for the message.
+
+    Raises InputError when both have another aspect ratio.
+    """
+    shape = shape or picture_shape(case.image)
+    height, width = mask.shape
     if abs(height * shape[1] - width * shape[0]) > _SAME_ASPECT * height * shape[1]:
         raise InputError(
-            f"{case.label}: {width} x {height} pixels, the image {Path(case.image).name} is "
+            f"{file}: {width} x {height} pixels, the image {Path(case.image).name} is "
             f"{shape[1]} x {shape[0]}; they are not the same picture. Get the original files again."
         )
-    return resize_nearest(lungs, shape)
+    return resize_nearest(mask, shape)
 
 
 def _sides(label: Path) -> list[Path]:

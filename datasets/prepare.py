@@ -32,6 +32,7 @@ def prepare(
     folder: str | Path,
     *,
     split: str | None = None,
+    test_domains: Sequence[str] = (),
     validation: Sequence[str] | None = None,
     same_patient: Sequence[Sequence[str]] = (),
     corrections: Sequence[str] = (),
@@ -44,6 +45,8 @@ def prepare(
     files) are written to ``folder/images`` and ``folder/labels`` as PNG or NIfTI whose values are classes.
     split: puts every case there, e.g. "test". Otherwise official splits are kept; without official
     validation patients a fifth of the labelled training patients, drawn by the seed, validates.
+    test_domains: domains (devices, hospitals) whose cases all go to "test", so that a model can be asked what it
+    makes of a device that it never saw.
     same_patient: groups of names that are one person. corrections: fields of ``Intensity`` to turn on.
     Raises InputError: not this data set, unknown patients, files that cannot be read or written.
     """
@@ -54,12 +57,24 @@ def prepare(
     warnings: list[str] = []
     if split is not None:
         cases = tuple(replace(case, split=split) for case in cases)
-    elif validation is not None or all(case.split != "validation" for case in cases):
+    cases = _kept_for_test(cases, test_domains)
+    if split is None and (validation is not None or all(case.split != "validation" for case in cases)):
         cases, warnings = split_patients(cases, validation, alias, seed)
     intensity = replace(cohort.intensity, **dict.fromkeys(corrections, True))
     cohort = replace(cohort, intensity=intensity, cases=rank_labelled(cases, seed=seed))
     validate(cohort, source=str(root))
     return Prepared(_convert(data_set, cohort, Path(folder), on_progress), scan.problems, tuple(warnings))
+
+
+def _kept_for_test(cases: tuple[Case, ...], domains: Sequence[str]) -> tuple[Case, ...]:
+    """Raises InputError for a domain that no case has, with those that there are."""
+    known = sorted({case.domain for case in cases if case.domain})
+    for domain in domains:
+        if domain not in known:
+            raise InputError(
+                f"--test-domain: {domain!r} is not among the domains found ({', '.join(known) or 'none'})."
+            )
+    return tuple(replace(case, split="test") if case.domain in domains else case for case in cases)
 
 
 def _convert(data_set: DataSet, cohort: Cohort, folder: Path, on_progress: OnProgress | None) -> Cohort:

@@ -201,6 +201,13 @@ def _public_options(parser: argparse.ArgumentParser, name: str) -> None:
         help="put every case there, e.g. test for a set that a model is only tested on (default: the official "
         "splits; without official validation patients a fifth of the labelled training patients validates)",
     )
+    add(
+        "--test-domain",
+        type=_names,
+        default=(),
+        metavar="A,B",
+        help="domains, as the cohort calls devices and hospitals, whose cases all go to test",
+    )
     _add_patient_options(parser)
     _add_corrections(parser)
     add(
@@ -377,6 +384,7 @@ def prepare_public(options: argparse.Namespace) -> None:
             options.folder,
             options.output,
             split=options.split,
+            test_domains=options.test_domain,
             validation=options.validation,
             same_patient=options.same_patient,
             corrections=options.corrections,

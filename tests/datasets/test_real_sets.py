@@ -15,6 +15,7 @@ from sgan_core.training.data import read_case
 # name, folder, kinds of problems that it is known to have: how many
 SETS = [
     ("wingspan", "Wingspan", {}),
+    ("wingspan-thorax", "Wingspan", {}),
     ("covid-chestxray", "covid-chestxray-dataset", {}),
     ("cxr14", "CXR14", {}),
     ("isic2016", "ISIC2016_fullres", {}),

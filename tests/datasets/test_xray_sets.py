@@ -131,6 +131,45 @@ def test_mask_of_one_side_alone_is_no_label(tmp_path: Path) -> None:
     assert any("1.2.3.4.7.png: no image" in text for text in texts)
 
 
+def test_thorax_tells_the_lungs_apart_and_has_the_heart(shared: Path) -> None:
+    root = shared / "data" / "Wingspan"
+    cohort = data_set("wingspan-thorax").load(root)
+    assert [(label.value, label.name, label.code) for label in cohort.labels] == [
+        (1, "left lung", "44029006"),
+        (2, "right lung", "3341006"),
+        (3, "heart", "80891009"),
+    ]
+    for case in cohort.cases[::60]:
+        read_label = data_set("wingspan-thorax").read_label
+        assert read_label is not None
+        labels = read_label(case)
+        # The patient's left is on the right of the picture, and the heart leans to the left.
+        left, right, heart = (np.nonzero(labels == value)[1].mean() for value in (1, 2, 3))
+        assert right < heart < left
+        for value, part in ((1, "left_lung"), (2, "right_lung"), (3, "heart")):
+            mask = read_picture(root / "mask" / part / Path(case.image).name).array[0] > 127
+            assert np.mean(mask == (labels == value)) > 0.999  # but for edges that two masks share
+
+
+def test_thorax_without_heart_is_no_label(tmp_path: Path) -> None:
+    make_wingspan(tmp_path, "1.2.3.4.5", "1.2.3.4.6")
+    save(tmp_path / "mask" / "heart" / "1.2.3.4.5.png", stripe(4))
+    scan = data_set("wingspan-thorax").scan(tmp_path)
+    assert [case.labelled for case in scan.cohort.cases] == [True, False]
+    assert [problem.text for problem in scan.problems] == [
+        f"{tmp_path / 'mask' / 'heart' / '1.2.3.4.6.png'}: no mask of the heart."
+    ]
+
+
+def test_a_device_can_be_kept_for_test(shared: Path, tmp_path: Path) -> None:
+    kept = ("wingspan-1.2.840.113619", "wingspan-1.2.156.112536")
+    found = prepare(data_set("wingspan"), shared / "data" / "Wingspan", tmp_path, test_domains=kept)
+    splits = Counter((case.domain in kept, case.split) for case in found.cohort.cases)
+    assert splits == {(True, "test"): 18 + 11, (False, "train"): 117, (False, "validation"): 29}
+    with pytest.raises(InputError, match=r"'siemens' is not among the domains found \(wingspan-1"):
+        prepare(data_set("wingspan"), shared / "data" / "Wingspan", tmp_path, test_domains=["siemens"])
+
+
 def test_mask_of_another_picture_is_refused(tmp_path: Path) -> None:
     make_wingspan(tmp_path, "1.2.3.4.5")
     save(tmp_path / "png" / "1.2.3.4.5.png", ramp()[:6])
