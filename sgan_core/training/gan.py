@@ -52,16 +52,21 @@ def _mean_over_scales(outputs: list[list[Tensor]], loss: Any, weight: Tensor | N
 
 
 def image_discriminator_step(
-    discriminator: nn.Module, real: Tensor, fake: Tensor, *, r1: float = 0.0, fade: float = 1.0
+    discriminator: nn.Module, real: Tensor, fake: Tensor, *, fade: float = 1.0
 ) -> Losses:
-    """D_r's losses on real and generated images (B, C, H, W); ``r1`` is gamma/2 times the lazy interval, or 0."""
-    real = real.detach().requires_grad_(r1 > 0)
+    """D_r's loss on real and generated images (B, C, H, W) (Eq. 1)."""
     real_logits, fake_logits = discriminator(real, fade=fade), discriminator(fake.detach(), fade=fade)
     loss = losses.real_loss(real_logits, "logistic").mean() + losses.fake_loss(fake_logits, "logistic").mean()
-    found = {"image_d": loss, "certainty": real_logits.detach().sign().mean()}
-    if r1:
-        found["image_r1"] = r1 * losses.r1_penalty(real_logits, real)
-    return found
+    return {"image_d": loss, "certainty": real_logits.detach().sign().mean()}
+
+
+def image_r1_step(
+    discriminator: nn.Module, real: Tensor, *, gamma: float, every: int, fade: float = 1.0
+) -> Losses:
+    """D_r's regulariser on real images (B, C, H, W): gamma / 2 R1, times the steps that it stands for."""
+    real = real.detach().requires_grad_()
+    penalty = losses.r1_penalty(discriminator(real, fade=fade), real)
+    return {"image_r1": gamma / 2 * every * penalty}
 
 
 def pair_discriminator_step(
@@ -72,15 +77,13 @@ def pair_discriminator_step(
     kind: str,
     mismatched: tuple[Tensor, Tensor] | None = None,
     mismatch_weight: Tensor | None = None,
-    r1: float = 0.0,
 ) -> Losses:
-    """D_m's losses on real and generated pairs of image (B, C, H, W) and label (B, K, H, W).
+    """D_m's losses on real and generated pairs of image (B, C, H, W) and label (B, K, H, W) (Eq. 2).
 
     mismatched: real images with other images' labels, an extra kind of fake; mismatch_weight (B,) is 0 where
     the labels agree by chance (two empty slices are no mismatch).
     """
-    image, label = (part.detach().requires_grad_(r1 > 0) for part in real)
-    real_out = discriminator(image, label)
+    real_out = discriminator(*real)
     fake_out = discriminator(fake[0].detach(), fake[1].detach())
     loss = _mean_over_scales(real_out, lambda x: losses.real_loss(x, kind))
     loss = loss + _mean_over_scales(fake_out, lambda x: losses.fake_loss(x, kind))
@@ -88,11 +91,26 @@ def pair_discriminator_step(
     if mismatched is not None:
         out = discriminator(*(part.detach() for part in mismatched))
         found["mismatch"] = _mean_over_scales(out, lambda x: losses.fake_loss(x, kind), mismatch_weight)
-    if r1:
-        found["pair_r1"] = r1 * losses.r1_penalty(
-            torch.cat([x[-1].flatten(1) for x in real_out], dim=1), image, label
-        )
     return found
+
+
+def pair_r1_step(
+    discriminator: nn.Module, real: tuple[Tensor, Tensor], *, gamma: float, every: int
+) -> Losses:
+    """D_m's regulariser on real pairs: gamma / 2 R1, times the steps that it stands for.
+
+    D_m's answer to a pair is the mean over its patches, as in all its losses: of their sum the penalty would be
+    a million times larger at 256 px, and D_m would learn nothing. Each scale is a discriminator with a penalty
+    of its own, and their mean counts. Gradients are those of each sample's own answer; the authors' code takes
+    the mean over the batch before the gradient too, so that its penalty falls with the square of the batch, and
+    adds up the scales.
+    """
+    image, label = (part.detach().requires_grad_() for part in real)
+    answers = [
+        layers[-1].float().flatten(1).mean(dim=1) for layers in discriminator(image, label)
+    ]  # (B,) each
+    penalties = [losses.r1_penalty(answer, image, label) for answer in answers]
+    return {"pair_r1": gamma / 2 * every * torch.stack(penalties).mean()}
 
 
 def generator_step(
@@ -108,7 +126,8 @@ def generator_step(
 
     real_pair_out: D_m's layers on real pairs, for the authors' feature matching (L1).
     """
-    found = {"image_g": losses.generator_loss(image_logits, "logistic").mean()}
+    found = {"image_g": losses.generator_loss(image_logits, "logistic").mean()}  # the D_r term of Eq. 3
+    # The D_m term of Eq. 3.
     found["pair_g"] = pair_weight * _mean_over_scales(pair_out, lambda x: losses.generator_loss(x, kind))
     if feature_matching and real_pair_out is not None:
         gaps = [
@@ -144,10 +163,10 @@ class GanTrainer:
         )
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         gan = config.gan
-        self.g_optimizer = _adam(self.generator, gan.generator_lr, gan.path_every if gan.path_weight else 0)
-        self.image_optimizer = _adam(self.image_d, gan.image_lr, gan.r1_every)
-        self.pair_optimizer = _adam(self.pair_d, gan.pair_lr, gan.r1_every if gan.pair_r1 else 0)
         self.step_number = 0
+        self.g_optimizer = _adam(self.generator, gan.generator_lr, self._path_every)
+        self.image_optimizer = _adam(self.image_d, gan.image_lr, gan.r1_every if gan.image_r1 else 0)
+        self.pair_optimizer = _adam(self.pair_d, gan.pair_lr, gan.r1_every if gan.pair_r1 else 0)
         self.path_mean = torch.zeros((), device=device)
         self.strength = gan.augment.image_strength
         self.grown = grown
@@ -195,14 +214,16 @@ class GanTrainer:
 
     def _image_input(self, image: Tensor, stream: str) -> Tensor:
         transforms = self._transforms(stream, self.strength, self.gan.augment)
-        return image if transforms is None else augment.warp(image, *transforms)[0]
+        return (
+            image if transforms is None else augment.warp(image, *transforms, fill=self.gan.augment.fill)[0]
+        )
 
     def _pair_input(self, image: Tensor, label: Tensor, stream: str) -> tuple[Tensor, Tensor]:
         """image (B, C, H, W) with label (one-hot or softmax; raw in the official encoding) as D_m sees them."""
         encoding = self.config.pair_discriminator.encoding
         transforms = self._transforms(stream, self.gan.augment.pair_strength, self.gan.augment)
         if transforms is not None:
-            image, warped = augment.warp(image, *transforms, label)
+            image, warped = augment.warp(image, *transforms, label, fill=self.gan.augment.fill)
             assert warped is not None
             label = warped
         return image, pair_label(label, encoding=encoding, blur=self.gan.pair_label_blur)
@@ -242,20 +263,19 @@ class GanTrainer:
     ) -> Losses:
         gan, batch = self.gan, self.gan.batch
         lazy = self.step_number % gan.r1_every == 0
+        real = self._image_input(real, "d/real")
         with torch.no_grad(), autocast(self.device, self.config.amp):
             fake = self._synthesise(self._latents("d", batch), "d", batch)
             fake = Pair(fake.image.float(), fake.label_logits.float())
-        r1 = gan.image_r1 / 2 * gan.r1_every if lazy else 0.0
-        with autocast(self.device, self.config.amp and not lazy):
+        with autocast(self.device, self.config.amp):
             found = image_discriminator_step(
-                self.image_d,
-                self._image_input(real, "d/real"),
-                self._image_input(fake.image, "d/fake"),
-                r1=r1,
-                fade=self.fade,
+                self.image_d, real, self._image_input(fake.image, "d/fake"), fade=self.fade
             )
-        image_loss = found["image_d"] + found.get("image_r1", 0.0)
-        _descend(self.image_optimizer, self.image_d, image_loss)
+        _descend(self.image_optimizer, self.image_d, found["image_d"])
+        if lazy and gan.image_r1:
+            r1 = image_r1_step(self.image_d, real, gamma=gan.image_r1, every=gan.r1_every, fade=self.fade)
+            _descend(self.image_optimizer, self.image_d, r1["image_r1"])
+            found |= r1
 
         real_pair = self._pair_input(pair_image, pair_hot, "m/real")
         fake_pair = self._pair_input(fake.image, self._fake_label(fake), "m/fake")
@@ -263,7 +283,7 @@ class GanTrainer:
         if other_hot is not None:
             weight = gan.mismatch_weight * (1.0 - losses.overlap_share(pair_hot, other_hot))
             mismatched = self._pair_input(pair_image, other_hot, "m/mismatch")
-        with autocast(self.device, self.config.amp and not (lazy and gan.pair_r1)):
+        with autocast(self.device, self.config.amp):
             pair_found = pair_discriminator_step(
                 self.pair_d,
                 real_pair,
@@ -271,9 +291,12 @@ class GanTrainer:
                 kind=gan.pair_loss,
                 mismatched=mismatched,
                 mismatch_weight=weight,
-                r1=gan.pair_r1 / 2 * gan.r1_every if lazy else 0.0,
             )
         _descend(self.pair_optimizer, self.pair_d, torch.stack(list(pair_found.values())).sum())
+        if lazy and gan.pair_r1:
+            r1 = pair_r1_step(self.pair_d, real_pair, gamma=gan.pair_r1, every=gan.r1_every)
+            _descend(self.pair_optimizer, self.pair_d, r1["pair_r1"])
+            pair_found |= r1
         return {name: value.detach() for name, value in (found | pair_found).items()}
 
     def _generator(self, pair_image: Tensor, pair_hot: Tensor) -> Losses:
@@ -300,20 +323,22 @@ class GanTrainer:
                 real_pair_out=real_out,
                 feature_matching=gan.feature_matching,
             )
-        loss = torch.stack(list(found.values())).sum()
-        if self._path_due():
+        _set_rate(self.g_optimizer, gan.generator_lr, self._path_every)
+        _descend(self.g_optimizer, self.generator, torch.stack(list(found.values())).sum())
+        if self._path_every and self.step_number % self._path_every == 0:
             count = max(world_size(), batch // gan.path_batch_shrink)
             found["path"], self.path_mean = self.path_step(count)
-            loss = loss + found["path"]
-        _descend(self.g_optimizer, self.generator, loss)
+            _descend(self.g_optimizer, self.generator, found["path"])
         for net in (self.image_d, self.pair_d):
             net.requires_grad_(True)
         return {name: value.detach() for name, value in found.items()}
 
-    def _path_due(self) -> bool:
+    @property
+    def _path_every(self) -> int:
+        """Iterations from one step of path length to the next; 0 while it has not started."""
         gan = self.gan
-        started = self.images >= gan.path_from * gan.max_images
-        return bool(gan.path_weight) and started and self.step_number % gan.path_every == 0
+        started = gan.path_weight > 0 and self.images >= gan.path_from * gan.max_images
+        return gan.path_every if started else 0
 
     def path_step(self, count: int) -> tuple[Tensor, Tensor]:
         """The weighted path-length penalty on ``count`` samples of the joint batch, and its new running mean."""
@@ -397,10 +422,22 @@ class GanTrainer:
         return fresh
 
 
-def _adam(net: nn.Module, lr: float, lazy_every: int) -> torch.optim.Adam:
-    """Adam (0, 0.99), corrected for a regulariser that acts in one more step of every ``lazy_every``."""
+def _adam(net: nn.Module, lr: float, lazy_every: int = 0) -> torch.optim.Adam:
+    """Adam (0, 0.99) with the rate of ``_set_rate``."""
+    optimizer = torch.optim.Adam(net.parameters(), eps=1e-8)
+    _set_rate(optimizer, lr, lazy_every)
+    return optimizer
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float, lazy_every: int) -> None:
+    """Adam's rate and beta_2, so that ``lazy_every`` iterations with their regulariser's step go as far as without.
+
+    The regulariser has a step of its own (Karras et al. 2020, appendix B): ``lazy_every + 1`` steps in all.
+    0: no regulariser.
+    """
     ratio = lazy_every / (lazy_every + 1) if lazy_every else 1.0
-    return torch.optim.Adam(net.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
+    for group in optimizer.param_groups:
+        group.update(lr=lr * ratio, betas=(0.0, 0.99**ratio))
 
 
 def _descend(optimizer: torch.optim.Optimizer, net: nn.Module, loss: Tensor) -> None:

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgan_core.config import TrainConfig, preset
+from sgan_core.config import PairDiscriminatorConfig, TrainConfig, preset
+from sgan_core.networks.discriminators import PairDiscriminator
 from sgan_core.networks.stylegan2 import downsample2, upsample2
+from sgan_core.training import augment
 from sgan_core.training import gan as gan_module
-from sgan_core.training.gan import GanTrainer, one_hot, pair_label
+from sgan_core.training.data import Order
+from sgan_core.training.gan import GanTrainer, one_hot, pair_discriminator_step, pair_label, pair_r1_step
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
+from sgan_core.training.student import StudentTrainer
 
 CPU = torch.device("cpu")
 ALL_ON: dict[str, Any] = {
@@ -218,6 +223,106 @@ def test_learning_rates_are_corrected_for_lazy_regularisation(trainer):
     assert [group["betas"][1] for group in rates] == pytest.approx([0.99**0.8] + [0.99 ** (16 / 17)] * 2)
 
 
+def test_each_regulariser_has_a_step_of_its_own_and_the_rate_allows_for_it(trainer, monkeypatch):
+    """The authors' counts in 16 iterations: 20 steps of G, 17 of each discriminator; together they go as far as 16."""
+    gan = preset("official", modality="face", num_classes=8).gan
+    player = trainer(gan={"path_every": gan.path_every, "r1_every": gan.r1_every, "pair_r1": gan.pair_r1})
+    optimizers = {"g": player.g_optimizer, "image": player.image_optimizer, "pair": player.pair_optimizer}
+    rates: dict[str, list[float]] = {name: [] for name in optimizers}
+    decays: dict[str, list[float]] = {name: [] for name in optimizers}
+    for name, optimizer in optimizers.items():
+
+        def counted(optimizer=optimizer, name=name, step=optimizer.step):
+            rates[name].append(optimizer.param_groups[0]["lr"])
+            decays[name].append(optimizer.param_groups[0]["betas"][1])
+            step()
+
+        monkeypatch.setattr(optimizer, "step", counted)
+    for _ in range(16):
+        player.step()
+    assert {name: len(found) for name, found in rates.items()} == {"g": 20, "image": 17, "pair": 17}
+    assert [sum(found) for found in rates.values()] == pytest.approx([16 * 0.002] * 3)
+    assert [math.prod(found) for found in decays.values()] == pytest.approx([0.99**16] * 3)
+
+
+def test_until_path_length_starts_the_generator_has_its_full_rate(trainer):
+    player = trainer(gan={"path_every": 4, "path_from": 0.5, "max_images": 24})
+    found = []
+    for _ in range(6):
+        player.step()
+        found.append(player.g_optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.002] * 3 + [0.0016] * 3)
+
+
+def _pairs_at(size: int) -> tuple[Tensor, Tensor]:
+    """The same two pairs at any size: a smooth field, and where it is positive, in the official encoding."""
+    field = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    image = F.interpolate(field, size=(size, size), mode="bicubic").clamp(-1.0, 1.0)
+    return image, one_hot((image[:, 0] > 0).long(), 2, encoding="official")
+
+
+@pytest.mark.parametrize("name", ["official", "small"])
+def test_r1_of_pairs_hardly_depends_on_the_size_of_the_image(name):
+    """Of the sum of the patches it would grow 25 times from 64 to 256 px; measured: it falls to a quarter."""
+    penalties = []
+    for size in (64, 256):
+        torch.manual_seed(0)
+        config = preset(name, modality="ct", num_classes=2).pair_discriminator
+        discriminator = PairDiscriminator(config, image_channels=1, num_classes=2)
+        found = pair_r1_step(discriminator, _pairs_at(size), gamma=2.0, every=1)
+        penalties.append(float(found["pair_r1"].detach()))
+    assert 1 / 8 < penalties[1] / penalties[0] < 8
+
+
+class _Linear(nn.Module):
+    """A pair discriminator of two scales whose logits are a factor times each pixel: gradients in closed form."""
+
+    def forward(self, image: Tensor, label: Tensor) -> list[list[Tensor]]:
+        image = image + 0.0 * label.sum(dim=1, keepdim=True)  # the label has a gradient too: none
+        return [[2.0 * image], [6.0 * image]]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_r1_of_pairs_is_that_of_each_samples_mean_over_patches_at_each_scale(batch):
+    """The mean of N logits changes with each pixel by factor / N: |gradient|^2 = factor^2 / N, of 4 and 36 the mean."""
+    real = torch.randn(batch, 1, 8, 8), torch.randn(batch, 2, 8, 8)
+    found = pair_r1_step(_Linear(), real, gamma=10.0, every=16)
+    assert float(found["pair_r1"].detach()) == pytest.approx(10.0 / 2 * 16 * (4.0 + 36.0) / 2 / 64)
+
+
+def test_pairs_are_told_apart_under_the_full_r1(disc_store):
+    """Real pairs of disc and label against discs with others' labels; gamma is the 10 of the large presets."""
+    store = disc_store(patients=2, slices=100, labelled=2, empty=0.0)
+    torch.manual_seed(0)
+    config = PairDiscriminatorConfig(scales=2, base_channels=16, norm="spectral", encoding="softmax")
+    discriminator = PairDiscriminator(config, image_channels=1, num_classes=2)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.002, betas=(0.0, 0.99))
+
+    def descend(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def pairs(index: np.ndarray) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        image = store.image_batch(index)
+        label = pair_label(one_hot(store.label_batch(index), 2), encoding="softmax", blur=True)
+        return (image, label), (image, label.roll(1, dims=0))
+
+    order = Order(np.arange(120), seed=0)
+    for step in range(96):
+        real, fake = pairs(order.batch(8 * step, 8))
+        descend(pair_discriminator_step(discriminator, real, fake, kind="logistic")["pair_d"])
+        if step % 16 == 0:
+            descend(pair_r1_step(discriminator, real, gamma=10.0, every=16)["pair_r1"])
+    with torch.no_grad():
+        answers = [
+            torch.stack([scale[-1].mean(dim=(1, 2, 3)) for scale in discriminator(*pair)]).mean(dim=0)
+            for pair in pairs(np.arange(120, 200))
+        ]
+    area = (answers[0][:, None] > answers[1][None]).float().mean()  # under the ROC curve
+    assert float(area) > 0.95
+
+
 def test_average_of_weights_has_the_stated_half_life(trainer):
     player = trainer(gan={"batch": 16, "ema_half_life_images": 160.0})
     player.step_number = 10_000  # long after the start
@@ -249,6 +354,18 @@ def test_augmentation_strength_follows_the_certainty_of_the_image_discriminator(
     for _ in range(5):
         player._adapt(torch.tensor(1.0))
     assert player.strength == 0.25
+
+
+def test_both_discriminators_and_the_student_see_the_fill_of_the_config(toy_config, disc_store, monkeypatch):
+    fills = []
+    warp = augment.warp
+    monkeypatch.setattr(augment, "warp", lambda *a, fill, **k: fills.append(fill) or warp(*a, fill=fill, **k))
+    strong = {"image_strength": 1.0, "pair_strength": 1.0, "fill": "border"}
+    config = toy_config(gan={"augment": strong}, student_train={"geometry": {"fill": "border"}})
+    GanTrainer(config, disc_store(), CPU).step()
+    assert len(fills) == 6  # real, generated, and generated again for G; images and pairs
+    StudentTrainer(config.student_train, disc_store(), CPU, labelled=2, num_classes=2, seed=0).step()
+    assert fills == ["border"] * 7
 
 
 def test_latents_mix_styles_as_often_as_asked(trainer):
