@@ -37,7 +37,7 @@ from sgan_core.training.student import StudentTrainer
 
 OnProgress = Callable[[int, int, str], None]
 STAGES = ("gan", "encoder", "student")
-LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbouring evaluations
+LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbouring evaluations, by chance
 JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
 _JUDGE_SHARE = 0.1  # of stage 1's time, at most
 
@@ -159,21 +159,19 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         trainer.load_state_dict(state)
     elif smaller is not None:
         trainer.init_from(smaller)
-    best = load_checkpoint(best_file)["figures"] if best_file.exists() else None
+    best = _BestGenerator(best_file)
     watch: evaluate.GanWatch | None = None
     judged = -1
 
     def judge() -> dict[str, float]:
-        nonlocal best, watch, judged
+        nonlocal watch, judged
         if rank():
             return {}
         watch = watch or evaluate.GanWatch(config, store, run.device, run.folder / "samples", judging)
         found = watch(trainer.ema, trainer.images)
         judged = trainer.images
-        if trainer.fade >= 1.0 and (best is None or better_generator(found, best)):
-            best = found
-            kept = {"generator": trainer.ema.state_dict(), "images": trainer.images, "figures": found}
-            save_checkpoint(kept, best_file)
+        if trainer.fade >= 1.0:
+            best.offer(trainer.ema, trainer.images, found)
         return found
 
     judging = _label_judge(run, config, store, deadline)
@@ -211,13 +209,42 @@ def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: flo
     return trainer.average
 
 
-def better_generator(found: dict[str, float], best: dict[str, float]) -> bool:
-    """Whether figures of ``GanWatch`` beat the best so far: label quality decides, realism where labels tie.
+class _BestGenerator:
+    """The generator to keep, in ``gan_best.pt``: label quality decides, realism where labels tie.
 
-    Differences of agreement within ``LABEL_TIE`` are chance, so the lower Frechet distance wins there.
+    Of all whose agreement with the judge lies within ``LABEL_TIE`` of the highest ever seen it is the one with the
+    lowest Frechet distance. The tie is measured from the highest, not from the one that is kept: a chain of ties
+    would lead from good labels to bad ones.
     """
-    gain = found.get("label_agreement", 0.0) - best.get("label_agreement", 0.0)
-    return gain > LABEL_TIE or (gain >= -LABEL_TIE and found["frechet"] < best["frechet"])
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        state = load_checkpoint(file) if file.exists() else {}
+        self.figures: dict[str, float] | None = state.get("figures")
+        self.highest = float(state.get("highest", _agreement(self.figures or {})))
+
+    def offer(self, generator: nn.Module, images: int, figures: dict[str, float]) -> None:
+        """Keep a generator, with its figures of ``GanWatch``, when it is better than the one that is kept."""
+        highest = max(self.highest, _agreement(figures))
+        if self.figures is None or self._better(figures, self.figures, highest):
+            self.figures = figures
+            kept = {"generator": generator.state_dict(), "images": images, "figures": figures}
+        elif highest > self.highest:
+            kept = load_checkpoint(self.file)
+        else:
+            return
+        self.highest = highest
+        save_checkpoint(kept | {"highest": highest}, self.file)
+
+    @staticmethod
+    def _better(found: dict[str, float], best: dict[str, float], highest: float) -> bool:
+        if _agreement(found) < highest - LABEL_TIE:
+            return False
+        return _agreement(best) < highest - LABEL_TIE or found["frechet"] < best["frechet"]
+
+
+def _agreement(figures: dict[str, float]) -> float:
+    return figures.get("label_agreement", 0.0)
 
 
 def trained_generator(run: Run, config: TrainConfig) -> tuple[Generator, dict[str, Any]]:

@@ -1,0 +1,65 @@
+"""A run's own decisions: which generator is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sgan_core.training.loop import load_checkpoint
+from sgan_core.training.run import LABEL_TIE, _BestGenerator
+
+
+def _offer(file: Path, agreement: float, frechet: float, number: int) -> None:
+    """Each offer by a process of its own, as after --resume; the generator's one weight is its number."""
+    generator = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(generator.weight, float(number))
+    _BestGenerator(file).offer(generator, 16 * number, {"label_agreement": agreement, "frechet": frechet})
+
+
+def _kept(file: Path) -> int:
+    state = load_checkpoint(file)
+    assert float(state["generator"]["weight"]) == state["images"] / 16
+    return int(state["generator"]["weight"])
+
+
+def test_ties_do_not_walk_away_from_the_best_labels(tmp_path):
+    """Thirty generators, each a tie with the one before and more real: their labels end at 0.33."""
+    file = tmp_path / "gan_best.pt"
+    agreements = [0.90 - 0.0196 * number for number in range(30)]
+    for number, agreement in enumerate(agreements):
+        _offer(file, agreement, 100.0 - number, number)
+    assert agreements[-1] == pytest.approx(0.33, abs=0.01)
+    assert _kept(file) == 1  # the only tie with the highest
+
+
+OFFERS = {
+    "more real wins a tie": ([(0.80, 50.0), (0.79, 40.0)], 1),
+    "less real does not": ([(0.80, 50.0), (0.81, 60.0)], 0),
+    "better labels win": ([(0.80, 50.0), (0.83, 90.0)], 1),
+    "worse labels lose": ([(0.80, 50.0), (0.77, 10.0)], 0),
+    # The second is not kept, but its labels are the highest; against them the third is no tie.
+    "a highest that is not kept counts": ([(0.80, 50.0), (0.815, 60.0), (0.785, 40.0)], 0),
+    "who falls out of the tie is replaced": ([(0.80, 50.0), (0.815, 60.0), (0.825, 70.0)], 2),
+    "without labels realism decides": ([(0.0, 50.0), (0.0, 40.0), (0.0, 45.0)], 1),
+}
+
+
+@pytest.mark.parametrize(("offers", "kept"), OFFERS.values(), ids=OFFERS.keys())
+def test_which_generator_is_kept(tmp_path, offers, kept):
+    for number, (agreement, frechet) in enumerate(offers):
+        _offer(tmp_path / "gan_best.pt", agreement, frechet, number)
+    assert _kept(tmp_path / "gan_best.pt") == kept
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its file has no highest agreement: that of the generator in it counts."""
+    file = tmp_path / "gan_best.pt"
+    _offer(file, 0.8, 50.0, 0)
+    state = load_checkpoint(file)
+    del state["highest"]
+    torch.save(state, file)
+    _offer(file, 0.8 - 1.5 * LABEL_TIE, 10.0, 1)
+    assert _kept(file) == 0
