@@ -6,6 +6,7 @@ never trained on (random intensity curves: Zhou et al. 2022, Dual-Normalization)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,26 +53,68 @@ class AppearanceConfig:
                 raise InputError(f"appearance: {name} is {getattr(self, name)}, expected 0 or more")
 
 
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What the looks of B images are made of, drawn for all of them at once; CPU tensors."""
+
+    fat: FatLooks
+    curves: Tensor  # (B, 256)
+    curved: Tensor  # (B,) bool: whether the curve is used
+    blur_px: Tensor  # (B,)
+    fields: Tensor  # (B, 1, H, W), factors of brightness
+    noise: Tensor  # (B, C, H, W)
+
+    def part(self, of: Callable[[Tensor], Tensor]) -> Looks:
+        """The looks of some of the images: ``of`` takes the rows of a tensor (B, ...)."""
+        fat = FatLooks(*(of(rows) for rows in vars(self.fat).values()))
+        return Looks(fat, *(of(rows) for name, rows in vars(self).items() if name != "fat"))
+
+
+@dataclass(frozen=True, eq=False)
+class FatLooks:
+    """Of which images fat is told from air, and how bright fat and gas are then; all (B,)."""
+
+    chosen: Tensor  # bool
+    fat: Tensor
+    gas: Tensor  # 0 leaves it black
+
+
+def draw_looks(
+    shape: tuple[int, int, int, int], rng: torch.Generator, config: AppearanceConfig | None = None
+) -> Looks:
+    """Draw looks for a batch of a shape (B, C, H, W). rng: a CPU generator, the only source of randomness."""
+    config = config or AppearanceConfig()
+    batch, _, height, width = shape
+    curves = random_curves(batch, rng, config)
+    fields = bias_fields(batch, (height, width), rng, config)
+    curved = _chosen(batch, config.curve, rng)
+    blur_px = torch.rand(batch, generator=rng) * config.blur_px * _chosen(batch, config.blur, rng)
+    noise_std = torch.rand(batch, generator=rng) * config.noise_std * _chosen(batch, config.noise, rng)
+    noise = torch.randn(shape, generator=rng) * noise_std[:, None, None, None]
+    return Looks(_draw_fat(batch, rng, config), curves, curved, blur_px, fields, noise)
+
+
+def apply_looks(image: Tensor, looks: Looks) -> Tensor:
+    """Give each image of a batch (B, C, H, W) in [-1, 1] its look; the channels share curve and bias field.
+
+    Returns the same shape, in [-1, 1].
+    """
+    changed = _lit(image, looks.fat)
+    curved = looks.curved.to(image.device)[:, None, None, None]
+    changed = torch.where(curved, apply_curves(changed, looks.curves.to(image)), changed)
+    changed = _blurred(changed, looks.blur_px.to(image))
+    changed = (changed + 1.0) * looks.fields.to(image) - 1.0  # multiplies brightness, so air stays dark
+    return (changed + looks.noise.to(image)).clamp(-1.0, 1.0)
+
+
 def shift_appearance(image: Tensor, rng: torch.Generator, config: AppearanceConfig | None = None) -> Tensor:
     """Give each image of a batch another look: grey of fat, intensity curve, blur, bias field, noise.
 
-    image: (B, C, H, W) in [-1, 1]; the channels of an image share curve and bias field. rng: a CPU generator,
-    the only source of randomness. Returns the same shape, in [-1, 1].
+    image: (B, C, H, W) in [-1, 1]. rng: a CPU generator, the only source of randomness. Returns the same shape,
+    in [-1, 1].
     """
-    config = config or AppearanceConfig()
-    batch, _, height, width = image.shape
-    curves = random_curves(batch, rng, config).to(image)
-    fields = bias_fields(batch, (height, width), rng, config).to(image)
-    chosen = _chosen(batch, config.curve, rng).to(image.device)[:, None, None, None]
-    blur_px = torch.rand(batch, generator=rng) * config.blur_px * _chosen(batch, config.blur, rng)
-    noise_std = torch.rand(batch, generator=rng) * config.noise_std * _chosen(batch, config.noise, rng)
-    noise = torch.randn(image.shape, generator=rng) * noise_std[:, None, None, None]
-
-    changed = light_fat(image, rng, config)
-    changed = torch.where(chosen, apply_curves(changed, curves), changed)
-    changed = _blurred(changed, blur_px.to(image))
-    changed = (changed + 1.0) * fields - 1.0  # multiplies brightness, so air stays dark
-    return (changed + noise.to(image)).clamp(-1.0, 1.0)
+    batch, channels, height, width = image.shape
+    return apply_looks(image, draw_looks((batch, channels, height, width), rng, config))
 
 
 def light_fat(image: Tensor, rng: torch.Generator, config: AppearanceConfig) -> Tensor:
@@ -84,21 +127,26 @@ def light_fat(image: Tensor, rng: torch.Generator, config: AppearanceConfig) -> 
     rest, the rest gets darker, as in a picture scaled by its brightest pixels. image: (B, C, H, W) in [-1, 1];
     returns the same.
     """
-    batch = len(image)
+    return _lit(image, _draw_fat(len(image), rng, config))
+
+
+def _draw_fat(batch: int, rng: torch.Generator, config: AppearanceConfig) -> FatLooks:
     chosen = _chosen(batch, config.fat, rng)
     fat, gas = torch.rand(2, batch, generator=rng) * (_FAT[1] - _FAT[0]) + _FAT[0]
-    gas = gas * _chosen(batch, config.gas, rng)  # 0 leaves it black
+    return FatLooks(chosen, fat, gas * _chosen(batch, config.gas, rng))
 
+
+def _lit(image: Tensor, looks: FatLooks) -> Tensor:
     mean = image.mean(dim=1, keepdim=True)
     inside = inside_body(mean)
     black = (mean < _BLACK) & inside
     wide = wide_regions(black, image.shape[-1] // _THICK)
     near = (_grown(black.float(), 1) > 0.5) & inside
-    chosen = chosen.to(image.device) & _clips_fat(mean, inside & ~wide)
+    chosen = looks.chosen.to(image.device) & _clips_fat(mean, inside & ~wide)
     # A pixel beside fat is fat by as much as it is darker than the tissue beside it: no dark line is left between.
     tissue = _grown(mean, 1).clamp(min=_TISSUE)
     fraction = (tissue - mean) / (tissue + 1.0) * near
-    level = torch.where(wide, _each(gas, image), _each(fat, image))
+    level = torch.where(wide, _each(looks.gas, image), _each(looks.fat, image))
     lit = (image + 1.0) + 2.0 * level * fraction  # brightness: 0 is air
     lit = lit * (2.0 / lit.amax(dim=(1, 2, 3), keepdim=True).clamp(min=2.0)) - 1.0
     return torch.where(_each(chosen, image) > 0, lit, image)

@@ -191,13 +191,17 @@ def _distributed(device: str, config: TrainConfig) -> None:
 
         from sgan_core.errors import InputError
 
-        # Every process takes an equal part: of the GAN's batch, and of the encoder's labelled half.
-        for name, batch in (
-            ("gan.batch", config.gan.batch),
-            ("encoder_train.batch", config.encoder_train.batch // 2),
+        # Every process takes an equal part; of the encoder's batch, of its labelled half and of the rest.
+        for name, batch, parts in (
+            ("gan.batch", config.gan.batch, processes),
+            ("encoder_train.batch", config.encoder_train.batch, 2 * processes),
+            ("student_train.batch", config.student_train.batch, processes),
         ):
-            if batch % processes:
-                raise InputError(f"{name}: {batch} images cannot be divided between {processes} processes")
+            if batch % parts:
+                raise InputError(
+                    f"{name}: {batch} images cannot be divided between {processes} processes, a multiple of "
+                    f"{parts} can. Set it with --config, or start another number of processes."
+                )
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgan_core.appearance import shift_appearance
+from sgan_core.appearance import apply_looks, draw_looks
 from sgan_core.config import TrainConfig
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator, Pair
@@ -17,7 +17,7 @@ from sgan_core.networks.perceptual import Perceptual
 from sgan_core.training import losses
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
-from sgan_core.training.parallel import autocast, average_gradients, share
+from sgan_core.training.parallel import autocast, average_gradients, share, world_size
 
 
 def make_encoder(config: TrainConfig, mean_w: Tensor) -> Encoder:
@@ -96,8 +96,12 @@ class EncoderTrainer:
     def _losses(self, real: Tensor, hot: Tensor) -> dict[str, Tensor]:
         """real: (B, C, H, W), the first len(hot) of them labelled; hot: (b, K, H, W)."""
         w_true, synthetic = self._synthetic() if self.train.latent_weight else (None, None)
-        inputs = real if synthetic is None else torch.cat([real, synthetic.image])
-        answer = self.encoder(self._changed(inputs)).float()
+        # Each kind of image is a consecutive part of its own joint batch.
+        parts = {"labelled": real[: len(hot)], "any": real[len(hot) :]}
+        if synthetic is not None:
+            parts["synthetic"] = synthetic.image
+        inputs = torch.cat([self._changed(images, kind) for kind, images in parts.items()])
+        answer = self.encoder(inputs).float()
         pair: Pair = self.generator.synthesis(answer[: len(real)])
         image = pair.image.float()
         found = {
@@ -109,16 +113,20 @@ class EncoderTrainer:
             found["latent"] = self.train.latent_weight * F.mse_loss(answer[len(real) :], w_true)
         return found
 
-    def _changed(self, image: Tensor) -> Tensor:
-        """The images with the looks of a share of them changed: what the encoder sees.
+    def _changed(self, image: Tensor, kind: str) -> Tensor:
+        """The images, this process's part of those of a kind, in the looks in which the encoder sees them.
 
-        Its answer has to give the image as it was, so it learns to start inversion from other modalities too.
+        Only a share of them is changed. Its answer has to give the image as it was, so it learns to start inversion
+        from other modalities too.
         """
         if not self.train.appearance_share:
             return image
-        numbers = rng(self.config.seed, self.step_number, "encoder-appearance")
-        chosen = torch.rand(len(image), generator=numbers) < self.train.appearance_share
-        shifted = shift_appearance(image.clamp(-1.0, 1.0), numbers)
+        joint = len(image) * world_size()
+        numbers = rng(self.config.seed, self.step_number, f"encoder-appearance/{kind}")
+        chosen = share(torch.rand(joint, generator=numbers) < self.train.appearance_share)
+        channels, height, width = image.shape[1:]
+        looks = draw_looks((joint, channels, height, width), numbers).part(share)
+        shifted = apply_looks(image.clamp(-1.0, 1.0), looks)
         return torch.where(chosen.to(image.device)[:, None, None, None], shifted, image)
 
     @torch.no_grad()

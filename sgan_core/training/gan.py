@@ -326,7 +326,7 @@ class GanTrainer:
         _set_rate(self.g_optimizer, gan.generator_lr, self._path_every)
         _descend(self.g_optimizer, self.generator, torch.stack(list(found.values())).sum())
         if self._path_every and self.step_number % self._path_every == 0:
-            count = max(world_size(), batch // gan.path_batch_shrink)
+            count = world_size() * max(1, batch // gan.path_batch_shrink // world_size())
             found["path"], self.path_mean = self.path_step(count)
             _descend(self.g_optimizer, self.generator, found["path"])
         for net in (self.image_d, self.pair_d):

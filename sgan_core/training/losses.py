@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgan_core.training.parallel import average_value
+from sgan_core.training.parallel import average_value, sum_of_all
 
 
 def real_loss(logits: Tensor, kind: str) -> Tensor:
@@ -54,13 +54,13 @@ def path_length_penalty(lengths: Tensor, mean: Tensor, decay: float = 0.01) -> t
 
 
 def soft_dice_loss(label_probs: Tensor, one_hot: Tensor) -> Tensor:
-    """1 - mean DICE over the foreground classes, pooled over the batch (DC in Eq. 4).
+    """1 - mean DICE over the foreground classes, pooled over the joint batch of all processes (DC in Eq. 4).
 
     label_probs, one_hot: (B, K, H, W); channel 0 is background. Pooled, so that slices without the organ
     do not each contribute an undefined 0 / 0.
     """
-    overlap = (label_probs * one_hot)[:, 1:].sum(dim=(0, 2, 3))
-    total = (label_probs + one_hot)[:, 1:].sum(dim=(0, 2, 3))
+    overlap = sum_of_all((label_probs * one_hot)[:, 1:].sum(dim=(0, 2, 3)))
+    total = sum_of_all((label_probs + one_hot)[:, 1:].sum(dim=(0, 2, 3)))
     return 1.0 - ((2.0 * overlap + 1.0) / (total + 1.0)).mean()
 
 

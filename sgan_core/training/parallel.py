@@ -24,10 +24,15 @@ def rank() -> int:
 
 
 def share(rows: Rows, dim: int = 0) -> Rows:
-    """This process's consecutive part of the joint batch along ``dim``."""
+    """This process's consecutive part of the joint batch along ``dim``.
+
+    Raises ValueError when the rows cannot be divided: some would be left out without a word.
+    """
     if world_size() == 1:
         return rows
-    size = rows.shape[dim] // world_size()
+    size, left = divmod(rows.shape[dim], world_size())
+    if left:
+        raise ValueError(f"{rows.shape[dim]} rows cannot be divided between {world_size()} processes")
     part = slice(rank() * size, (rank() + 1) * size)
     return rows[(slice(None),) * dim + (part,)]
 
@@ -53,6 +58,18 @@ def average_value(value: Tensor) -> Tensor:
         total = total.cuda()
     dist.all_reduce(total)
     return total.to(value.device) / world_size()
+
+
+def sum_of_all(value: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, for losses that are no mean over the samples.
+
+    ``average_gradients`` divides by the number of processes, so this process's part counts as many times: the
+    gradient is then that of the joint batch's loss.
+    """
+    if world_size() == 1:
+        return value
+    part = value * world_size()
+    return average_value(value) * world_size() + (part - part.detach())
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgan_core.appearance import AppearanceConfig, shift_appearance
+from sgan_core.appearance import AppearanceConfig, apply_looks, draw_looks
 from sgan_core.config import StudentTrainConfig
 from sgan_core.networks.segmenter import make_segmenter
 from sgan_core.training import augment
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.losses import soft_dice_loss
-from sgan_core.training.parallel import average_gradients, share
+from sgan_core.training.parallel import average_gradients, rank, share
 
 
 class StudentTrainer:
@@ -74,25 +75,32 @@ class StudentTrainer:
     def pairs(self) -> tuple[Tensor, Tensor]:
         """This process's part of a batch before it is changed: images (B, C, H, W), labels (B, K, H, W)."""
         index = share(self.order.batch(self.images, self.config.batch))
-        label = self.store.label_batch(index)
+        first = rank() * len(index)  # of the joint batch
+
+        def numbers(position: int) -> torch.Generator:
+            return rng(self.seed, self.step_number, f"student-negatives/{first + position}")
+
         image, label = with_negatives(
             self.store.image_batch(index),
-            label,
+            self.store.label_batch(index),
             self.config.negative_share,
-            rng(self.seed, self.step_number, "student-negatives"),
+            numbers,
         )
         return image.to(self.device), one_hot(label.to(self.device), self.num_classes)
 
     def _changed(self, image: Tensor, hot: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and label moved together, then the image in another look."""
+        """Image and label moved together, then the image in another look; both drawn for the joint batch."""
         config, step = self.config, self.step_number
-        drawn = augment.draw(
-            len(image), config.strength, config.geometry, rng(self.seed, step, "student-geometry")
+        theta, contrast = augment.draw(
+            config.batch, config.strength, config.geometry, rng(self.seed, step, "student-geometry")
         )
-        image, label = augment.warp(image, *drawn, hot, fill=config.geometry.fill)
+        image, label = augment.warp(image, share(theta), share(contrast), hot, fill=config.geometry.fill)
         assert label is not None
         if config.appearance:
-            image = shift_appearance(image, rng(self.seed, step, "student-appearance"), self.looks)
+            channels, height, width = image.shape[1:]
+            numbers = rng(self.seed, step, "student-appearance")
+            looks = draw_looks((config.batch, channels, height, width), numbers, self.looks)
+            image = apply_looks(image, looks.part(share))
         return image, label
 
     def _rate(self) -> float:
@@ -132,18 +140,19 @@ def segmentation_loss(logits: Tensor, label_probs: Tensor) -> Tensor:
 
 
 def with_negatives(
-    image: Tensor, label: Tensor, negative_share: float, numbers: torch.Generator
+    image: Tensor, label: Tensor, negative_share: float, numbers: Callable[[int], torch.Generator]
 ) -> tuple[Tensor, Tensor]:
     """Some of images (B, C, H, W) and labels (B, H, W) replaced by pictures without the organ, labels empty.
 
-    Each with probability ``negative_share``, by one of ``NEGATIVES``. numbers: a CPU generator.
+    Each with probability ``negative_share``, by one of ``NEGATIVES``. numbers(k): a CPU generator for image k.
     """
-    chosen = torch.nonzero(torch.rand(len(image), generator=numbers) < negative_share)[:, 0]
     image, label = image.clone(), label.clone()
-    for one in chosen.tolist():
-        kind = NEGATIVES[int(torch.randint(len(NEGATIVES), (1,), generator=numbers))]
-        image[one] = kind(image[one], numbers)
-        label[one] = 0
+    for one in range(len(image)):
+        random = numbers(one)
+        if float(torch.rand((), generator=random)) < negative_share:
+            kind = NEGATIVES[int(torch.randint(len(NEGATIVES), (1,), generator=random))]
+            image[one] = kind(image[one], random)
+            label[one] = 0
     return image, label
 
 

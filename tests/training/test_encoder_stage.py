@@ -184,7 +184,7 @@ def test_encoders_of_one_seed_are_equal_and_global_randomness_is_left_alone(toy_
 
 def test_the_encoder_sees_other_looks_of_the_same_images(stage, monkeypatch):
     """With every look changed to its negative, the encoder sees negatives, and the losses the images as they were."""
-    monkeypatch.setattr("sgan_core.training.encoder.shift_appearance", lambda image, rng: -image)
+    monkeypatch.setattr("sgan_core.training.encoder.apply_looks", lambda image, looks: -image)
     seen: list[Tensor] = []
     wanted: list[Tensor] = []
     trainer = stage(appearance_share=1.0)
@@ -196,7 +196,7 @@ def test_the_encoder_sees_other_looks_of_the_same_images(stage, monkeypatch):
 
 
 def test_appearance_is_left_alone_unless_asked(stage, monkeypatch):
-    monkeypatch.setattr("sgan_core.training.encoder.shift_appearance", lambda *_: pytest.fail("changed"))
+    monkeypatch.setattr("sgan_core.training.encoder.apply_looks", lambda *_: pytest.fail("changed"))
     stage().step()
     with pytest.raises(InputError, match="appearance_share"):
         stage(appearance_share=1.5)

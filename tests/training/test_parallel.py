@@ -1,7 +1,8 @@
-"""Two processes learn what one process learns from the joint batch."""
+"""Two processes learn what one process learns from the joint batch, in every stage."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,80 +18,31 @@ import torch
 
 import sgan_core
 from sgan_core.config import TrainConfig
+from sgan_core.errors import InputError
 from sgan_core.training import parallel
 from sgan_core.training.data import SliceStore
 from sgan_core.training.gan import GanTrainer
+from sgan_core.training.losses import soft_dice_loss
 
-WORKER = """
-import json, sys
-from pathlib import Path
-import dacite, numpy as np, torch
-import torch.distributed as dist
-from sgan_core.cohort import Cohort
-from sgan_core.config import TrainConfig
-from sgan_core.training.data import SliceStore
-from sgan_core.training.gan import GanTrainer
-from sgan_core.training.loop import Limits, RunLog, fit
-
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-job = json.loads((folder / "job.json").read_text())
-arrays = np.load(folder / "slices.npz")
-cohort = dacite.from_dict(Cohort, job["cohort"], dacite.Config(cast=[tuple]))
-store = SliceStore(arrays["images"], arrays["labels"], arrays["case"], cohort)
-trainer = GanTrainer(TrainConfig.from_dict(job["config"]), store, torch.device("cpu"))
-
-nets = {"generator": trainer.generator, "image_d": trainer.image_d, "pair_d": trainer.pair_d}
-seen = []
-for _ in range(job["steps"]):
-    found = trainer.step()
-    gradients = {f"{n}.{k}": p.grad.clone() for n, net in nets.items() for k, p in net.named_parameters()}
-    weights = {f"{n}.{k}": p.detach().clone() for n, net in nets.items() for k, p in net.named_parameters()}
-    facts = {"strength": trainer.strength, "path_mean": float(trainer.path_mean)}
-    seen.append({"gradients": gradients, "weights": weights, "losses": found} | facts)
-torch.save(seen, folder / f"rank{rank}.pt")
-
-# Only one of them is asked to stop; both have to.
-limits = Limits(max_images=10**9, log_images=16)
-asked = (lambda: trainer.step_number >= job["steps"] + 2) if rank == 1 else (lambda: False)
-reason = fit(trainer, folder / f"fit{rank}.pt", limits, RunLog(folder / f"log{rank}"), should_stop=asked)
-(folder / f"reason{rank}").write_text(f"{reason} {trainer.step_number}")
-dist.destroy_process_group()
-"""
-
+WORKER = Path(__file__).with_name("parallel_worker.py")
+STAGES = ("gan", "encoder", "student")
 STEPS = 3
-GAN: dict[str, Any] = {
-    "batch": 8,
-    "path_every": 2,
-    "path_from": 0.0,
-    "r1_every": 2,
-    "pair_r1": 0.05,
-    "mismatch_weight": 0.25,
-    "pair_label_blur": True,
-    "augment": {"adaptive": True, "adapt_kimg": 0.1, "pair_strength": 0.5, "image_strength": 0.3},
+SETTINGS: dict[str, Any] = {
+    "gan": {
+        "batch": 8,
+        "path_every": 2,
+        "path_from": 0.0,
+        "r1_every": 2,
+        "pair_r1": 0.05,
+        "mismatch_weight": 0.25,
+        "pair_label_blur": True,
+        "augment": {"adaptive": True, "adapt_kimg": 0.1, "pair_strength": 0.5, "image_strength": 0.3},
+    },
+    "encoder_train": {"batch": 8, "latent_weight": 0.5, "appearance_share": 0.5},
+    "student_train": {"batch": 8, "channels": [8, 16], "negative_share": 0.3},
 }
 
 Seen = list[dict[str, Any]]
-
-
-def _alone(config: TrainConfig, store: SliceStore) -> Seen:
-    """What one process sees, step by step."""
-    trainer = GanTrainer(config, store, torch.device("cpu"))
-    nets = {"generator": trainer.generator, "image_d": trainer.image_d, "pair_d": trainer.pair_d}
-    seen: Seen = []
-    for _ in range(STEPS):
-        losses = trainer.step()
-        parameters = {f"{n}.{k}": p for n, net in nets.items() for k, p in net.named_parameters()}
-        seen.append(
-            {
-                "gradients": {name: p.grad.clone() for name, p in parameters.items()},
-                "weights": {name: p.detach().clone() for name, p in parameters.items()},
-                "losses": losses,
-                "strength": trainer.strength,
-                "path_mean": float(trainer.path_mean),
-            }
-        )
-    return seen
 
 
 def _run_two(folder: Path, config: TrainConfig, store: SliceStore) -> None:
@@ -105,7 +57,7 @@ def _run_two(folder: Path, config: TrainConfig, store: SliceStore) -> None:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(rank)],
+            [sys.executable, str(WORKER), str(folder), str(rank)],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,7 +66,7 @@ def _run_two(folder: Path, config: TrainConfig, store: SliceStore) -> None:
     ]
     try:
         for process in processes:
-            errors = process.communicate(timeout=120)[1]
+            errors = process.communicate(timeout=240)[1]
             assert process.returncode == 0, errors
     finally:
         for process in processes:
@@ -128,18 +80,28 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def alone_and_two(
+def seen(
     toy_config: Callable[..., TrainConfig], disc_store: Callable[..., SliceStore], two: Path
-) -> tuple[Seen, Seen, Seen]:
-    """What one process sees, and each of two."""
-    config, store = toy_config(gan=GAN), disc_store()
-    if not (two / "alone.pt").exists():
+) -> Callable[[str], tuple[Seen, Seen, Seen]]:
+    """What one process sees of a stage, and each of two."""
+    config, store = toy_config(**SETTINGS), disc_store()
+    if not (two / "job.json").exists():
         _run_two(two, config, store)
-        torch.save(_alone(config, store), two / "alone.pt")
-    alone, first, second = (
-        torch.load(two / name, weights_only=True) for name in ("alone.pt", "rank0.pt", "rank1.pt")
-    )
-    return alone, first, second
+        spec = importlib.util.spec_from_file_location("parallel_worker", WORKER)
+        assert spec is not None
+        assert spec.loader is not None
+        worker = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(worker)
+        for stage in STAGES:
+            torch.save(worker.watch(worker.make(stage, config, store), STEPS), two / f"{stage}-alone.pt")
+
+    def load(stage: str) -> tuple[Seen, Seen, Seen]:
+        alone, first, second = (
+            torch.load(two / f"{stage}-{who}.pt", weights_only=True) for who in ("alone", "rank0", "rank1")
+        )
+        return alone, first, second
+
+    return load
 
 
 def _largest_gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -147,44 +109,59 @@ def _largest_gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> floa
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def test_gradients_equal_those_of_the_joint_batch(alone_and_two):
-    alone, first, _ = alone_and_two
-    assert _largest_gap(alone[0]["gradients"], first[0]["gradients"]) < 1e-5
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_equal_those_of_the_joint_batch(seen, stage):
+    alone, first, _ = seen(stage)
+    largest = max(float(gradient.abs().max()) for gradient in alone[0]["gradients"].values())
+    assert _largest_gap(alone[0]["gradients"], first[0]["gradients"]) < 1e-5 * max(1.0, largest)
 
 
-def test_both_processes_hold_the_same_weights_bit_for_bit(alone_and_two):
-    _, first, second = alone_and_two
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_processes_hold_the_same_weights_bit_for_bit(seen, stage):
+    _, first, second = seen(stage)
     assert all(_largest_gap(a["weights"], b["weights"]) == 0.0 for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("step", range(STEPS))
-def test_weights_stay_those_of_one_process(alone_and_two, step):
-    alone, first, _ = alone_and_two
+def test_weights_of_the_gan_stay_those_of_one_process(seen, step):
+    alone, first, _ = seen("gan")
     ours, theirs = alone[step]["weights"], first[step]["weights"]
-    last = step == STEPS - 1
-    strict = [name for name in ours if not (last and name.startswith("pair_d"))]
-    assert _largest_gap(*({name: one[name] for name in strict} for one in (ours, theirs))) < 1e-5
-    # On some processors a unit of the pair discriminator whose input is zero but for rounding takes the other slope of
-    # its LeakyReLU in the last step: a few weights then differ, by much less than the step of Adam that all make.
     gaps = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
-    assert float((gaps >= 1e-5).float().mean()) < 0.005
-    assert float(gaps.max()) < 5e-4
+    # Adam divides a gradient by its own size, so where it is zero but for rounding, a few weights differ, by much
+    # less than the step of 2e-3 that all make. In the last step they are more: on some processors a unit of the
+    # pair discriminator whose input is zero but for rounding takes the other slope of its LeakyReLU.
+    last = step == STEPS - 1
+    assert float((gaps >= 1e-5).float().mean()) < (0.005 if last else 0.0005)
+    assert float(gaps.max()) < (5e-4 if last else 1e-4)
 
 
-def test_augmentation_and_path_length_state_are_common(alone_and_two):
-    alone, first, second = alone_and_two
+@pytest.mark.parametrize("stage", ["encoder", "student"])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_weights_of_the_other_stages_stay_those_of_one_process(seen, stage, step):
+    alone, first, _ = seen(stage)
+    ours, theirs = alone[step]["weights"], first[step]["weights"]
+    # A bias before an instance norm has no effect: its gradient is rounding, which Adam makes a step of.
+    idle = {n for n, gradient in alone[step]["gradients"].items() if gradient.abs().max() < 1e-6}
+    assert all(name.endswith("conv.bias") for name in idle)
+    assert _largest_gap(*({n: one[n] for n in one if n not in idle} for one in (ours, theirs))) < 2e-5
+
+
+def test_augmentation_and_path_length_state_are_common(seen):
+    alone, first, second = seen("gan")
     for one, a, b in zip(alone, first, second, strict=True):
         assert one["strength"] == a["strength"] == b["strength"]
         assert a["path_mean"] == b["path_mean"] == pytest.approx(one["path_mean"], rel=1e-4)
     assert alone[-1]["path_mean"] > 0
 
 
-def test_both_stop_at_the_same_step_when_one_is_asked_to(alone_and_two, two):
+def test_both_stop_at_the_same_step_when_one_is_asked_to(seen, two):
+    seen("gan")
     reasons = [(two / f"reason{rank}").read_text() for rank in range(2)]
     assert reasons == [f"stopped {STEPS + 2}"] * 2
 
 
-def test_only_the_first_process_writes(alone_and_two, two):
+def test_only_the_first_process_writes(seen, two):
+    seen("gan")
     assert (two / "fit0.pt").is_file()
     assert not (two / "fit1.pt").exists()
     assert (two / "log0" / "log.jsonl").is_file()
@@ -209,6 +186,64 @@ def test_share_is_a_consecutive_part(monkeypatch, number):
     rows = np.arange(16).reshape(2, 8)
     assert parallel.share(rows, dim=1).tolist() == rows[:, 4 * number : 4 * number + 4].tolist()
     assert parallel.share(torch.from_numpy(rows)).tolist() == [rows[number].tolist()]
+
+
+def test_what_cannot_be_divided_is_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "world_size", lambda: 3)
+    monkeypatch.setattr(parallel, "rank", lambda: 2)
+    with pytest.raises(ValueError, match="16 rows cannot be divided between 3 processes"):
+        parallel.share(np.arange(16))
+
+
+@pytest.mark.parametrize("name", ["gan", "encoder_train", "student_train"])
+def test_a_batch_that_cannot_be_divided_is_refused_before_training(toy_config, monkeypatch, name):
+    from sgan_core.cli.train import _distributed
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    batches = {part: {"batch": 12} for part in ("gan", "encoder_train", "student_train")}
+    with pytest.raises(InputError, match=f"{name}.batch: 16 images cannot be divided between 3 processes"):
+        _distributed("cpu", toy_config(**batches | {name: {"batch": 16}}))
+
+
+def test_the_path_length_batch_can_always_be_divided(toy_config, disc_store, monkeypatch):
+    """Half of a batch of 12 is 6, which 4 processes cannot divide: they take 4."""
+    player = GanTrainer(toy_config(gan={"batch": 12, "path_every": 1}), disc_store(), torch.device("cpu"))
+    counts = []
+    monkeypatch.setattr("sgan_core.training.gan.world_size", lambda: 4)
+    monkeypatch.setattr(
+        player, "path_step", lambda n: (counts.append(n) or torch.zeros(()), player.path_mean)
+    )
+    monkeypatch.setattr("sgan_core.training.gan._descend", lambda *_: None)
+    player._generator(torch.zeros(12, 1, 32, 32), torch.zeros(12, 2, 32, 32))
+    assert counts == [4]
+
+
+def test_dice_loss_is_that_of_the_joint_batch(monkeypatch):
+    """Value and gradient of each of two halves, averaged as ``average_gradients`` does, against the whole."""
+    random = torch.Generator().manual_seed(0)
+    probs = torch.rand(4, 3, 8, 8, generator=random).softmax(dim=1).requires_grad_()
+    hot = (
+        torch.nn.functional.one_hot(torch.randint(3, (4, 8, 8), generator=random), 3)
+        .permute(0, 3, 1, 2)
+        .float()
+    )
+    whole = soft_dice_loss(probs, hot)
+    (wanted,) = torch.autograd.grad(whole, probs)
+
+    def sums(rows: slice) -> list[torch.Tensor]:
+        part, truth = probs[rows].detach(), hot[rows]
+        return [(part * truth)[:, 1:].sum(dim=(0, 2, 3)), (part + truth)[:, 1:].sum(dim=(0, 2, 3))]
+
+    means = [(a + b) / 2 for a, b in zip(sums(slice(0, 2)), sums(slice(2, 4)), strict=True)]
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    found = torch.zeros_like(probs)
+    for rows in (slice(0, 2), slice(2, 4)):
+        queue = list(means)
+        monkeypatch.setattr(parallel, "average_value", lambda _, queue=queue: queue.pop(0))
+        part = soft_dice_loss(probs[rows], hot[rows])
+        assert float(part.detach()) == pytest.approx(float(whole.detach()), abs=1e-6)
+        found += torch.autograd.grad(part, probs)[0] / 2
+    torch.testing.assert_close(found, wanted, atol=1e-7, rtol=1e-4)
 
 
 def test_half_precision_is_for_gpus_only():

@@ -48,7 +48,7 @@ def test_resume_is_exact(stage, tmp_path):
 
 def test_negatives_have_empty_labels_and_the_asked_share():
     image, label = torch.full((2000, 1, 16, 16), 0.3), torch.ones(2000, 16, 16, dtype=torch.long)
-    changed, target = with_negatives(image, label, 0.2, numbers(1))
+    changed, target = with_negatives(image, label, 0.2, numbers)
     replaced = (target == 0).flatten(1).all(dim=1)
     assert replaced.float().mean().item() == pytest.approx(0.2, abs=0.03)
     assert torch.equal(changed[~replaced], image[~replaced])
@@ -61,7 +61,7 @@ def test_negatives_have_empty_labels_and_the_asked_share():
 
 def test_no_negatives_when_none_are_asked_for():
     image, label = torch.rand(8, 1, 16, 16), torch.ones(8, 16, 16, dtype=torch.long)
-    assert torch.equal(with_negatives(image, label, 0.0, numbers(1))[0], image)
+    assert torch.equal(with_negatives(image, label, 0.0, numbers)[0], image)
 
 
 @pytest.mark.parametrize("kind", NEGATIVES)
