@@ -9,7 +9,7 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleTest
 
 from SemanticGANSlicerLib.logic import Options, SemanticGANSlicerLogic
-from SemanticGANSlicerLib.samples import SampleMaker, registerSampleData
+from SemanticGANSlicerLib.sample_data import SampleMaker, registerSampleData
 from SemanticGANSlicerLib.widget import SemanticGANSlicerWidget  # noqa: F401  (Slicer looks for it here)
 
 

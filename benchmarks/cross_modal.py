@@ -44,7 +44,6 @@ from sgan_core.cohort import Case, Cohort, load_cohort
 from sgan_core.device import choose_device, describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.baselines import unet
-from sgan_core.evaluation.metrics import NAN, Evaluation, mean_without_nan
 from sgan_core.evaluation.tables import (
     MethodRow,
     Table,
@@ -59,6 +58,7 @@ from sgan_core.evaluation.tables import (
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.slices import SliceStack, labels_to_model, to_model, to_volume
 from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, smooth_through_plane
+from sgan_core.metrics.per_patient import NAN, Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
 from sgan_core.phantom import DOMAINS, phantom_cohort
 from sgan_core.segment import choose_intensity

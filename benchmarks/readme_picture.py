@@ -15,8 +15,8 @@ from sgan_core.bundle import load_bundle
 from sgan_core.imaging.slices import labels_to_model
 from sgan_core.phantom import LIVER, TEST_SEEDS, make_case
 from sgan_core.segment import segment_volume
+from sgan_core.sheets import colours_of, outline, write_sheet
 from sgan_core.training.evaluate import spread
-from sgan_core.training.samples import colours_of, outline, write_sheet
 
 SLICES = 4  # of each domain
 

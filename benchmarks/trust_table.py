@@ -28,13 +28,13 @@ from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.device import choose_device, describe
 from sgan_core.errors import InputError
-from sgan_core.evaluation import failure
 from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
 from sgan_core.imaging.image import Picture
 from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.slices import labels_to_model, to_model
 from sgan_core.inversion import Inversion
 from sgan_core.labelling import answers
+from sgan_core.metrics import failure
 from sgan_core.networks.segmenter import label_probs
 from sgan_core.phantom import DOMAINS, LIVER, make_case, phantom_cohort
 from sgan_core.segment import choose_intensity

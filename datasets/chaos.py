@@ -19,7 +19,8 @@ import numpy as np
 
 from sgan_core.cohort import Case, Cohort, Intensity
 from sgan_core.errors import InputError
-from sgan_core.imaging import dicom, readers
+from sgan_core.imaging import readers
+from sgan_core.imaging.dicom.series import Series, find_series, read_series
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.mask_slices import stack_masks
 from sgan_datasets.anatomy import named_label
@@ -261,7 +262,7 @@ def _unique(found: Iterable[_Found]) -> tuple[list[Case], list[Problem]]:
 def read_image(case: Case) -> Volume | Picture:
     """A series as a volume (I, J, K), a picture as (1, H, W) uint8. Raises InputError as the readers do."""
     if Path(case.image).is_dir():
-        return dicom.read_series(_series_in(Path(case.image)))
+        return read_series(_series_in(Path(case.image)))
     picture = readers.read_picture(case.image)
     return Picture(picture.array[:1], picture.warnings)  # stored as RGBA, grey in each colour
 
@@ -287,7 +288,7 @@ def _read_label(case: Case, *, band: tuple[int, int]) -> Volume | np.ndarray:
     if not label.is_dir():
         return resize_nearest(_read_liver(label, band), picture_shape(case.image))
     series = _series_in(Path(case.image))
-    image = dicom.read_series(series)
+    image = read_series(series)
     if isinstance(image, Picture):
         raise InputError(f"{case.image}: its slices have no position in the patient. Get the original files.")
     plane = (image.grid.shape[1], image.grid.shape[0])  # rows, columns
@@ -296,8 +297,8 @@ def _read_label(case: Case, *, band: tuple[int, int]) -> Volume | np.ndarray:
     return stack_masks(masks, series, image.grid, label)
 
 
-def _series_in(folder: Path) -> dicom.Series:
-    found = dicom.find_series(folder)
+def _series_in(folder: Path) -> Series:
+    found = find_series(folder)
     if len(found) != 1:
         raise InputError(
             f"{folder}: {len(found)} DICOM series found, one is expected. Get the original files again."

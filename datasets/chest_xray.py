@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgan_core.cohort import Case, Cohort
-from sgan_core.config import MODALITIES
+from sgan_core.cohort import MODALITIES, Case, Cohort
 from sgan_core.errors import InputError
 from sgan_datasets.anatomy import named_label
 from sgan_datasets.layout import picture_shape, read_union, resize_nearest

@@ -11,8 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from sgan_core.cohort import Case, Cohort, Intensity, Label, check_corrections, rank_labelled, validate
-from sgan_core.config import MODALITIES as PRESETS
+from sgan_core.cohort import (
+    MODALITIES,
+    Case,
+    Cohort,
+    Intensity,
+    Label,
+    check_corrections,
+    rank_labelled,
+    validate,
+)
 from sgan_core.errors import InputError
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.intensity import CT_WINDOWS_HU
@@ -291,7 +299,7 @@ def _intensity(modality: str, limits: tuple[float, float] | None, window: str | 
     if window is not None and window not in CT_WINDOWS_HU:
         raise InputError(f"--window {window}: unknown; choose one of {', '.join(CT_WINDOWS_HU)}.")
     if modality != "ct" and limits is None:
-        default: Intensity = PRESETS[modality]["intensity"]
+        default: Intensity = MODALITIES[modality]["intensity"]
         return default
     low, high = limits or CT_WINDOWS_HU[window or CT_WINDOW]
     return Intensity(low=low, high=high, unit="HU" if modality == "ct" else "")

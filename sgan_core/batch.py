@@ -19,7 +19,7 @@ from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.files import all_or_none
-from sgan_core.imaging.dicom import (
+from sgan_core.imaging.dicom.series import (
     Series,
     choose_series,
     find_series,
@@ -369,7 +369,7 @@ def _write_labels(
     labels, grid = bundle.config.labels, found.stack.grid
     if config.format == "dicom-seg" and series is not None:
         target = stem.with_name(f"{stem.name}_seg.dcm")
-        from sgan_core.imaging.dicom_seg import write_dicom_seg  # highdicom takes a while to load
+        from sgan_core.imaging.dicom.seg import write_dicom_seg  # highdicom takes a while to load
 
         # A picture (H, W) is one slice (I, J, 1) that lies nowhere in particular.
         labelmap = found.labels.T[..., None] if grid is None else found.labels

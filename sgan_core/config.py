@@ -8,7 +8,7 @@ from typing import Any
 
 import dacite
 
-from sgan_core.cohort import Intensity, Label, check_corrections
+from sgan_core.cohort import MODALITIES, Intensity, Label, check_corrections
 from sgan_core.errors import InputError
 
 SIZES = (32, 64, 128, 256, 512)
@@ -305,48 +305,6 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(change, dict) and isinstance(merged.get(key), dict) and key != "channels"
         merged[key] = merge(merged[key], change) if nested else change
     return merged
-
-
-# Black borders, collimator edges and burnt-in markers lie in the outer part of a chest X-ray. With percentiles of
-# the central 70 % of each side, the mean brightness of the lungs varies less between pictures than with those of
-# the whole picture: standard deviation 0.127 against 0.173 in 175 pictures of Wingspan, 0.160 against 0.193 in 73
-# of covid-chestxray, of a range of 2. 80 % did not help in Wingspan (0.213). See benchmarks/xray_brightness.py.
-XRAY_CENTRAL = 0.7
-
-# Outside a CT or MRI slice is air. An X-ray, a photograph of skin or of a face goes on beyond its border: black
-# there would be learned as lung, mole or hair.
-MODALITIES: dict[str, dict[str, Any]] = {
-    "ct": {
-        "image_channels": 1,
-        "flip": False,
-        "fill": "air",
-        "intensity": Intensity(low=-160.0, high=240.0, unit="HU"),
-    },
-    "mr": {
-        "image_channels": 1,
-        "flip": False,
-        "fill": "air",
-        "intensity": Intensity(percentiles=(0.5, 99.5)),
-    },
-    "xray": {
-        "image_channels": 1,
-        "flip": False,
-        "fill": "border",
-        "intensity": Intensity(percentiles=(0.5, 99.5), central=XRAY_CENTRAL),
-    },
-    "dermoscopy": {
-        "image_channels": 3,
-        "flip": True,
-        "fill": "border",
-        "intensity": Intensity(low=0.0, high=255.0),
-    },
-    "face": {
-        "image_channels": 3,
-        "flip": True,
-        "fill": "border",
-        "intensity": Intensity(low=0.0, high=255.0),
-    },
-}
 
 
 def _small_presets(size: int, move: dict[str, Any]) -> dict[str, Any]:

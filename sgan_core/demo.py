@@ -12,11 +12,11 @@ from sgan_core.batch import prepare_folder, report_case
 from sgan_core.bundle import Bundle
 from sgan_core.device import describe
 from sgan_core.errors import InputError
-from sgan_core.evaluation.metrics import label_scores
 from sgan_core.evaluation.tables import ScoreRow, json_text, scores_json, write_text
 from sgan_core.imaging.slices import labels_to_model, to_volume
 from sgan_core.imaging.writers import write_labels, write_volume
 from sgan_core.labelling import OnProgress, SegmentConfig
+from sgan_core.metrics.per_patient import label_scores
 from sgan_core.phantom import DOMAINS, LIVER, TEST_SEEDS, PhantomCase, make_case
 from sgan_core.report import ReportCase, write_report
 from sgan_core.segment import part_of, segment_volume

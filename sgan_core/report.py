@@ -22,8 +22,8 @@ from skimage.measure import find_contours
 
 from sgan_core import __version__
 from sgan_core.cohort import Label
-from sgan_core.evaluation.metrics import dice_from_counts, mean_without_nan
 from sgan_core.evaluation.tables import UNDEFINED, ScoreRow, mean_text, number, write_text
+from sgan_core.metrics.per_patient import dice_from_counts, mean_without_nan
 
 MAX_SLICES = 8
 DIFFERENCE_FULL_SCALE = (

@@ -10,7 +10,7 @@ import torch
 from sgan_core.batch import prepare_folder
 from sgan_core.bundle import Bundle
 from sgan_core.imaging.writers import write_mask_png, write_picture
-from sgan_core.training.samples import colours_of, outline, write_sheet
+from sgan_core.sheets import colours_of, outline, write_sheet
 
 _BATCH = 32
 _SHEET = 64  # pairs shown on the sheet at most

@@ -182,7 +182,7 @@ def test_all_formats_hold_the_same_voxels(
     dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sgan_core.cli.evaluate import main as evaluate
-    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.dicom.seg import read_dicom_seg
     from sgan_core.imaging.grid import corner_distance_mm
 
     inputs = find_inputs([write_series(dicom_files, tmp_path / "scan")])
@@ -207,7 +207,7 @@ def test_all_formats_hold_the_same_voxels(
 def test_mended_gap_has_a_place_in_the_dicom_segmentation(
     dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
 ) -> None:
-    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.dicom.seg import read_dicom_seg
 
     array = np.random.default_rng(0).integers(-1000, 400, (6, 5, 6)).astype(np.int16)
     slices = dicom_files.stack(array)
@@ -228,7 +228,7 @@ def test_mended_gap_has_a_place_in_the_dicom_segmentation(
 def test_dicom_picture_gets_a_dicom_segmentation(
     modality: str, dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
 ) -> None:
-    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.dicom.seg import read_dicom_seg
 
     shape = (7, 9) if modality == "DX" else (7, 9, 3)
     pixels = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
@@ -242,7 +242,7 @@ def test_dicom_picture_gets_a_dicom_segmentation(
 def test_slice_exported_twice_does_not_disturb_the_dicom_segmentation(
     dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
 ) -> None:
-    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.dicom.seg import read_dicom_seg
 
     array = np.random.default_rng(0).integers(-1000, 400, (6, 5, 4)).astype(np.int16)
     dicom_files.save_all(tmp_path / "scan", [*dicom_files.stack(array), dicom_files.stack(array)[1]])

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sgan_core.bundle import Bundle, load_bundle
-from sgan_core.evaluation.failure import empty_slice_area_mm2
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.slices import to_model
 from sgan_core.inversion import invert
 from sgan_core.labelling import SegmentConfig
+from sgan_core.metrics.failure import empty_slice_area_mm2
 from sgan_core.phantom import LIVER, PhantomCase, make_case
 from sgan_core.reconstruction import PaperReconstruction
 from sgan_core.segment import Segmentation, segment_volume

@@ -7,9 +7,8 @@ import json
 import pytest
 
 from sgan_core.bundle import MODELS, SETTINGS
-from sgan_core.cohort import Intensity, Label
+from sgan_core.cohort import MODALITIES, Intensity, Label
 from sgan_core.config import (
-    MODALITIES,
     SIZES,
     EncoderConfig,
     GanConfig,

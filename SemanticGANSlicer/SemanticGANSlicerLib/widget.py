@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from . import models, process, samples, volumes
+from . import models, process, sample_data, volumes
 from .batch import BatchTab
 from .dialogs import InstallDialog, explained
 from .install import InstallError, makePlan
@@ -265,7 +265,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if self._maker is not None or not self._ensureInstalled():
             return
         self._progress.show(0, 0, _("Making a phantom patient on this computer"))
-        self._maker = samples.SampleMaker(self._onSample)
+        self._maker = sample_data.SampleMaker(self._onSample)
         self._updateButtons()
         try:
             self._maker.start(domain)

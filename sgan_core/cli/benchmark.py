@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sgan_core.cli import app
 
 if TYPE_CHECKING:
+    from sgan_core.benchmark.inversion import SpeedPlan
     from sgan_core.cohort import Cohort
-    from sgan_core.evaluation.inversion_speed import SpeedPlan
     from sgan_core.evaluation.tables import Table
 
 DESCRIPTION = "Measure how fast this machine does the parts of the work."
@@ -103,11 +103,11 @@ def loader(args: argparse.Namespace) -> int:
     """Measure as the options say."""
     import tempfile
 
+    from sgan_core.benchmark.throughput import LoaderPlan, measure_loader
     from sgan_core.cli.progress import Progress
     from sgan_core.device import choose_device
     from sgan_core.errors import InputError
     from sgan_core.evaluation.tables import json_text, markdown, write_text
-    from sgan_core.training.throughput import LoaderPlan, measure_loader
     from sgan_core.training.workers import available_cores
 
     if args.images < 2:
@@ -132,8 +132,8 @@ def loader(args: argparse.Namespace) -> int:
 
 
 def _cohort(args: argparse.Namespace, folder: Path) -> Cohort:
+    from sgan_core.benchmark.throughput import first_cases, make_pictures
     from sgan_core.cohort import load_cohort, require_files
-    from sgan_core.training.throughput import first_cases, make_pictures
 
     if args.data is None:
         return make_pictures(folder / "pictures", args.images)
@@ -185,8 +185,8 @@ def _inversion_options(p: argparse.ArgumentParser) -> None:
 
 def inversion(args: argparse.Namespace) -> int:
     """Measure, or calculate for a preset without weights, and say plainly what is worse."""
+    from sgan_core.benchmark.inversion import complaints, table_rows
     from sgan_core.errors import InputError
-    from sgan_core.evaluation.inversion_speed import complaints, table_rows
     from sgan_core.evaluation.tables import Table, json_text, markdown, write_text
 
     if args.size is not None and args.preset is None:
@@ -215,11 +215,11 @@ def inversion(args: argparse.Namespace) -> int:
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
     import tempfile
 
+    from sgan_core.benchmark.inversion import cohort_slices, measure_inversion, phantom_slices
     from sgan_core.bundle import load_bundle
     from sgan_core.cli.progress import Progress
     from sgan_core.cohort import load_cohort, require_files
     from sgan_core.device import choose_device
-    from sgan_core.evaluation.inversion_speed import cohort_slices, measure_inversion, phantom_slices
 
     bundle = load_bundle(args.model, choose_device(args.device))
     config = bundle.config
@@ -235,10 +235,10 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _calculated(args: argparse.Namespace) -> dict[str, Any]:
+    from sgan_core.benchmark.inversion import calculate_inversion
     from sgan_core.bundle import load_bundle
     from sgan_core.config import preset
     from sgan_core.device import choose_device
-    from sgan_core.evaluation.inversion_speed import calculate_inversion
 
     device = choose_device(args.device)
     perceptual = load_bundle(args.model, device).perceptual
@@ -250,9 +250,9 @@ def _plan(args: argparse.Namespace, name: str, size: int | None) -> SpeedPlan:
     """Ours as the preset of this version has it, also for a model that an older version wrote."""
     from dataclasses import replace
 
+    from sgan_core.benchmark.authors_inversion import AUTHORS
+    from sgan_core.benchmark.inversion import SpeedPlan
     from sgan_core.config import preset
-    from sgan_core.evaluation.authors_inversion import AUTHORS
-    from sgan_core.evaluation.inversion_speed import SpeedPlan
 
     ours = preset(name, modality="ct", num_classes=2, size=size).inversion
     ours = ours if args.steps is None else replace(ours, steps=args.steps)

@@ -402,11 +402,10 @@ def prepare_public(options: argparse.Namespace) -> None:
 def _fill_cache(folder: Path, size: int) -> None:
     """Prepare the slices of a cohort where training looks for them."""
     from sgan_core.cli.progress import Progress
-    from sgan_core.config import MODALITIES as KNOWN
     from sgan_core.training.data import CACHE_FOLDER, open_store
 
     cohort = load_cohort(folder)
-    channels = KNOWN.get(cohort.modality, {"image_channels": 1})["image_channels"]
+    channels = MODALITIES.get(cohort.modality, {"image_channels": 1})["image_channels"]
     with Progress() as progress:
         store = open_store(cohort, folder / CACHE_FOLDER, size=size, channels=channels, on_progress=progress)
     print(f"{len(store.images)} slices of {size} x {size} in {folder / CACHE_FOLDER}")

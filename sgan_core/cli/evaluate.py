@@ -17,9 +17,9 @@ from sgan_core.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from sgan_core.evaluation.metrics import Evaluation, PatientScores
     from sgan_core.evaluation.tables import Table
     from sgan_core.imaging.image import Volume
+    from sgan_core.metrics.per_patient import Evaluation, PatientScores
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +201,8 @@ def _patient(case: str, pattern: re.Pattern[str] | None) -> str:
 
 
 def _score(pairs: Sequence[Pair], pattern: re.Pattern[str] | None, scan: Path | None) -> Evaluation:
-    from sgan_core.evaluation.metrics import Evaluation
     from sgan_core.imaging.image import Volume
+    from sgan_core.metrics.per_patient import Evaluation
 
     patients = [_patient(pair.case, pattern) for pair in pairs]  # wrong expressions fail before the long work
     read = _read_pair if scan is None else _reader_of_slices(scan)
@@ -259,7 +259,7 @@ def _array(labels: Volume | np.ndarray) -> np.ndarray:
 
 def _reader_of_slices(scan: Path) -> _Reader:
     """Reads folders of pictures as label maps on the grid of a DICOM series."""
-    from sgan_core.imaging.dicom import choose_series, find_series
+    from sgan_core.imaging.dicom.series import choose_series, find_series
     from sgan_core.imaging.mask_slices import read_mask_slices, series_grid
 
     series = choose_series(find_series(scan), None, scan)
@@ -271,7 +271,7 @@ def _reader_of_slices(scan: Path) -> _Reader:
 
 
 def _read(path: Path) -> Volume | np.ndarray:
-    from sgan_core.imaging.dicom_seg import read_dicom_seg
+    from sgan_core.imaging.dicom.seg import read_dicom_seg
     from sgan_core.imaging.readers import DICOM_SUFFIXES, image_suffix, read_labels
 
     dicom = image_suffix(path) in DICOM_SUFFIXES
@@ -310,8 +310,8 @@ def _by_label(results: Sequence[PatientScores]) -> Iterator[tuple[int, list[Pati
 
 
 def _table(results: Sequence[PatientScores]) -> Table:
-    from sgan_core.evaluation.metrics import mean_iou, mean_without_nan
     from sgan_core.evaluation.tables import Table, mean_text, number
+    from sgan_core.metrics.per_patient import mean_iou, mean_without_nan
 
     rows = []
     for label, group in _by_label(results):
@@ -335,8 +335,8 @@ def _table(results: Sequence[PatientScores]) -> Table:
 
 
 def _file_text(path: Path, evaluation: Evaluation, pairs: Sequence[Pair], unpaired: Sequence[str]) -> str:
-    from sgan_core.evaluation.metrics import METRICS, mean_iou, mean_without_nan
     from sgan_core.evaluation.tables import csv_text, json_text
+    from sgan_core.metrics.per_patient import METRICS, mean_iou, mean_without_nan
 
     results = evaluation.results()
     rows: list[dict[str, Any]] = [

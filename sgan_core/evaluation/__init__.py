@@ -1,1 +1,1 @@
-"""Scores, tables, baselines."""
+"""Tables, baselines."""

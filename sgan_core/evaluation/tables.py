@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sgan_core.evaluation.metrics import mean_without_nan
 from sgan_core.files import replacing
+from sgan_core.metrics.per_patient import mean_without_nan
 
 UNDEFINED = "–"  # how NaN is shown
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
 import struct
 import zlib
@@ -18,7 +16,9 @@ from nibabel.spatialimages import HeaderDataError
 from PIL import Image, ImageOps
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.dicom.series import choose_series, find_series, is_dicom, read_series
 from sgan_core.imaging.grid import Grid, corner_distance_mm, ras_from_lps
+from sgan_core.imaging.guards import BoundedReader, refuse_constant
 from sgan_core.imaging.image import Picture, Volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -30,24 +30,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # usual, not needed: DICOM is known
 # Header entries of two files of one scan differ by float32 rounding; a shift that matters is far larger.
 GRID_TOLERANCE_MM = 1e-3
 _INTEGER_TOLERANCE = 1e-3  # label values after scl_slope in float32
-_LARGEST_DEFLATION = 1100  # a gzip stream cannot unpack to more times its size (zlib's limit is 1032)
 # What nibabel raises on garbage, beside its own errors.
 _NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ArithmeticError, ValueError)
-
-
-class BoundedReader(io.BufferedReader):
-    """A file that never makes room for more than it can hold: how much is read at a time stands in its header.
-
-    A stream's ``read(n)`` takes n bytes of memory first, and n may be damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        packed = path.name.lower().endswith(".gz")
-        self.limit = path.stat().st_size * (_LARGEST_DEFLATION if packed else 1)
-        super().__init__(gzip.GzipFile(path) if packed else io.FileIO(path))
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(self.limit if size is None or size < 0 else min(size, self.limit))
 
 
 def image_suffix(path: str | Path) -> str:
@@ -67,12 +51,10 @@ def read_image(path: str | Path) -> Volume | Picture:
     path = Path(path)
     suffix = image_suffix(path)
     if path.is_dir() or suffix in DICOM_SUFFIXES or not suffix:
-        from sgan_core.imaging import dicom  # here, as that module needs this one
-
         if suffix in DICOM_SUFFIXES and not path.is_dir():
             _require_file(path)
-        if suffix in DICOM_SUFFIXES or path.is_dir() or dicom.is_dicom(path):
-            return dicom.read_series(dicom.choose_series(dicom.find_series(path), None, path))
+        if suffix in DICOM_SUFFIXES or path.is_dir() or is_dicom(path):
+            return read_series(choose_series(find_series(path), None, path))
     return read_picture(path) if _checked_suffix(path) in PICTURE_SUFFIXES else read_volume(path)
 
 
@@ -392,14 +374,6 @@ def _replace_not_finite(array: np.ndarray, path: Path) -> tuple[np.ndarray, tupl
         f"replaced by the lowest value, {lowest:g}."
     )
     return np.where(finite, array, lowest), (warning,)
-
-
-def refuse_constant(array: np.ndarray, path: Path) -> None:
-    """Raise InputError naming the file when every value of an image is the same."""
-    if array.min() == array.max():
-        raise InputError(
-            f"{path}: every value is {array.flat[0]:g}; there is nothing to segment. Export the image again."
-        )
 
 
 def _times(shape: tuple[int, ...]) -> str:

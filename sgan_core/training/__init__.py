@@ -1,1 +1,1 @@
-"""The two training stages of SemanticGAN."""
+"""The three training stages: generator, encoder, student."""

@@ -18,10 +18,10 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from sgan_core.appearance import AppearanceConfig, apply_curves, shift_appearance
-from sgan_core.config import MODALITIES
-from sgan_core.evaluation import failure
+from sgan_core.cohort import MODALITIES
 from sgan_core.imaging.slices import AIR
 from sgan_core.inversion import Inversion
+from sgan_core.metrics import failure
 from sgan_core.training.data import SliceStore, rng
 from sgan_core.training.evaluate import spread
 from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers, features

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.config import TrainConfig
-from sgan_core.evaluation.frechet import FeatureStatistics, pooled_features
-from sgan_core.evaluation.metrics import mean_without_nan, per_patient_dice
+from sgan_core.metrics.frechet import FeatureStatistics, pooled_features
+from sgan_core.metrics.per_patient import mean_without_nan, per_patient_dice
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import predict
+from sgan_core.sheets import colours_of, outline, write_sheet
 from sgan_core.training.data import SliceStore, rng
-from sgan_core.training.samples import colours_of, outline, write_sheet
 
 FRECHET_IMAGES = 500  # a fixed number on both sides: the figure depends on it
 _BATCH = 32

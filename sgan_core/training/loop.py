@@ -1,4 +1,4 @@
-"""The loop around both stages: limits, checkpoints, resume, log, stop."""
+"""The loop around every stage: limits, checkpoints, resume, log, stop."""
 
 from __future__ import annotations
 

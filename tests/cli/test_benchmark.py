@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from sgan_core.benchmark.throughput import first_cases, make_pictures
 from sgan_core.cli.benchmark import main
 from sgan_core.cohort import load_cohort
 from sgan_core.training import data
 from sgan_core.training.data import open_store
-from sgan_core.training.throughput import first_cases, make_pictures
 
 FAST = ("--size", "32", "--batch", "4", "--step-batch", "2", "--repeats", "1", "--processes", "1")
 

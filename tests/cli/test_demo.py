@@ -16,7 +16,7 @@ from sgan_core.bundle import load_bundle
 from sgan_core.cli.demo import main
 from sgan_core.demo import run_demo
 from sgan_core.errors import Cancelled, InputError
-from sgan_core.evaluation.metrics import label_scores
+from sgan_core.metrics.per_patient import label_scores
 from sgan_core.phantom import DOMAINS, TEST_SEEDS
 
 CASES = [f"phantom-{TEST_SEEDS}_{domain}" for domain in DOMAINS]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from sgan_core.cohort import Intensity
-from sgan_core.config import MODALITIES
+from sgan_core.cohort import MODALITIES, Intensity
 from sgan_core.errors import InputError
 from sgan_core.imaging import intensity as intensity_module
 from sgan_core.imaging.grid import Grid

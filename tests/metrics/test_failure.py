@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import mannwhitneyu
 
-from sgan_core.evaluation import failure
+from sgan_core.metrics import failure
 
 
 def map_of(*rows: str) -> np.ndarray:

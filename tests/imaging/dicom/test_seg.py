@@ -23,8 +23,8 @@ from scipy.spatial.transform import Rotation
 from sgan_core import __version__
 from sgan_core.cohort import Label
 from sgan_core.errors import InputError
-from sgan_core.imaging import dicom_seg
-from sgan_core.imaging.dicom_seg import read_dicom_seg, read_dicom_seg_labels, write_dicom_seg
+from sgan_core.imaging.dicom import seg
+from sgan_core.imaging.dicom.seg import read_dicom_seg, read_dicom_seg_labels, write_dicom_seg
 from sgan_core.imaging.grid import Grid, corner_distance_mm
 
 LIVER = Label(1, "liver", (221, 130, 101), "10200004")
@@ -729,4 +729,4 @@ def test_chaos_ct_comes_back_and_is_valid(tmp_path: Path, shared: Path) -> None:
 
 
 def test_tolerance_is_far_from_half_a_voxel() -> None:
-    assert 0 < dicom_seg.SLICE_TOLERANCE_VOXELS < 0.25
+    assert 0 < seg.SLICE_TOLERANCE_VOXELS < 0.25

@@ -17,7 +17,7 @@ from pydicom.pixels import apply_color_lut
 from scipy import ndimage
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.dicom_headers import (
+from sgan_core.imaging.dicom.headers import (
     COLOUR,
     EXPORT_AGAIN,
     GREY,
@@ -32,10 +32,10 @@ from sgan_core.imaging.dicom_headers import (
     read_header,
     starts_as_dicom,
 )
-from sgan_core.imaging.dicom_pixels import is_whole, keeps_units, stored_frames, value_frames
+from sgan_core.imaging.dicom.pixels import is_whole, keeps_units, stored_frames, value_frames
 from sgan_core.imaging.grid import Grid, ras_from_lps
+from sgan_core.imaging.guards import refuse_constant
 from sgan_core.imaging.image import Picture, Volume
-from sgan_core.imaging.readers import refuse_constant
 
 # Tolerances. Positions are decimal strings that scanners round, often to 0.01 mm.
 _SAME_POSITION_MM = 1e-3  # nearer slices lie in one place

@@ -19,7 +19,7 @@ from monai.metrics import (
 )
 from PIL import Image
 
-from sgan_core.evaluation.metrics import (
+from sgan_core.metrics.per_patient import (
     Evaluation,
     label_scores,
     mean_iou,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgan_core.benchmark import authors_inversion
+from sgan_core.benchmark.authors_inversion import AUTHORS, invert_as_authors, noise_regulariser, objective
+from sgan_core.benchmark.inversion import SpeedPlan, complaints
 from sgan_core.cli.benchmark import main
 from sgan_core.config import EncoderConfig, GeneratorConfig, InversionConfig
 from sgan_core.errors import InputError
-from sgan_core.evaluation import authors_inversion
-from sgan_core.evaluation.authors_inversion import AUTHORS, invert_as_authors, noise_regulariser, objective
-from sgan_core.evaluation.inversion_speed import SpeedPlan, complaints
 from sgan_core.inversion import invert
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator

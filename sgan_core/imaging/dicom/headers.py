@@ -29,7 +29,7 @@ from pydicom.uid import (
 )
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.readers import BoundedReader
+from sgan_core.imaging.guards import BoundedReader
 
 # Blank slices compress to a few hundred bytes; what claims to unpack to more than this is a damaged header.
 _LARGEST_COMPRESSION = 4096

@@ -16,8 +16,8 @@ from pydicom.uid import (
 )
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.dicom_headers import Header, Plane, Slice, damaged, quiet
-from sgan_core.imaging.readers import BoundedReader
+from sgan_core.imaging.dicom.headers import Header, Plane, Slice, damaged, quiet
+from sgan_core.imaging.guards import BoundedReader
 
 
 def is_whole(plane: Plane) -> bool:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgan_core.benchmark.authors_inversion import AUTHORS, invert_as_authors
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Cohort
 from sgan_core.config import InversionConfig, TrainConfig, preset
 from sgan_core.device import describe
 from sgan_core.errors import InputError
-from sgan_core.evaluation.authors_inversion import AUTHORS, invert_as_authors
 from sgan_core.inversion import Inversion, invert, joined
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator

@@ -37,7 +37,14 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.dicom import Series, choose_series, find_series, is_dicom, read_series, series_table
+from sgan_core.imaging.dicom.series import (
+    Series,
+    choose_series,
+    find_series,
+    is_dicom,
+    read_series,
+    series_table,
+)
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import image_suffix, read_image, read_labels
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from sgan_core.evaluation.metrics import NAN
+from sgan_core.metrics.per_patient import NAN
 
 FAILED_DICE = 0.7  # a slice below is called wrong
 _AXES = (1, 2)  # rows and columns of a slice

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sgan_core.evaluation.frechet import FeatureStatistics, frechet_distance, pooled_features
+from sgan_core.metrics.frechet import FeatureStatistics, frechet_distance, pooled_features
 
 
 def flat(images: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The figures that training watches and evaluation reports."""
