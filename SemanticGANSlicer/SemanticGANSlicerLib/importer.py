@@ -160,10 +160,11 @@ def _changeScene(case, pieces, labels, volume, target):
     # With it comes the reference to the source volume, which DICOM export needs.
     target.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     segmentation = target.GetSegmentation()
+    shown3D = segmentation.ContainsRepresentation("Closed surface")  # it goes with the last segment
     for segmentId in _ourSegments(segmentation):
         segmentation.RemoveSegment(segmentId)
     segmentIds = [_addSegment(segmentation, label, piece, volume) for label, piece in pieces]
-    if segmentation.ContainsRepresentation("Closed surface"):  # shown in 3D before: show the new shape
+    if shown3D:
         target.CreateClosedSurfaceRepresentation()
     if new:  # a person may have put the other elsewhere
         _placeBeside(target, volume)

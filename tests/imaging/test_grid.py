@@ -38,6 +38,13 @@ def test_lps_flip_is_its_own_inverse(affine: np.ndarray) -> None:
     np.testing.assert_array_equal(ras_from_lps(ras_from_lps(affine)), affine)
 
 
+def test_lps_flip_of_an_oblique_affine_as_written_down() -> None:
+    """R is -L and A is -P; S and the array axes stay."""
+    lps = [[0.6, -0.8, 0.1, -10.0], [0.8, 0.6, 0.2, 20.0], [0.3, 0.4, 2.0, 30.0], [0.0, 0.0, 0.0, 1.0]]
+    ras = [[-0.6, 0.8, -0.1, 10.0], [-0.8, -0.6, -0.2, -20.0], [0.3, 0.4, 2.0, 30.0], [0.0, 0.0, 0.0, 1.0]]
+    np.testing.assert_array_equal(ras_from_lps(np.array(lps)), ras)
+
+
 @settings(deadline=None, max_examples=30)
 @given(affines())
 def test_corners_are_where_nibabel_puts_them(affine: np.ndarray) -> None:

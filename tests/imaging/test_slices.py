@@ -412,6 +412,17 @@ def test_largest_share_wins_and_label_values_are_kept() -> None:
     assert model_labels.shape == (2, 4, 4)
 
 
+def test_shares_of_labels_as_written_down() -> None:
+    """Halving weighs the pixels around each new one 1, 3, 3, 1, those that exist: background holds the first."""
+    row = np.array([1, 0, 0, 0, 2, 1, 2, 2], np.uint8)
+    # Shares of 0, 1, 2: (4, 3, 0) / 7, (7, 0, 1) / 8, (1, 3, 4) / 8, (0, 1, 6) / 7
+    stack = to_model(Picture(np.eye(8)[None]), size=4, intensity=Intensity())
+    labels = np.tile(row, (8, 1))
+    expected = np.tile([0, 0, 2, 2], (4, 1))
+    np.testing.assert_array_equal(labels_to_model(labels, stack)[0], expected)
+    np.testing.assert_array_equal(labels_to_model(labels.T, stack)[0], expected.T)
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid((31, 29, 7), np.diag([1.0, 1.3, 3.0, 1.0]))
     volume, labels = noise_volume(grid), np.random.default_rng(0).integers(0, 3, grid.shape).astype(np.uint8)

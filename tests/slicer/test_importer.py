@@ -331,6 +331,33 @@ def test_update_replaces_our_segments_and_keeps_others(ct: Any, tmp_path: Path) 
     )
 
 
+def surface_bounds_mm(node: Any, segment_id: str) -> tuple[float, ...]:
+    """From and to along R, A and S of a segment's surface in the 3D view."""
+    return node.GetSegmentation().GetSegment(segment_id).GetRepresentation("Closed surface").GetBounds()
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["ours alone", "beside a drawn segment"])
+def test_surface_in_3d_follows_an_update(ct: Any, tmp_path: Path, drawn: bool) -> None:
+    first, second = np.zeros((2, 12, 32, 40), np.uint8)
+    first[2:5, 4:10, 4:10], second[6:10, 12:30, 12:30] = 1, 1
+    node = imported(ct, tmp_path / "a", first).segmentation
+    node.CreateClosedSurfaceRepresentation()
+    if drawn:
+        node.GetSegmentation().AddEmptySegment("mine", "drawn by hand")
+    again = imported(ct, tmp_path / "b", second, node)
+    fresh = imported(ct, tmp_path / "c", second)
+    fresh.segmentation.CreateClosedSurfaceRepresentation()
+    bounds = surface_bounds_mm(node, again.segmentIds[0])
+    assert bounds[0] < bounds[1]  # not empty
+    assert bounds == pytest.approx(surface_bounds_mm(fresh.segmentation, fresh.segmentIds[0]))
+
+
+def test_update_of_a_segmentation_that_is_not_shown_in_3d_makes_no_surface(ct: Any, tmp_path: Path) -> None:
+    node = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8)).segmentation
+    imported(ct, tmp_path / "b", np.ones((12, 32, 40), np.uint8), node)
+    assert not node.GetSegmentation().ContainsRepresentation("Closed surface")
+
+
 def test_undo_of_a_new_segmentation_removes_it(ct: Any, tmp_path: Path) -> None:
     before = standin.leaves(slicer.mrmlScene)
     result = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8))

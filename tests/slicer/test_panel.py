@@ -319,6 +319,24 @@ def test_undo(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
     assert not slicer.app.messages
 
 
+def test_undo_of_an_update_on_another_volume_gives_the_first_its_segmentation_back(
+    panel: Any, ct: Any, fake_worker: FakeWorker
+) -> None:
+    fake_worker(panel, "good")
+    apply(panel)
+    node = panel._parameterNode.outputSegmentation
+    role = node.GetReferenceImageGeometryReferenceRole()
+    other = make_volume(np.arange(-30, 30, dtype=np.int16).reshape(3, 4, 5), "other")
+    panel.ui.inputSelector.setCurrentNode(other)
+    panel.ui.outputSelector.setCurrentNode(node)  # updated by hand
+    apply(panel)
+    assert panel._parameterNode.outputSegmentation is node
+    assert node.GetNodeReference(role) is other
+    panel.ui.undoButton.click()
+    assert node.GetNodeReference(role) is ct  # DICOM export and the Segment Editor go by it
+    np.testing.assert_array_equal(voxels(node, 0, ct), slicer.util.arrayFromVolume(ct) > 0)
+
+
 def test_undo_asks_before_it_takes_edits_away(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
     fake_worker(panel, "good")
     apply(panel)

@@ -186,6 +186,58 @@ def test_mismatched_pairs_count_only_where_the_labels_differ(trainer, monkeypatc
         assert float(weight) == pytest.approx(expected, abs=1e-6)
 
 
+# --- how large the lazy regularisers are: each weighs for the steps that it stands for
+
+
+class Linear(nn.Module):
+    """D_r with one weight a pixel: its R1 is the squared norm of the weights, whatever the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, 32 * 32).reshape(1, 32, 32))
+
+    def forward(self, image: Tensor, fade: float = 1.0) -> Tensor:
+        return (image * self.weight).sum(dim=(1, 2, 3))
+
+
+RATE = 1e-4  # of plain descent: a step changes a weight by RATE times its gradient
+
+
+def test_r1_of_the_image_discriminator_weighs_for_its_interval(trainer):
+    """gamma/2 |w|^2 and its gradient gamma w, times 8 steps."""
+    found, weights = [], []
+    for gamma in (0.0, 2.0):
+        player = trainer(gan={"image_r1": gamma, "r1_every": 8})
+        player.image_d = Linear()
+        player.image_optimizer = torch.optim.SGD(player.image_d.parameters(), lr=RATE)
+        found.append(player.step())
+        weights.append(player.image_d.weight.detach())
+    start = Linear().weight.detach()
+    assert found[1]["image_r1"] == pytest.approx(8 * 2.0 / 2 * float(start.square().sum()), rel=0.01)
+    torch.testing.assert_close((weights[0] - weights[1]) / RATE, 8 * 2.0 * start, rtol=0.01, atol=0.02)
+
+
+def test_path_penalty_weighs_for_its_interval(trainer, monkeypatch):
+    """Lengths of 3 plus the sum of G's constant, which is 0 at the start: (3 - mean)^2 and twice its root."""
+    found, constants = [], []
+    for weight in (0.0, 2.0):
+        player = trainer(gan={"path_weight": weight, "path_every": 4})
+        constant = player.generator.synthesis.const
+        constant.data -= constant.data.mean()
+        monkeypatch.setattr(
+            gan_module.losses,
+            "path_lengths",
+            lambda image, w_plus, direction, constant=constant: (3.0 + constant.sum()).expand(len(image)),
+        )
+        player.g_optimizer = torch.optim.SGD(player.generator.parameters(), lr=RATE)
+        found.append(player.step())
+        constants.append(constant.detach())
+    gap = 3.0 - 0.01 * 3.0  # the running mean was 0
+    assert found[1]["path"] == pytest.approx(2.0 * 4 * gap**2, rel=0.01)
+    pull = (constants[0] - constants[1]) / RATE
+    torch.testing.assert_close(pull, torch.full_like(pull, 2.0 * 4 * 2 * gap), rtol=0.02, atol=0.0)
+
+
 # --- schedule
 
 
@@ -332,6 +384,22 @@ def test_average_of_weights_has_the_stated_half_life(trainer):
     for _ in range(10):  # 160 images
         player._update_ema()
     assert all(bool(torch.allclose(p, torch.full_like(p, 0.5))) for p in player.ema.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "half_life"), [(0, 1.0), (400, 20.0), (800, 40.0), (19_600, 980.0), (80_000, 1000.0)]
+)
+def test_half_life_of_the_average_grows_with_the_images_seen(trainer, images, half_life):
+    """A twentieth of the images seen, up to the stated one: as of StyleGAN2's ramp."""
+    player = trainer(gan={"batch": 4, "ema_half_life_images": 1000.0})
+    player.step_number = images // 4
+    for average, current in zip(player.ema.parameters(), player.generator.parameters(), strict=True):
+        average.zero_()
+        current.data.fill_(1.0)
+    player._update_ema()
+    expected = 1.0 - 0.5 ** (4 / half_life)
+    for average in player.ema.parameters():
+        torch.testing.assert_close(average, torch.full_like(average, expected), rtol=1e-4, atol=1e-7)
 
 
 def test_average_follows_quickly_at_the_start(trainer):
