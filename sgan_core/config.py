@@ -146,7 +146,7 @@ class GanConfig:
     r1_every: int = 16
     path_weight: float = 2.0
     path_every: int = 4
-    path_from: float = 0.0  # fraction of max_images after which path length starts
+    path_from: float = 0.0  # share of the stage, by images or time, after which path length starts
     path_batch_shrink: int = 2
     style_mixing: float = 0.9
     ema_half_life_images: float = 5_000.0
@@ -189,7 +189,7 @@ class StudentTrainConfig:
     channels: tuple[int, ...] = (24, 48, 96, 192)  # width of each level
     batch: int = 16
     max_images: int = 160_000
-    lr: float = 1e-3  # Adam, cosine decay to a hundredth
+    lr: float = 1e-3  # Adam, cosine decay to a hundredth over the stage, by images or time
     appearance: bool = True  # random grey of fat, intensity curves, bias field, noise and blur
     strength: float = 0.8  # probability of each geometric transform
     geometry: AugmentConfig = AugmentConfig(contrast=0.0, shift=0.12, scale=0.3, rotation_deg=12.0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgan_core.appearance import apply_looks, draw_looks
 from sgan_core.config import TrainConfig
@@ -18,6 +18,7 @@ from sgan_core.training import losses
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.parallel import autocast, average_gradients, share, world_size
+from sgan_core.training.schedule import Schedule
 
 
 def make_encoder(config: TrainConfig, mean_w: Tensor) -> Encoder:
@@ -45,6 +46,14 @@ def label_losses(logits: Tensor, hot: Tensor, config: TrainConfig) -> dict[str, 
     return {"ce": train.ce_weight * entropy, "dice": train.dice_weight * dice}
 
 
+def fingerprint(net: nn.Module) -> str:
+    """Tells networks with other weights apart."""
+    digest = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class EncoderTrainer:
     """The encoder, its optimiser and the state that a checkpoint holds."""
 
@@ -59,11 +68,13 @@ class EncoderTrainer:
         perceptual: Perceptual,
     ) -> None:
         self.config, self.train, self.device, self.store = config, config.encoder_train, device, store
+        self.of = fingerprint(generator)  # which the encoder belongs to
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.perceptual = perceptual.to(device)
         self.encoder = make_encoder(config, generator.mean_w.cpu()).to(device)
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), lr=self.train.lr)
         self.step_number = 0
+        self.schedule = Schedule(self.train.max_images)
         self.image_order = Order(store.slices_of(split="train"), config.seed)
         self.pair_order = Order(store.labelled(config.labelled), config.seed + 1)
 
@@ -84,7 +95,7 @@ class EncoderTrainer:
         with autocast(self.device, self.config.amp):
             found = self._losses(torch.cat([labelled, others]).to(self.device), hot)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.schedule.cosine(self.train.lr, self.images)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(found.values())).sum().backward()
         average_gradients(self.encoder)
@@ -139,21 +150,28 @@ class EncoderTrainer:
         w_plus = self.generator.broadcast(self.generator.mapping(share(z).to(self.device)))
         return w_plus, self.generator.synthesis(w_plus)
 
-    def _rate(self) -> float:
-        """Cosine decay over the stage's images."""
-        progress = min(1.0, self.images / self.train.max_images)
-        return self.train.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that exact resume needs; random numbers follow from seed and step."""
         return {
             "encoder": self.encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_number,
+            "seconds": self.schedule.seconds,
+            "generator": self.of,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``."""
+        """Continue from ``state_dict``, or begin anew with its weights if they were for another generator.
+
+        When stage 1 went on since, the weights are a good start, but the mean w is that of this generator.
+        """
+        if state["generator"] != self.of:
+            own = {name: value for name, value in self.encoder.named_buffers() if name == "mean_w"}
+            self.encoder.load_state_dict(state["encoder"] | own)
+            return
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = int(state["step"])
+        self.schedule.seconds = float(
+            state.get("seconds", 0.0)
+        )  # runs of earlier versions did not count them

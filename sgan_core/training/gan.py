@@ -16,6 +16,7 @@ from sgan_core.networks.generator import Generator, Pair
 from sgan_core.training import augment, losses
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.parallel import autocast, average_gradients, average_value, share, world_size
+from sgan_core.training.schedule import Schedule
 
 Losses = dict[str, Tensor]
 Transforms = tuple[Tensor, Tensor]  # theta (B, 2, 3), contrast (B, 2)
@@ -164,6 +165,7 @@ class GanTrainer:
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         gan = config.gan
         self.step_number = 0
+        self.schedule = Schedule(gan.max_images)
         self.g_optimizer = _adam(self.generator, gan.generator_lr, self._path_every)
         self.image_optimizer = _adam(self.image_d, gan.image_lr, gan.r1_every if gan.image_r1 else 0)
         self.pair_optimizer = _adam(self.pair_d, gan.pair_lr, gan.r1_every if gan.pair_r1 else 0)
@@ -337,7 +339,7 @@ class GanTrainer:
     def _path_every(self) -> int:
         """Iterations from one step of path length to the next; 0 while it has not started."""
         gan = self.gan
-        started = gan.path_weight > 0 and self.images >= gan.path_from * gan.max_images
+        started = gan.path_weight > 0 and self.schedule.progress(self.images) >= gan.path_from
         return gan.path_every if started else 0
 
     def path_step(self, count: int) -> tuple[Tensor, Tensor]:
@@ -384,7 +386,7 @@ class GanTrainer:
         """Everything that exact resume needs; random numbers follow from seed and step."""
         state = {name: part.state_dict() for name, part in self._modules().items()}
         numbers = {"step": self.step_number, "strength": self.strength, "grown": self.grown}
-        return state | numbers | {"path_mean": self.path_mean}
+        return state | numbers | {"path_mean": self.path_mean, "seconds": self.schedule.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict``."""
@@ -392,6 +394,9 @@ class GanTrainer:
             part.load_state_dict(state[name])
         self.step_number, self.strength = int(state["step"]), float(state["strength"])
         self.path_mean = state["path_mean"].to(self.device)
+        self.schedule.seconds = float(
+            state.get("seconds", 0.0)
+        )  # runs of earlier versions did not count them
 
     def init_from(self, state: dict[str, Any]) -> list[str]:
         """Take over all weights of a smaller model that fit; returns the names of those that start anew.

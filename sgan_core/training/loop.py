@@ -18,12 +18,14 @@ import torch
 from sgan_core.errors import InputError
 from sgan_core.files import replacing
 from sgan_core.training.parallel import average_value, rank, world_size
+from sgan_core.training.schedule import Schedule
 
 
 class Trainer(Protocol):
     """What a stage offers to the loop."""
 
     name: str
+    schedule: Schedule  # whose time the loop keeps
 
     @property
     def images(self) -> int:
@@ -146,12 +148,15 @@ def fit(
     """
     saved = began = time.monotonic()
     first, logged = trainer.images, trainer.images
+    earlier = trainer.schedule.seconds
     sums: dict[str, list[float]] = {}
     reason = "done"
+    _keep_time(trainer.schedule, earlier, began, limits)
     while trainer.images < limits.max_images:
         before = trainer.images
         for name, value in trainer.step().items():
             sums.setdefault(name, []).append(value)
+        _keep_time(trainer.schedule, earlier, began, limits)
         now = time.monotonic()
         if trainer.images - logged >= limits.log_images:
             means = {name: sum(values) / len(values) for name, values in sums.items()}
@@ -174,6 +179,15 @@ def fit(
             break
     _save(trainer, checkpoint)
     return reason
+
+
+def _keep_time(schedule: Schedule, earlier: float, began: float, limits: Limits) -> None:
+    """Tell a stage its time: ``earlier`` seconds in former calls, and since ``began`` in this one."""
+    schedule.seconds = earlier + time.monotonic() - began
+    if limits.deadline is not None:
+        share = schedule.seconds / max(earlier + limits.deadline - began, 1e-6)
+        # The processes' clocks differ, their rates must not.
+        schedule.time_share = float(average_value(torch.tensor(min(1.0, share), dtype=torch.float64)))
 
 
 def _why_stop(should_stop: Callable[[], bool], limits: Limits, now: float) -> str:

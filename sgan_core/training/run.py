@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -199,7 +198,9 @@ def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: flo
     # Several processes must stop at the same step, so their judge is not cut short.
     limited = deadline is not None and world_size() == 1
     limit = now + _JUDGE_SHARE * (deadline - now) if limited and deadline is not None else math.inf
-    while trainer.images < images and time.monotonic() < limit:
+    while trainer.images < images and (moment := time.monotonic()) < limit:
+        if limited:
+            trainer.schedule.time_share = (moment - now) / (limit - now)
         if run.should_stop():
             raise Cancelled("stopped while the judge of generated labels learned; continue with --resume")
         trainer.step()
@@ -293,7 +294,7 @@ def _train_encoder(
 
     best = _Best("validation_dice", quality, lambda: trainer.encoder)
     limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
-    _train_on(run, _Tagged(trainer, _fingerprint(generator)), trainer.encoder, best, limits, log)
+    _train_on(run, trainer, best, limits, log)
 
 
 def _train_student(
@@ -303,7 +304,7 @@ def _train_student(
     validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
     best = _Best("student_shifted_dice", lambda: validation(trainer.average), lambda: trainer.average)
     limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
-    _train_on(run, trainer, trainer.net, best, limits, log)
+    _train_on(run, trainer, best, limits, log)
 
 
 def _student_trainer(run: Run, config: TrainConfig, store: SliceStore) -> StudentTrainer:
@@ -328,8 +329,7 @@ class _Best:
 
 def _train_on(
     run: Run,
-    trainer: _Tagged | StudentTrainer,
-    start: nn.Module,
+    trainer: EncoderTrainer | StudentTrainer,
     best: _Best,
     limits: Limits,
     log: RunLog,
@@ -338,11 +338,8 @@ def _train_on(
     stage = trainer.name
     checkpoint, best_file = run.checkpoints / f"{stage}.pt", run.checkpoints / f"{stage}_best.pt"
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint)
-        if not isinstance(trainer, _Tagged) or state["generator"] == trainer.fingerprint:
-            trainer.load_state_dict(state)
-        else:  # stage 1 went on since: its weights are a good start, but the stage begins anew
-            start.load_state_dict(state[stage])
+        trainer.load_state_dict(load_checkpoint(checkpoint))
+        if trainer.images == 0:  # begun anew, for another generator
             best_file.unlink(missing_ok=True)
     highest = float(load_checkpoint(best_file)["quality"]) if best_file.exists() else -1.0
 
@@ -448,33 +445,6 @@ def _trust(run: Run, folder: Path, store: SliceStore) -> dict[str, Any]:
             facts |= {f"trust_{quality}_{name}": value for name, value in figures.items()}
     run.on_progress(len(qualities) * SLICES, len(qualities) * SLICES, "calibrating trust")
     return facts
-
-
-class _Tagged:
-    """The encoder's trainer, whose checkpoints also say which generator they belong to."""
-
-    def __init__(self, trainer: EncoderTrainer, fingerprint: str) -> None:
-        self.trainer, self.fingerprint, self.name = trainer, fingerprint, trainer.name
-
-    @property
-    def images(self) -> int:
-        return self.trainer.images
-
-    def step(self) -> dict[str, float]:
-        return self.trainer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.trainer.state_dict() | {"generator": self.fingerprint}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.trainer.load_state_dict(state)
-
-
-def _fingerprint(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in net.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _interruptible(run: Run) -> OnProgress:

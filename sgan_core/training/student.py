@@ -8,7 +8,6 @@ so. It needs no generator: it is also the reference method of the tables, a U-Ne
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.losses import soft_dice_loss
 from sgan_core.training.parallel import average_gradients, rank, share
+from sgan_core.training.schedule import Schedule
 
 
 class StudentTrainer:
@@ -51,6 +51,7 @@ class StudentTrainer:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
         self.order = Order(store.labelled(labelled), seed)
         self.step_number = 0
+        self.schedule = Schedule(config.max_images)
 
     @property
     def images(self) -> int:
@@ -63,7 +64,7 @@ class StudentTrainer:
         image, target = self._changed(*self.pairs())
         loss = segmentation_loss(self.net(image), target)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.schedule.cosine(self.config.lr, self.images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.net)
@@ -103,11 +104,6 @@ class StudentTrainer:
             image = apply_looks(image, looks.part(share))
         return image, label
 
-    def _rate(self) -> float:
-        """Cosine decay over the stage's images."""
-        progress = min(1.0, self.images / self.config.max_images)
-        return self.config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
     @torch.no_grad()
     def _update_average(self) -> None:
         half_life = min(
@@ -124,6 +120,7 @@ class StudentTrainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_number,
+            "seconds": self.schedule.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,6 +129,9 @@ class StudentTrainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = int(state["step"])
+        self.schedule.seconds = float(
+            state.get("seconds", 0.0)
+        )  # runs of earlier versions did not count them
 
 
 def segmentation_loss(logits: Tensor, label_probs: Tensor) -> Tensor:

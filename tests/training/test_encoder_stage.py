@@ -156,13 +156,33 @@ def test_only_the_labelled_half_has_label_losses(stage):
     assert len(index) == 4 * 3
 
 
-def test_the_rate_decays_to_a_hundredth(stage):
-    trainer = stage(lr=0.01)
+def test_the_rate_follows_images_or_time_whichever_is_further(stage):
+    trainer = stage(lr=0.01)  # 1,000 steps
     rates = []
-    for step in (0, 500, 1000, 2000):
-        trainer.step_number = step
-        rates.append(trainer._rate())
-    assert rates == pytest.approx([0.01, 0.01 * (0.01 + 0.99 / 2), 0.0001, 0.0001])
+    for step, time_share in ((0, 0.0), (500, 0.0), (250, 0.5), (999, 0.0)):
+        trainer.step_number, trainer.schedule.time_share = step, time_share
+        trainer.step()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    half = 0.01 * (0.01 + 0.99 / 2)
+    assert rates == pytest.approx([0.01, half, half, 0.0001], rel=1e-3)
+
+
+def test_an_encoder_of_another_generator_begins_anew_around_its_mean_w(stage):
+    """Stage 1 went on: the weights are a start, but what they are offsets from is the mean w of today's generator."""
+    old, new = stage(), stage()
+    with torch.no_grad():
+        new.generator.mapping.layers[0].weight.mul_(1.5)
+    new.generator.update_mean_w(samples=256)
+    new = EncoderTrainer(new.config, new.store, CPU, new.generator, Coarse())
+    for _ in range(3):
+        old.step()
+    assert not torch.equal(old.encoder.mean_w, new.generator.mean_w)
+    new.load_state_dict(old.state_dict())
+    assert new.images == 0
+    assert torch.equal(new.encoder.mean_w, new.generator.mean_w)
+    assert all(
+        torch.equal(a, b) for a, b in zip(old.encoder.parameters(), new.encoder.parameters(), strict=True)
+    )
 
 
 def test_the_first_reconstruction_is_near_the_mean_image(toy_config):

@@ -230,6 +230,7 @@ def test_path_penalty_weighs_for_its_interval(trainer, monkeypatch):
             lambda image, w_plus, direction, constant=constant: (3.0 + constant.sum()).expand(len(image)),
         )
         player.g_optimizer = torch.optim.SGD(player.generator.parameters(), lr=RATE)
+        monkeypatch.setattr(gan_module, "_set_rate", lambda *_: None)
         found.append(player.step())
         constants.append(constant.detach())
     gap = 3.0 - 0.01 * 3.0  # the running mean was 0
@@ -253,6 +254,14 @@ def test_path_length_starts_late_when_asked(trainer):
     player = trainer(gan={"path_every": 1, "path_from": 0.5, "max_images": 24})
     assert ["path" in player.step() for _ in range(6)] == [False] * 3 + [True] * 3
     assert float(player.path_mean) > 0.0
+
+
+def test_path_length_also_starts_late_by_time(trainer):
+    """A run with a time limit sees fewer images than it might; at half of its time half is over."""
+    player = trainer(gan={"path_every": 1, "path_from": 0.5})
+    assert "path" not in player.step()
+    player.schedule.time_share = 0.5
+    assert "path" in player.step()
 
 
 def test_pair_weight_is_ramped(trainer):

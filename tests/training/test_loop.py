@@ -18,6 +18,7 @@ import sgan_core
 from sgan_core.errors import InputError
 from sgan_core.training import loop
 from sgan_core.training.loop import Limits, RunLog, StopSignal, fit, load_checkpoint, save_checkpoint
+from sgan_core.training.schedule import Schedule
 
 
 class Counting:
@@ -26,7 +27,7 @@ class Counting:
     name = "counting"
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps, self.schedule = 0, Schedule(10**9)
 
     @property
     def images(self) -> int:
