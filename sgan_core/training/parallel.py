@@ -62,3 +62,8 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None
     if not enabled or device.type not in AMP_DEVICES:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """float32 inside an ``autocast`` block, for what bfloat16 is too coarse for."""
+    return torch.autocast(device.type, enabled=False) if device.type in AMP_DEVICES else nullcontext()
