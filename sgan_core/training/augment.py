@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgan_core.config import AugmentConfig
+from sgan_core.training.parallel import full_precision
 
 
 def draw(batch: int, strength: float, config: AugmentConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,8 @@ def warp(
     channels = image.shape[1]
     # Zero padding is right for image + 1 (air) and for the foreground; background is the rest.
     stacked = image + 1.0 if label_probs is None else torch.cat([image + 1.0, label_probs[:, 1:]], dim=1)
-    grid = F.affine_grid(theta.to(image), [*image.shape], align_corners=False)
+    with full_precision(image.device):  # bfloat16 would move the pixels of 256 by up to a quarter of one
+        grid = F.affine_grid(theta.to(image), [*image.shape], align_corners=False)
     outside = {"air": "zeros", "border": "border"}[fill]
     stacked = F.grid_sample(stacked, grid, mode="bilinear", padding_mode=outside, align_corners=False)
     factor, offset = contrast.to(image)[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)

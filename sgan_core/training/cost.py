@@ -45,6 +45,7 @@ def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
         labelled=1,
         num_classes=config.generator.num_classes,
         seed=config.seed,
+        amp=config.amp,
     )
     return {
         "generator_m_parameters": _millions(gan.generator),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
+
+AMP_DEVICES = ("cuda",)  # most CPUs compute bfloat16 much slower than float32
 
 
 def world_size() -> int:
@@ -73,5 +75,12 @@ def sum_of_all(value: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
-    """bfloat16 on a GPU (its range needs no loss scaling); float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and device.type == "cuda")
+    """bfloat16 where it pays (its range needs no loss scaling); float32 elsewhere."""
+    if not enabled or device.type not in AMP_DEVICES:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """float32 inside an ``autocast`` block, for what bfloat16 is too coarse for."""
+    return torch.autocast(device.type, enabled=False) if device.type in AMP_DEVICES else nullcontext()

@@ -315,6 +315,7 @@ def _student_trainer(run: Run, config: TrainConfig, store: SliceStore) -> Studen
         labelled=config.labelled,
         num_classes=config.generator.num_classes,
         seed=config.seed,
+        amp=config.amp,
     )
 
 

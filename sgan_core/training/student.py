@@ -22,7 +22,7 @@ from sgan_core.training import augment
 from sgan_core.training.data import Order, SliceStore, rng
 from sgan_core.training.gan import one_hot
 from sgan_core.training.losses import soft_dice_loss
-from sgan_core.training.parallel import average_gradients, rank, share
+from sgan_core.training.parallel import autocast, average_gradients, rank, share
 from sgan_core.training.schedule import Schedule
 
 
@@ -41,9 +41,10 @@ class StudentTrainer:
         labelled: int,
         num_classes: int,
         seed: int,
+        amp: bool = True,
     ) -> None:
         self.config, self.store, self.device, self.seed = config, store, device, seed
-        self.num_classes = num_classes
+        self.num_classes, self.amp = num_classes, amp
         channels = store.images.shape[1]
         net = make_segmenter(config.channels, image_channels=channels, num_classes=num_classes, seed=seed)
         self.net = net.to(device)
@@ -62,7 +63,9 @@ class StudentTrainer:
         """One iteration; returns the loss."""
         self.net.train()
         image, target = self._changed(*self.pairs())
-        loss = segmentation_loss(self.net(image), target)
+        with autocast(self.device, self.amp):
+            logits = self.net(image)
+        loss = segmentation_loss(logits.float(), target)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.cosine(self.config.lr, self.images)
         self.optimizer.zero_grad(set_to_none=True)
