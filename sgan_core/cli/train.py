@@ -250,7 +250,7 @@ def command(args: argparse.Namespace) -> int:
             on_progress=progress if rank() == 0 else lambda done, total, message: None,
             should_stop=lambda: bool(stop),
         )
-        config = training.start(run, config, resume=resume)
+        config = training.start(run, config, cohort, resume=resume)
         size = config.generator.size
         log.info("Training %s at %d px on %s into %s", config.preset, size, describe(device), args.output)
         stages = training.STAGES if args.stage == "all" else (args.stage,)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from sgan_core.training.student import StudentTrainer
 OnProgress = Callable[[int, int, str], None]
 STAGES = ("gan", "encoder", "student")
 LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbouring evaluations, by chance
+_COHORT = "cohort.json"  # in the run's folder: name and fingerprint of the cohort it learns from
 JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
 _JUDGE_SHARE = 0.1  # of stage 1's time, at most
 
@@ -60,14 +63,15 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
+def start(run: Run, config: TrainConfig, cohort: Cohort, *, resume: bool) -> TrainConfig:
     """Claim the run's folder and write its config; on resume, read it back and take over the new limits only.
 
-    Raises InputError for a folder that holds another run, or none to resume.
+    Raises InputError for a folder that holds another run, and on resume for another cohort than the run's.
     """
     file = run.folder / "config.yaml"
     if resume and file.is_file():
         stored = read_config(file)
+        _require_cohort(run.folder, cohort)
         gan = replace(stored.gan, max_images=config.gan.max_images)
         encoder = replace(stored.encoder_train, max_images=config.encoder_train.max_images)
         student = replace(stored.student_train, max_images=config.student_train.max_images)
@@ -81,11 +85,61 @@ def start(run: Run, config: TrainConfig, *, resume: bool) -> TrainConfig:
             run.folder.mkdir(parents=True, exist_ok=True)
             with replacing(file) as part:
                 part.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+            with replacing(run.folder / _COHORT) as part:
+                part.write_text(json.dumps(_identity(cohort), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"{run.folder}: cannot write there ({error.strerror}). Choose another --output."
             ) from error
     return config
+
+
+def _require_cohort(folder: Path, cohort: Cohort) -> None:
+    """Raises InputError when the run in a folder was started with another cohort."""
+    try:
+        stored = json.loads((folder / _COHORT).read_text(encoding="utf-8"))
+        name, digest = str(stored["name"]), stored["sha256"]
+    except FileNotFoundError:  # a run of an earlier version
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / _COHORT}: damaged ({error}). Choose another --output.") from error
+    if digest == _identity(cohort)["sha256"]:
+        return
+    what = f"{cohort.name!r} is another"
+    if name == cohort.name:
+        what = f"this {name!r} has other cases, patients, splits or labels"
+    raise InputError(
+        f"{folder}: this run was started with the cohort {name!r}, {what}. Resume with the run's own --data, or "
+        "choose another --output."
+    )
+
+
+def _identity(cohort: Cohort) -> dict[str, str]:
+    """Name and fingerprint of a cohort: what is learned from whom, wherever the files lie.
+
+    Pixels do not enter, but names and sizes of the image files do: hospitals number their patients alike.
+    """
+    cases = [
+        (
+            case.id,
+            case.patient,
+            case.split,
+            case.labelled_rank,
+            case.label is not None,
+            case.empty,
+            _file(case.image),
+        )
+        for case in cohort.cases
+    ]
+    labels = [(label.value, label.name, label.stored) for label in cohort.labels]
+    facts = [cohort.name, cohort.modality, asdict(cohort.intensity), cohort.squash, labels, cases]
+    return {"name": cohort.name, "sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
+
+
+def _file(image: str) -> tuple[str, int]:
+    """Name and size in bytes; 0 for a folder of slices, a built-in patient, and a file that is not there."""
+    path = Path(image)
+    return path.name, path.stat().st_size if path.is_file() else 0
 
 
 def read_config(file: Path) -> TrainConfig:

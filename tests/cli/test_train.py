@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,72 @@ def test_resume_changes_nothing_but_limits(
 ) -> None:
     assert main([*command, "--output", str(run), "--resume", *option]) == 2
     assert f"{setting} differs from the run's config.yaml" in capsys.readouterr().err
+
+
+@pytest.fixture
+def other_cohort(disc_cohort: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], Path]:
+    """The discs' cohort with something changed, in a folder of its own; the images stay where they are."""
+
+    def make(change: Callable[[dict[str, Any]], None]) -> Path:
+        table = json.loads((disc_cohort / "cohort.json").read_text())
+        for case in table["cases"]:
+            case |= {
+                key: str((disc_cohort / case[key]).resolve()) for key in ("image", "label") if case.get(key)
+            }
+        change(table)
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        (folder / "cohort.json").write_text(json.dumps(table))
+        return folder
+
+    return make
+
+
+def _rename(table: dict[str, Any]) -> None:
+    table["name"] = "other hospital"
+
+
+def _one_to_validation(table: dict[str, Any]) -> None:
+    patient = next(c["patient"] for c in table["cases"] if c["split"] == "train" and not c.get("label"))
+    for case in table["cases"]:
+        if case["patient"] == patient:
+            case["split"] = "validation"
+
+
+def _without_one(table: dict[str, Any]) -> None:
+    del table["cases"][-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_rename, r"started with the cohort '.+', 'other hospital' is another"),
+        (_one_to_validation, "has other cases, patients, splits or labels"),
+        (_without_one, "has other cases, patients, splits or labels"),
+    ],
+)
+def test_resume_with_another_cohort_is_refused(
+    command: list[str], run: Path, other_cohort: Callable[..., Path], capsys: Output, change: Any, words: str
+) -> None:
+    options = [*command, "--output", str(run), "--resume", "--max-images", "64"]
+    options[options.index("--data") + 1] = str(other_cohort(change))
+    before = (run / "checkpoints" / "gan.pt").read_bytes()
+    assert main(options) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert (run / "checkpoints" / "gan.pt").read_bytes() == before
+
+
+def test_a_cohort_that_was_moved_is_the_same(
+    command: list[str], run: Path, other_cohort: Callable[..., Path]
+) -> None:
+    options = [*command, "--output", str(run), "--resume", "--max-images", "64"]
+    options[options.index("--data") + 1] = str(other_cohort(lambda table: None))
+    assert main(options) == 0
+
+
+def test_resume_of_a_run_of_an_earlier_version_goes_on(command: list[str], run: Path) -> None:
+    (run / "cohort.json").unlink()
+    assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 0
 
 
 def test_resume_with_nothing_there_starts(command: list[str], tmp_path: Path) -> None:
