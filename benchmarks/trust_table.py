@@ -41,7 +41,7 @@ from sgan_core.segment import choose_intensity
 from sgan_core.training import calibrate
 from sgan_core.training.calibrate import Shown
 from sgan_core.training.data import open_store, rng
-from sgan_core.trust import Calibration, judge, stored_calibration
+from sgan_core.trust import Calibration, judge, kept, moved, stored_calibration
 
 FIRST_SEED = 700_000  # far from training and validation, not among the test patients either
 PHOTOGRAPHS = ("astronaut", "camera", "coins", "chelsea", "coffee", "rocket", "brick", "grass", "page")
@@ -257,19 +257,19 @@ def baselines(shown: Shown, segment: calibrate.SegmentSlices, bundle: Bundle) ->
     assert bundle.student is not None
     images = torch.from_numpy(shown.images).to(bundle.device)
     probs = label_probs(bundle.student, images)
-    mask = probs.argmax(dim=1).cpu().numpy()
+    mask = probs.argmax(dim=1).cpu()
     entropy = -(probs * probs.clamp(min=1e-9).log()).sum(dim=1).mean(dim=(1, 2))
     agreement = []
     for rows, columns in ((2, 0), (-2, 0), (0, 2), (0, -2)):
-        moved = torch.roll(images, (rows, columns), dims=(2, 3))
-        answer = torch.roll(label_probs(bundle.student, moved), (-rows, -columns), dims=(2, 3))
-        agreement.append(failure.slice_dice(answer.argmax(dim=1).cpu().numpy(), mask))
+        answer = label_probs(bundle.student, moved(images, rows, columns)).argmax(dim=1).cpu()
+        both = kept(answer, -rows, -columns), kept(mask, rows, columns)
+        agreement.append(failure.slice_dice(*(part.numpy() for part in both)))
     with torch.no_grad():
         drawn = torch.cat(
             [bundle.generator.synthesis(bundle.encoder(part)).image for part in images.split(32)]
         )
     return {
-        "small area": -(mask > 0).sum(axis=(1, 2)).astype(float),
+        "small area": -(mask > 0).sum(dim=(1, 2)).numpy().astype(float),
         "entropy": entropy.cpu().numpy().astype(float),
         "shifted copies disagree": 1.0 - np.mean(agreement, axis=0),
         "reconstruction error": (drawn - images).square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy(),

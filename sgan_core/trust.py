@@ -135,9 +135,8 @@ def features(
     """
     answers = [label_probs(student, look) for look in _looks(target)]
     steady = torch.stack([soft_overlap(answer, student_probs) for answer in answers]).mean(dim=0)
-    mask = student_probs.argmax(dim=1)
-    still = torch.stack([_overlap(other, mask) for other in _nudges(student, target)]).mean(dim=0)
-    moved = (inversion.w_plus - encoder(target)).square().mean(dim=(1, 2))
+    still = torch.stack(_nudged(student, target, student_probs.argmax(dim=1))).mean(dim=0)
+    searched = (inversion.w_plus - encoder(target)).square().mean(dim=(1, 2))
     far = np.full(len(target), np.nan)
     if anatomy is not None:
         far = anatomy.log_distance(deep_answers(student, target))
@@ -145,7 +144,7 @@ def features(
         "methods": _log_gap(soft_overlap(student_probs, inversion.label_probs)),
         "brightness": _log_gap(steady),
         "nudge": _log_gap(still),
-        "search": (moved + 1e-6).log(),
+        "search": (searched + 1e-6).log(),
         "anatomy": torch.from_numpy(far),
     }
     return torch.stack([found[name].double().cpu() for name in FEATURES], dim=1).numpy()
@@ -173,18 +172,34 @@ def _looks(target: Tensor) -> list[Tensor]:
     return [apply_curves(target, curve.expand(len(target), -1)) for curve in curves]
 
 
-def _nudges(student: nn.Module, target: Tensor) -> list[Tensor]:
-    """The student's label maps (N, S, S) of the target moved to each side, moved back, and with some noise."""
+def _nudged(student: nn.Module, target: Tensor, mask: Tensor) -> list[Tensor]:
+    """DICE (N,) of the student's mask (N, S, S) and its masks of the target moved to each side and with noise."""
     reach = max(1, target.shape[-1] // 32)
-    maps = []
-    for way in ((reach, 0), (-reach, 0), (0, reach), (0, -reach)):
-        answer = label_probs(student, torch.roll(target, way, dims=(2, 3))).argmax(dim=1)
-        maps.append(torch.roll(answer, (-way[0], -way[1]), dims=(1, 2)))
+    overlaps = []
+    for rows, columns in ((reach, 0), (-reach, 0), (0, reach), (0, -reach)):
+        answer = label_probs(student, moved(target, rows, columns)).argmax(dim=1)
+        # Only what both pictures show: of the rim that comes in nobody knows the truth.
+        overlaps.append(_overlap(kept(answer, -rows, -columns), kept(mask, rows, columns)))
     numbers = torch.Generator().manual_seed(_NOISE_SEED)
     for std in _NOISE:  # the same noise for every slice, so that a batch does not matter
         noise = std * torch.randn(target.shape[1:], generator=numbers)
-        maps.append(label_probs(student, target + noise.to(target)).argmax(dim=1))
-    return maps
+        overlaps.append(_overlap(label_probs(student, target + noise.to(target)).argmax(dim=1), mask))
+    return overlaps
+
+
+def moved(image: Tensor, rows: int, columns: int) -> Tensor:
+    """Pictures (N, C, H, W) moved down and to the right by some pixels; the border is repeated where it came from."""
+    height, width = image.shape[-2:]
+    reach = max(abs(rows), abs(columns))
+    padded = F.pad(image, (reach,) * 4, mode="replicate")  # not rolled: the other side is another place
+    return padded[..., reach - rows : reach - rows + height, reach - columns : reach - columns + width]
+
+
+def kept(picture: Tensor, rows: int, columns: int) -> Tensor:
+    """The part of pictures (..., H, W) that stays in sight when they are ``moved`` by rows and columns."""
+    height, width = picture.shape[-2:]
+    inside = slice(max(0, -rows), height - max(0, rows)), slice(max(0, -columns), width - max(0, columns))
+    return picture[..., inside[0], inside[1]]
 
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from sgan_core.trust import (
     deep_answers,
     features,
     judge,
+    kept,
+    moved,
     soft_overlap,
     stored_calibration,
 )
@@ -42,6 +44,14 @@ class Threshold(nn.Module):
         self.deep.submodule(image)
         organ = 50.0 * (image[:, :1] - self.level)
         return torch.cat([-organ, organ], dim=1)
+
+
+class Smooth(Threshold):
+    """The same of the mean of 5 x 5 pixels, so that a pixel's label depends on its neighbours."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(image, (2,) * 4, mode="replicate")
+        return super().forward(torch.nn.functional.avg_pool2d(padded, 5, stride=1))
 
 
 class Steady(nn.Module):
@@ -141,6 +151,26 @@ def test_a_mask_that_stays_behind_when_the_image_moves_is_noticed() -> None:
     assert stays["nudge"] == pytest.approx(
         np.log(1.02 - (sum(dice) + 2.0) / 6), abs=1e-4
     )  # noise changes nothing
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_bright_border_does_not_come_in_on_the_other_side(turns: int) -> None:
+    """An X-ray whose one side shows a shoulder, its other side air: moved, there is still air."""
+    target = torch.full((1, 1, SIZE, SIZE), -0.7)
+    target[..., : SIZE // 4, :] = 0.6
+    target = torch.rot90(target, turns, dims=(2, 3))
+    label = (target[:, 0] > 0).long()
+    nudge = found(target=target, student=Smooth(0.2), drawn=label)["nudge"]
+    assert nudge == pytest.approx(np.log(0.02), abs=1e-4)
+
+
+def test_what_a_move_leaves_in_sight_is_where_it_was() -> None:
+    image = torch.arange(30.0).view(1, 1, 5, 6)
+    for rows, columns in ((2, 0), (-2, 0), (0, 1), (0, -1), (1, -2)):
+        shown = kept(moved(image, rows, columns), -rows, -columns)
+        assert torch.equal(shown, kept(image, rows, columns))
+        assert shown.shape == (1, 1, 5 - abs(rows), 6 - abs(columns))
+    assert torch.equal(moved(image, 2, 0)[..., :2, :], image[..., :1, :].expand(-1, -1, 2, -1))
 
 
 def test_noise_counts_too() -> None:
