@@ -4,8 +4,8 @@
 
 Phantom patients that neither training nor the choice of features has seen, as they are, in other looks and
 corrupted; some corruptions are of kinds that no calibration has seen, among them photographs of scikit-image.
-The calibration is the bundle's, or fitted on the phantom's validation patients. The mask is the student's,
-the inversion the paper's. Writes OUTPUT/trust.json and OUTPUT/trust.md. Intervals: 95 %, patients drawn anew.
+The calibration is the bundle's, or fitted on the phantom's validation patients. The mask is the student's or
+the encoder's. Writes OUTPUT/trust.json and OUTPUT/trust.md. Intervals: 95 %, patients drawn anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sgan_core.appearance import AppearanceConfig, shift_appearance
 from sgan_core.bundle import Bundle, load_bundle
@@ -32,8 +31,7 @@ from sgan_core.evaluation.tables import Table, json_text, markdown, number, prin
 from sgan_core.imaging.image import Picture
 from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.slices import labels_to_model, to_model
-from sgan_core.inversion import Inversion
-from sgan_core.labelling import answers
+from sgan_core.labelling import QUALITIES, answers
 from sgan_core.metrics import failure
 from sgan_core.networks.segmenter import label_probs
 from sgan_core.phantom import DOMAINS, LIVER, make_case, phantom_cohort
@@ -41,7 +39,7 @@ from sgan_core.segment import choose_intensity
 from sgan_core.training import calibrate
 from sgan_core.training.calibrate import Shown
 from sgan_core.training.data import open_store, rng
-from sgan_core.trust import Calibration, judge, stored_calibration
+from sgan_core.trust import Anatomy, Calibration, judge, kept, moved, stored_calibration
 
 FIRST_SEED = 700_000  # far from training and validation, not among the test patients either
 PHOTOGRAPHS = ("astronaut", "camera", "coins", "chelsea", "coffee", "rocket", "brick", "grass", "page")
@@ -59,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--slices", type=int, default=8, metavar="N", help="of a patient and look (default 8)")
     p.add_argument("--first-seed", type=int, default=FIRST_SEED, metavar="N", help="default: %(default)s")
     p.add_argument("--domain", choices=DOMAINS, default="ct", help="of the patients (default ct)")
-    p.add_argument("--quality", choices=("fast", "standard"), default="standard", help="default: standard")
+    p.add_argument("--quality", choices=QUALITIES, default="standard", help="default: standard")
+    p.add_argument(
+        "--method", choices=("student", "encoder"), default="student", help="whose mask (default: student)"
+    )
     p.add_argument("--pictures", type=Path, metavar="DIR", help="other foreign pictures, e.g. chest X-rays")
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     return app.run(
@@ -73,24 +74,25 @@ def make_table(args: argparse.Namespace, bundle: Bundle) -> None:
         raise InputError("give at least 2 --patients and 1 of their --slices.")
     if bundle.student is None:
         raise InputError(f"{args.model}: has no student. Train it again, all stages.")
-    say(f"{bundle.name}, {args.quality}, {describe(bundle.device)}")
+    if args.method == "encoder" and args.quality != "fast":
+        raise InputError("--method encoder goes with --quality fast: its mask is the same at any quality.")
+    say(f"{bundle.name}, {args.quality}, {args.method}, {describe(bundle.device)}")
 
-    def segment(target: Tensor) -> tuple[Tensor, Tensor, Inversion]:
-        return answers(target, bundle, args.quality)
+    def segment(images: np.ndarray, anatomy: Anatomy) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return answers(images, bundle, args.quality, anatomy)
 
-    calibration, fit = calibrated(bundle, segment, args.quality)
+    calibration, fit = calibrated(bundle, segment, args.quality, args.method)
     say(f"calibration: {fit or 'the bundle'}")
     shown = inputs(args, bundle)
     began = time.monotonic()
-    measured = calibrate.measure(
-        shown, segment, student=bundle.student, encoder=bundle.encoder, anatomy=calibration.anatomy
-    )
+    measured = calibrate.measure(shown, segment, calibration.anatomy)[args.method]
     seconds = (time.monotonic() - began) / len(shown)
     say(f"{len(shown)} slices, {seconds:.2f} s a slice")
-    found = figures(shown, measured, calibration, baselines(shown, segment, bundle))
+    found = figures(shown, measured, calibration, baselines(shown, bundle))
     head = {
         "model": bundle.hash,
         "quality": args.quality,
+        "method": args.method,
         "domain": args.domain,
         "patients": args.patients,
         "slices": len(shown),
@@ -99,7 +101,7 @@ def make_table(args: argparse.Namespace, bundle: Bundle) -> None:
     tables = as_tables(found)
     write_text(args.output / "trust.json", json_text(head | found))
     cases = f"{args.patients} phantom patients, {args.domain}"
-    words = f"Model `{bundle.name}` ({bundle.hash[:12]}), {args.quality}, {cases}."
+    words = f"Model `{bundle.name}` ({bundle.hash[:12]}), {args.quality}, {args.method}, {cases}."
     write_text(args.output / "trust.md", "\n".join([f"{words}\n", *map(markdown, tables)]))
     for table in tables:
         print_table(table)
@@ -114,10 +116,10 @@ def say(line: str) -> None:
 
 
 def calibrated(
-    bundle: Bundle, segment: calibrate.SegmentSlices, quality: str
+    bundle: Bundle, segment: calibrate.SegmentSlices, quality: str, method: str
 ) -> tuple[Calibration, dict[str, float]]:
     """The bundle's calibration, or one fitted on the phantom's validation patients with its figures."""
-    stored = stored_calibration(bundle.facts, quality)
+    stored = stored_calibration(bundle.facts, quality, method)
     if stored is not None:
         return stored, {}
     cohort = phantom_cohort(labelled=bundle.config.labelled)
@@ -127,9 +129,8 @@ def calibrated(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         store = open_store(cohort, Path(folder), size=generator.size, channels=generator.image_channels)
         assert bundle.student is not None
-        fitted = calibrate.calibrate(store, segment, student=bundle.student, encoder=bundle.encoder)
-    assert fitted is not None
-    return fitted
+        anatomy = calibrate.training_anatomy(store, bundle.student, device=bundle.device)
+        return calibrate.calibrate(calibrate.show(store), segment, anatomy)[method]
 
 
 def inputs(args: argparse.Namespace, bundle: Bundle) -> Shown:
@@ -252,24 +253,24 @@ def as_slices(pictures: Sequence[Picture], bundle: Bundle) -> np.ndarray:
 # --- what is compared ------------------------------------------------------------------------------
 
 
-def baselines(shown: Shown, segment: calibrate.SegmentSlices, bundle: Bundle) -> dict[str, np.ndarray]:
+def baselines(shown: Shown, bundle: Bundle) -> dict[str, np.ndarray]:
     """Simpler scores (N,), higher is more suspicious; two from the student, as any U-Net can give them."""
     assert bundle.student is not None
     images = torch.from_numpy(shown.images).to(bundle.device)
     probs = label_probs(bundle.student, images)
-    mask = probs.argmax(dim=1).cpu().numpy()
+    mask = probs.argmax(dim=1).cpu()
     entropy = -(probs * probs.clamp(min=1e-9).log()).sum(dim=1).mean(dim=(1, 2))
     agreement = []
     for rows, columns in ((2, 0), (-2, 0), (0, 2), (0, -2)):
-        moved = torch.roll(images, (rows, columns), dims=(2, 3))
-        answer = torch.roll(label_probs(bundle.student, moved), (-rows, -columns), dims=(2, 3))
-        agreement.append(failure.slice_dice(answer.argmax(dim=1).cpu().numpy(), mask))
+        answer = label_probs(bundle.student, moved(images, rows, columns)).argmax(dim=1).cpu()
+        both = kept(answer, -rows, -columns), kept(mask, rows, columns)
+        agreement.append(failure.slice_dice(*(part.numpy() for part in both)))
     with torch.no_grad():
         drawn = torch.cat(
             [bundle.generator.synthesis(bundle.encoder(part)).image for part in images.split(32)]
         )
     return {
-        "small area": -(mask > 0).sum(axis=(1, 2)).astype(float),
+        "small area": -(mask > 0).sum(dim=(1, 2)).numpy().astype(float),
         "entropy": entropy.cpu().numpy().astype(float),
         "shifted copies disagree": 1.0 - np.mean(agreement, axis=0),
         "reconstruction error": (drawn - images).square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy(),

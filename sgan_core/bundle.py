@@ -32,6 +32,7 @@ from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_core.trust import calibrations, why_uncalibrated
 
 SCHEMA = 1  # of semanticgan.json and manifest.json
 MODELS = Path(__file__).parent / "models"  # the models that the package brings along
@@ -94,16 +95,31 @@ def save_bundle(
     The same arguments and versions give the same files and so the same hash.
     Raises InputError when ``folder`` holds something that is not a bundle, or weights are not finite.
     """
-    folder = Path(folder)
-    if folder.exists() and not _replaceable(folder):
-        raise InputError(f"{folder}: holds something that is not a model. Choose another folder.")
     if perceptual.name != config.perceptual:
         raise ValueError(f"perceptual term {perceptual.name!r}, the config says {config.perceptual!r}")
-    facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
     networks = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
     optional = {STUDENT: student, CURVATURE: curvature}
     networks |= {path: part for path, part in optional.items() if part is not None}
-    files = {path: _weights(network, path, half=half) for path, network in networks.items()}
+    weights = {path: _weights(network, path, half=half) for path, network in networks.items()}
+    return _write(Path(folder), name, config, facts, weights)
+
+
+def save_with_facts(folder: str | Path, bundle: Bundle, facts: dict[str, Any]) -> Path:
+    """Write a bundle again with other facts, its weights bit for bit as they are; as ``save_bundle``."""
+    weights = {
+        path: (bundle.folder / path).read_bytes()
+        for path in _manifest(bundle.folder)
+        if path.endswith(".safetensors")
+    }
+    return _write(Path(folder), bundle.name, bundle.config, facts, weights)
+
+
+def _write(
+    folder: Path, name: str, config: TrainConfig, facts: dict[str, Any], weights: dict[str, bytes]
+) -> Path:
+    require_replaceable(folder)
+    facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
+    files = dict(weights)
     files[SETTINGS] = _json({"schema": SCHEMA, "name": name, "config": config.to_dict(), "facts": facts})
     files[METADATA] = _json(metadata(name, config, facts))
     files[INFERENCE] = _json(inference_config())
@@ -115,8 +131,11 @@ def save_bundle(
     return folder
 
 
-def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / SETTINGS).is_file() or not any(folder.iterdir()))
+def require_replaceable(folder: Path) -> None:
+    """Raise InputError when ``folder`` holds something that is not a bundle."""
+    model = folder.is_dir() and ((folder / SETTINGS).is_file() or not any(folder.iterdir()))
+    if folder.exists() and not model:
+        raise InputError(f"{folder}: holds something that is not a model. Choose another folder.")
 
 
 def _weights(network: nn.Module, path: str, *, half: bool) -> bytes:
@@ -261,8 +280,8 @@ def describe(reference: str | Path) -> dict[str, Any]:
     config: TrainConfig = settings["config"]
     files = [folder / path for path in _manifest(folder)]
     facts = dict(settings["facts"])
-    if isinstance(facts.get("trust"), dict):  # long rows of numbers
-        facts["trust"] = f"calibrated for {', '.join(facts['trust']) or 'no'} quality"
+    if "trust" in facts:  # long rows of numbers
+        facts["trust"] = _calibrated(facts)
     return {
         "name": settings["name"],
         "hash": bundle_hash(folder),
@@ -274,6 +293,13 @@ def describe(reference: str | Path) -> dict[str, Any]:
         "facts": facts,
         "config": config.to_dict(),
     }
+
+
+def _calibrated(facts: dict[str, Any]) -> str:
+    """For which masks trust is calibrated, in words."""
+    table = calibrations(facts)
+    ways = [f"the {method} at {', '.join(qualities)}" for method, qualities in table.items()]
+    return f"calibrated for the masks of {' and of '.join(ways)}" if ways else why_uncalibrated(facts)
 
 
 def verify_bundle(folder: Path) -> list[str]:

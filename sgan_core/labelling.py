@@ -24,7 +24,7 @@ from sgan_core.reconstruction import (
     recoloured,
     unexplained_shares,
 )
-from sgan_core.trust import Calibration, features
+from sgan_core.trust import Anatomy, features
 
 OnProgress = Callable[[int, int, str], None]  # done, total, message
 QUALITIES = ("fast", "standard", "careful")
@@ -83,6 +83,13 @@ class SegmentConfig:
         steps = steps if self.steps is None else self.steps
         return replace(stored, steps=0 if self.encoder_only else steps, batch=self.batch or stored.batch)
 
+    def calibrated_as(self, bundle: Bundle) -> tuple[str, str] | None:
+        """Quality and method whose calibration of trust holds for this way of segmenting; None: no one's does."""
+        if self.asks(bundle):
+            return (self.quality, "student") if self.steps is None else None
+        # Calibrating the masks of inversion would take hours on a CPU; the encoder's are the same at any quality.
+        return None if self.inversion(bundle).steps else ("fast", "encoder")
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -100,7 +107,7 @@ class Labelling:
     inverted_probs: np.ndarray  # of the generator, by inversion or (0 steps) the encoder
     student_probs: np.ndarray | None  # None: the model has no student
     reconstructions: np.ndarray  # (N, C, S, S) float32 in about [-1, 1], in the brightness of the slices
-    features: np.ndarray | None  # (N, F) of ``trust.features``; None without a student or calibration
+    features: np.ndarray | None  # (N, F) of ``trust.features``; None without a student or anatomy
     chosen: Chosen
     method: str  # what gave the answer: "student" | "inversion" | "encoder"
     steps: int  # of inversion
@@ -112,14 +119,14 @@ def label_slices(
     config: SegmentConfig | None = None,
     *,
     foreign: str | None = None,
-    calibration: Calibration | None = None,
+    anatomy: Anatomy | None = None,
     on_progress: OnProgress = lambda done, total, message: None,
 ) -> Labelling:
     """Label slices (N, C, S, S) float32 in [-1, 1] of one case.
 
-    foreign: why the intensities cannot mean what they meant in training, if they cannot. calibration: of trust,
-    whose features are then taken. on_progress counts optimisation steps of single slices; what it raises stops
-    the work.
+    foreign: why the intensities cannot mean what they meant in training, if they cannot. anatomy: of a
+    calibration of trust, whose features are then taken. on_progress counts optimisation steps of single slices;
+    what it raises stops the work.
     """
     config = config or SegmentConfig()
     settings = config.inversion(bundle)
@@ -159,11 +166,9 @@ def label_slices(
         if bundle.student is not None and taught is not None:
             answer = label_probs(bundle.student, target)
             taught[rows] = answer.half().cpu().numpy()
-            if calibration is not None:
-                student, encoder, anatomy = bundle.student, bundle.encoder, calibration.anatomy
-                found.append(
-                    features(target, answer, part, student=student, encoder=encoder, anatomy=anatomy)
-                )
+            if anatomy is not None:
+                networks = {"student": bundle.student, "encoder": bundle.encoder}
+                found.append(features(target, answer, part, anatomy=anatomy, **networks))
     on_progress(total, total, "labelling")
     asks = config.asks(bundle)
     inverting = "inversion" if settings.steps else "encoder"
@@ -179,21 +184,21 @@ def label_slices(
     )
 
 
-def answers(target: Tensor, bundle: Bundle, quality: str) -> tuple[Tensor, Tensor, Inversion]:
-    """What trust is calibrated on: label probabilities of the answer and of the student, and the inversion.
+def answers(
+    images: np.ndarray, bundle: Bundle, quality: str, anatomy: Anatomy
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What trust is calibrated on: the features (N, F) of slices, and the masks (N, S, S) by method.
 
-    target: slices (N, C, S, S) of one kind, as those of a case are. Raises ValueError without a student.
+    images: as for ``label_slices``, of one kind, as those of a case are; the very same is done to them. Raises
+    ValueError without a student.
     """
-    if bundle.student is None:
+    found = label_slices(images, bundle, SegmentConfig(quality), anatomy=anatomy)
+    if found.features is None or found.student_probs is None:
         raise ValueError("the model has no student")
-    settings = SegmentConfig(quality).inversion(bundle)
-    chosen = choose_reconstruction(SegmentConfig(quality), target.cpu().numpy(), bundle, foreign=None)
-    reconstruction = make_reconstruction(chosen.name, bundle.perceptual, settings)
-    found = invert(
-        target, bundle.generator, bundle.encoder, reconstruction, settings, curvature=bundle.curvature
-    )
-    student = label_probs(bundle.student, target)
-    return student, student, found
+    probs = {"student": found.student_probs}
+    if not found.steps:
+        probs["encoder"] = found.inverted_probs
+    return found.features, {method: part.argmax(axis=1).astype(np.uint8) for method, part in probs.items()}
 
 
 def choose_reconstruction(

@@ -23,7 +23,14 @@ from sgan_core.labelling import (
     label_slices,
     smooth_through_plane,
 )
-from sgan_core.trust import Calibration, Trust, judge, stored_calibration
+from sgan_core.trust import (
+    Calibration,
+    Trust,
+    judge,
+    not_judged,
+    stored_calibration,
+    why_uncalibrated,
+)
 
 _NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
@@ -117,10 +124,10 @@ def segment_volume(
             raise Cancelled("stopped; nothing was written for this case")
         on_progress(done, total, message)
 
-    calibration = stored_calibration(bundle.facts, "standard" if config.inversion(bundle).steps else "fast")
-    found = label_slices(
-        stack.images, bundle, config, foreign=warning, calibration=calibration, on_progress=report
-    )
+    way = config.calibrated_as(bundle)
+    calibration = stored_calibration(bundle.facts, *way) if way else None
+    anatomy = calibration.anatomy if calibration else None
+    found = label_slices(stack.images, bundle, config, foreign=warning, anatomy=anatomy, on_progress=report)
     probs, inverted = found.label_probs, found.inverted_probs
     if isinstance(image, Volume):
         probs, inverted = smooth_through_plane(probs), smooth_through_plane(inverted)
@@ -170,9 +177,9 @@ def _largest_pieces(labels: np.ndarray) -> np.ndarray:
 def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle, first_slice: int) -> Trust:
     """Trust in the mask of a case."""
     if bundle.student is None:
-        return Trust("review", 0.0, "the model has no student for a second opinion; check the mask")
+        return not_judged("the model has no student for a second opinion")
     if found.features is None or calibration is None:
-        return Trust("review", 0.0, "the model carries no calibration of trust; check the mask")
+        return not_judged(why_uncalibrated(bundle.facts))
     figure = "student_dice" if found.method == "student" else "validation_dice"
     dice = float(bundle.facts.get(figure, np.nan))  # absent without validation patients
     return judge(found.features, calibration, validation_dice=dice, first_slice=first_slice)

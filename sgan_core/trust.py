@@ -27,8 +27,8 @@ from sgan_core.networks.segmenter import label_probs
 # Feature: what is said when it is what makes slices suspicious. Every feature rises with suspicion.
 FEATURES = {
     "methods": "the two methods disagree",
-    "brightness": "the mask changes when brightness is altered",
-    "nudge": "the mask changes when the image is moved or disturbed a little",
+    "brightness": "the student's mask changes when brightness is altered",
+    "nudge": "the student's mask changes when the image is moved or disturbed a little",
     "search": "the model's picture had to be forced far from its first guess",
     "anatomy": "the anatomy is unlike that of the training images",
 }
@@ -125,7 +125,8 @@ def features(
     same slices, not guided by the student, started at the encoder's answer (without steps it is that answer,
     and "search" says nothing). student: a U-Net that gives logits; both networks are in evaluation mode.
     anatomy: the calibration's; left out, the feature is NaN, and the result of no use to one. Costs 13 passes
-    of the student and one of the encoder.
+    of the student and one of the encoder. They serve the masks of both: what shakes the one misleads the other,
+    and how far is what a calibration for each of the two says.
 
     * methods: log (1.02 - soft DICE) of student and inversion;
     * brightness: the same of the student's answers before and after fixed random intensity curves, their mean;
@@ -135,9 +136,8 @@ def features(
     """
     answers = [label_probs(student, look) for look in _looks(target)]
     steady = torch.stack([soft_overlap(answer, student_probs) for answer in answers]).mean(dim=0)
-    mask = student_probs.argmax(dim=1)
-    still = torch.stack([_overlap(other, mask) for other in _nudges(student, target)]).mean(dim=0)
-    moved = (inversion.w_plus - encoder(target)).square().mean(dim=(1, 2))
+    still = torch.stack(_nudged(student, target, student_probs.argmax(dim=1))).mean(dim=0)
+    searched = (inversion.w_plus - encoder(target)).square().mean(dim=(1, 2))
     far = np.full(len(target), np.nan)
     if anatomy is not None:
         far = anatomy.log_distance(deep_answers(student, target))
@@ -145,7 +145,7 @@ def features(
         "methods": _log_gap(soft_overlap(student_probs, inversion.label_probs)),
         "brightness": _log_gap(steady),
         "nudge": _log_gap(still),
-        "search": (moved + 1e-6).log(),
+        "search": (searched + 1e-6).log(),
         "anatomy": torch.from_numpy(far),
     }
     return torch.stack([found[name].double().cpu() for name in FEATURES], dim=1).numpy()
@@ -173,18 +173,34 @@ def _looks(target: Tensor) -> list[Tensor]:
     return [apply_curves(target, curve.expand(len(target), -1)) for curve in curves]
 
 
-def _nudges(student: nn.Module, target: Tensor) -> list[Tensor]:
-    """The student's label maps (N, S, S) of the target moved to each side, moved back, and with some noise."""
+def _nudged(student: nn.Module, target: Tensor, mask: Tensor) -> list[Tensor]:
+    """DICE (N,) of the student's mask (N, S, S) and its masks of the target moved to each side and with noise."""
     reach = max(1, target.shape[-1] // 32)
-    maps = []
-    for way in ((reach, 0), (-reach, 0), (0, reach), (0, -reach)):
-        answer = label_probs(student, torch.roll(target, way, dims=(2, 3))).argmax(dim=1)
-        maps.append(torch.roll(answer, (-way[0], -way[1]), dims=(1, 2)))
+    overlaps = []
+    for rows, columns in ((reach, 0), (-reach, 0), (0, reach), (0, -reach)):
+        answer = label_probs(student, moved(target, rows, columns)).argmax(dim=1)
+        # Only what both pictures show: of the rim that comes in nobody knows the truth.
+        overlaps.append(_overlap(kept(answer, -rows, -columns), kept(mask, rows, columns)))
     numbers = torch.Generator().manual_seed(_NOISE_SEED)
     for std in _NOISE:  # the same noise for every slice, so that a batch does not matter
         noise = std * torch.randn(target.shape[1:], generator=numbers)
-        maps.append(label_probs(student, target + noise.to(target)).argmax(dim=1))
-    return maps
+        overlaps.append(_overlap(label_probs(student, target + noise.to(target)).argmax(dim=1), mask))
+    return overlaps
+
+
+def moved(image: Tensor, rows: int, columns: int) -> Tensor:
+    """Pictures (N, C, H, W) moved down and to the right by some pixels; the border is repeated where it came from."""
+    height, width = image.shape[-2:]
+    reach = max(abs(rows), abs(columns))
+    padded = F.pad(image, (reach,) * 4, mode="replicate")  # not rolled: the other side is another place
+    return padded[..., reach - rows : reach - rows + height, reach - columns : reach - columns + width]
+
+
+def kept(picture: Tensor, rows: int, columns: int) -> Tensor:
+    """The part of pictures (..., H, W) that stays in sight when they are ``moved`` by rows and columns."""
+    height, width = picture.shape[-2:]
+    inside = slice(max(0, -rows), height - max(0, rows)), slice(max(0, -columns), width - max(0, columns))
+    return picture[..., inside[0], inside[1]]
 
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
@@ -212,7 +228,7 @@ _READING = dacite.Config(strict=True, cast=[tuple, float], type_hooks={Anatomy: 
 class Calibration:
     """From features to probabilities; fitted at the end of training, kept in the bundle's facts.
 
-    It holds for the quality of segmentation it was fitted with, see ``stored_calibration``.
+    It holds for the quality and the method that it was fitted with, see ``stored_calibration``.
     """
 
     features: tuple[str, ...]  # names, in the order of the numbers below
@@ -261,15 +277,43 @@ class Calibration:
         return wrong, foreign
 
 
-def stored_calibration(facts: Mapping[str, Any], quality: str) -> Calibration | None:
-    """The calibration of a quality in a bundle's facts; None when the model has none for it.
+def stored_calibration(facts: Mapping[str, Any], quality: str, method: str) -> Calibration | None:
+    """The calibration in a bundle's facts for masks of a method at a quality; None when the model has none.
 
-    ``facts["trust"]`` is a table {quality: calibration}. Raises InputError when it is damaged.
+    ``facts["trust"]`` is a table {method: {quality: calibration}}. Raises InputError when it is damaged.
+    """
+    own = calibrations(facts).get(method, {})
+    return Calibration.from_dict(own[quality]) if quality in own else None
+
+
+def calibrations(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The table {method: {quality: calibration as plain data}} of a bundle's facts; empty when there is none.
+
+    That of an older version, which did not say for whose mask, counts as none. Raises InputError when damaged.
     """
     table = facts.get("trust", {})
-    if not isinstance(table, Mapping):
-        raise InputError(f"trust: expected a table of calibrations, found {table!r}. Export the model again.")
-    return Calibration.from_dict(table[quality]) if quality in table else None
+    if not isinstance(table, Mapping) or not all(isinstance(part, Mapping) for part in table.values()):
+        raise InputError(
+            f"trust: expected tables of calibrations, found {str(table)[:60]}. sgan-bundle calibrate makes them anew."
+        )
+    return {} if _is_older(table) else dict(table)
+
+
+def _is_older(table: Mapping[str, Any]) -> bool:
+    """Whether a table is {quality: calibration}, fitted to the student's masks whoever made the mask."""
+    return any("features" in part for part in table.values())
+
+
+def why_uncalibrated(facts: Mapping[str, Any]) -> str:
+    """What is said where ``stored_calibration`` has found none."""
+    if _is_older(facts.get("trust", {})):
+        return (
+            "the model's trust was calibrated by an older version, not for this way of segmenting "
+            "(sgan-bundle calibrate does it anew)"
+        )
+    if not facts.get("trust"):
+        return "the model carries no calibration of trust"
+    return "trust is not calibrated for this way of segmenting"
 
 
 @dataclass(frozen=True)
@@ -289,18 +333,21 @@ class Trust:
     slices: tuple[int, ...] = ()  # to look at, also in a case that is "ok"
 
 
+def not_judged(why: str) -> Trust:
+    """What is said of a mask that nothing can judge."""
+    return Trust("review", 0.0, f"{why}; check the mask")
+
+
 def judge(
-    found: np.ndarray, calibration: Calibration | None, *, validation_dice: float, first_slice: int = 1
+    found: np.ndarray, calibration: Calibration, *, validation_dice: float, first_slice: int = 1
 ) -> Trust:
     """Judge a case by the features (N, F) of its slices, see ``features``.
 
-    calibration: the model's; without one nothing is ever "ok". validation_dice: of the model on its own
-    validation patients, NaN when unknown; below 0.8 nothing is "ok" either. A case is "ok" when it does not look
-    foreign, 80 % of its slices or more are expected to be right, and no more than a tenth are to be looked at.
-    first_slice: the number of the first slice in its volume, from where all that is said counts.
+    calibration: for the way it was segmented. validation_dice: of the model on its own validation patients, NaN
+    when unknown; below 0.8 nothing is "ok". A case is "ok" when it does not look foreign, 80 % of its slices or
+    more are expected to be right, and no more than a tenth are to be looked at. first_slice: the number of the
+    first slice in its volume, from where all that is said counts.
     """
-    if calibration is None:
-        return Trust("review", 0.0, "the model carries no calibration of trust; check the mask")
     wrong, foreign = calibration.probabilities(found)
     score = float(1.0 - wrong.mean())
     listed = np.flatnonzero((wrong >= _SUSPICIOUS) | (foreign >= _SUSPICIOUS))

@@ -18,6 +18,7 @@ from sgan_core.metrics.failure import empty_slice_area_mm2
 from sgan_core.phantom import LIVER, PhantomCase, make_case
 from sgan_core.reconstruction import PaperReconstruction
 from sgan_core.segment import Segmentation, segment_volume
+from sgan_core.trust import calibrations, stored_calibration
 
 SEED = 710_000  # not of training, validation, test or the tables
 FAST = SegmentConfig("fast")
@@ -44,6 +45,16 @@ def test_its_own_modality_is_segmented_and_trusted(bundle: Bundle, scan: Phantom
     assert found.trust.status == "ok"
     assert found.reconstruction.name == "paper"
     assert len(found.trust.wrong) == scan.image.array.shape[2]
+
+
+def test_every_way_of_segmenting_that_gets_a_figure_is_calibrated(bundle: Bundle) -> None:
+    ways = {method: list(part) for method, part in calibrations(bundle.facts).items()}
+    assert ways == {"student": ["fast", "standard", "careful"], "encoder": ["fast"]}
+    for method, qualities in ways.items():
+        for quality in qualities:
+            assert stored_calibration(bundle.facts, quality, method) is not None
+            assert bundle.facts[f"trust_{method}_{quality}_auc_wrong"] > 0.8
+            assert bundle.facts[f"trust_{method}_{quality}_calibration_error"] < 0.1
 
 
 @pytest.mark.parametrize("domain", ["t1_in", "t1_out"])

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import sgan_core.labelling
 from sgan_core.bundle import Bundle
-from sgan_core.labelling import SegmentConfig, label_slices, smooth_through_plane
+from sgan_core.labelling import SegmentConfig, answers, label_slices, smooth_through_plane
 from sgan_core.networks.segmenter import make_student, predict
 from sgan_core.reconstruction import MindReconstruction, PaperReconstruction, Weighted
-from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
+from sgan_core.trust import FEATURES, Anatomy, deep_answers
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +74,74 @@ def test_without_a_student_the_mask_is_that_of_inversion(bundle: Bundle) -> None
 
 def test_a_row_of_features_for_each_slice(bundle: Bundle) -> None:
     assert bundle.student is not None
-    answers = deep_answers(bundle.student, torch.from_numpy(slices(40)))
-    nothing = Regression((0.0,) * len(FEATURES), 0.0)
-    zeros, ones = (0.0,) * len(FEATURES), (1.0,) * len(FEATURES)
-    calibration = Calibration(tuple(FEATURES), zeros, ones, nothing, nothing, Anatomy.of(answers))
+    anatomy = Anatomy.of(deep_answers(bundle.student, torch.from_numpy(slices(40))))
     together, apart = (
-        label_slices(slices(), bundle, SegmentConfig(batch=n), calibration=calibration) for n in (16, 2)
+        label_slices(slices(), bundle, SegmentConfig(batch=n), anatomy=anatomy) for n in (16, 2)
     )
     assert together.features is not None
     assert together.features.shape == (5, len(FEATURES))
     np.testing.assert_allclose(together.features, apart.features, atol=0.1)
     assert label_slices(slices(), bundle).features is None
+
+
+# --- what trust is calibrated on -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "way"),
+    [
+        (SegmentConfig("fast"), ("fast", "student")),
+        (SegmentConfig(), ("standard", "student")),
+        (SegmentConfig("careful", largest_component=True, region=(0.0, 9.0)), ("careful", "student")),
+        (SegmentConfig(encoder_only=True), ("fast", "encoder")),
+        (SegmentConfig("careful", encoder_only=True, steps=9), ("fast", "encoder")),
+        (SegmentConfig("fast", reconstruction="mind"), ("fast", "encoder")),
+        (SegmentConfig(steps=2), None),
+        (SegmentConfig("fast", steps=7), None),
+        (SegmentConfig(reconstruction="paper"), None),
+        (SegmentConfig("fast", reconstruction="paper", steps=1), None),
+    ],
+)
+def test_each_way_of_segmenting_has_its_own_calibration_or_none(
+    bundle: Bundle, config: SegmentConfig, way: tuple[str, str] | None
+) -> None:
+    assert config.calibrated_as(bundle) == way
+
+
+@pytest.mark.parametrize(
+    ("quality", "searches", "methods"),
+    [
+        ("fast", [("encoder", 0)], ["student", "encoder"]),
+        ("standard", [("encoder", 2)], ["student"]),
+        ("careful", [("encoder", 5), ("mean w", 5)], ["student"]),
+    ],
+)
+def test_trust_is_calibrated_on_what_the_quality_does(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    quality: str,
+    searches: list[tuple[str, int]],
+    methods: list[str],
+) -> None:
+    seen: list[tuple[str, int]] = []
+    invert = sgan_core.labelling.invert
+
+    def spy(
+        target: Tensor, generator: Any, encoder: Any, reconstruction: Any, settings: Any, **more: Any
+    ) -> Any:
+        seen.append(("mean w" if encoder is None else "encoder", settings.steps))
+        return invert(target, generator, encoder, reconstruction, settings, **more)
+
+    monkeypatch.setattr(sgan_core.labelling, "invert", spy)
+    assert bundle.student is not None
+    anatomy = Anatomy.of(deep_answers(bundle.student, torch.from_numpy(slices(40))))
+    features, masks = answers(slices(), bundle, quality, anatomy)
+    assert seen == searches
+    assert list(masks) == methods
+    config = SegmentConfig(quality, encoder_only=quality == "fast")
+    found = label_slices(slices(), bundle, config, anatomy=anatomy)
+    np.testing.assert_array_equal(features, found.features)
+    np.testing.assert_array_equal(masks[found.method], found.label_probs.argmax(axis=1))
 
 
 # --- the objective -----------------------------------------------------------------------------------

@@ -294,6 +294,15 @@ def test_without_a_second_opinion_nothing_is_trusted(bundle: Bundle) -> None:
     assert "no student" in trust.reason
 
 
+def calibration(taught: Bundle, log_odds: float) -> dict[str, Any]:
+    """Plain data of one that finds every mask wrong with the same odds."""
+    same = Regression((0.0,) * len(FEATURES), log_odds)
+    zeros, ones = (0.0,) * len(FEATURES), (1.0,) * len(FEATURES)
+    assert taught.student is not None
+    anatomy = Anatomy.of(deep_answers(taught.student, torch.rand(40, 1, 32, 32)))
+    return Calibration(tuple(FEATURES), zeros, ones, same, same, anatomy).to_dict()
+
+
 @pytest.mark.parametrize(
     ("quality", "figure", "status"),
     [("fast", 0.9, "ok"), ("fast", 0.7, "review"), ("standard", 0.9, "review")],
@@ -302,26 +311,56 @@ def test_trust_is_judged_with_the_calibration_of_the_quality(
     taught: Bundle, quality: str, figure: float, status: str
 ) -> None:
     """A calibration that finds nothing wrong, of fast only; the mask is the student's, so its figure counts."""
-    nothing = Regression((0.0,) * len(FEATURES), -9.0)
-    zeros, ones = (0.0,) * len(FEATURES), (1.0,) * len(FEATURES)
-    assert taught.student is not None
-    anatomy = Anatomy.of(deep_answers(taught.student, torch.rand(40, 1, 32, 32)))
-    calibration = Calibration(tuple(FEATURES), zeros, ones, nothing, nothing, anatomy)
-    facts = {"trust": {"fast": calibration.to_dict()}, "student_dice": figure, "validation_dice": 0.1}
+    nothing = calibration(taught, -9.0)
+    facts = {"trust": {"student": {"fast": nothing}}, "student_dice": figure, "validation_dice": 0.1}
     trust = segment_volume(scan(), replace(taught, facts=facts), SegmentConfig(quality)).trust
     assert trust.status == status
-    assert ("no calibration" in trust.reason) == (quality == "standard")
+    assert ("not calibrated for this way of segmenting" in trust.reason) == (quality == "standard")
     assert ("DICE 0.70" in trust.reason) == (figure == 0.7)
+
+
+@pytest.mark.parametrize(
+    ("config", "score"),
+    [
+        (SegmentConfig("fast"), 0.9),
+        (SegmentConfig("careful"), 0.7),
+        (SegmentConfig("standard", encoder_only=True), 0.5),
+        (SegmentConfig("fast", reconstruction="paper"), 0.5),  # no steps: the encoder's mask
+        (SegmentConfig("standard", reconstruction="paper"), None),
+        (SegmentConfig("fast", steps=2), None),
+    ],
+)
+def test_no_figure_is_printed_for_a_mask_that_it_was_not_made_for(
+    taught: Bundle, config: SegmentConfig, score: float | None
+) -> None:
+    odds = {share: calibration(taught, float(np.log((1 - share) / share))) for share in (0.9, 0.8, 0.7, 0.5)}
+    table = {
+        "student": {"fast": odds[0.9], "standard": odds[0.8], "careful": odds[0.7]},
+        "encoder": {"fast": odds[0.5]},
+    }
+    facts = {"trust": table, "student_dice": 0.9, "validation_dice": 0.9}
+    trust = segment_volume(scan(), replace(taught, facts=facts), config).trust
+    if score is None:
+        assert (trust.status, trust.wrong) == ("review", ())
+        assert trust.reason == "trust is not calibrated for this way of segmenting; check the mask"
+    else:
+        assert trust.score == pytest.approx(score)
+        assert len(trust.wrong) == 5
+
+
+def test_calibrations_of_an_older_version_are_not_used(taught: Bundle) -> None:
+    """They said which quality, not whose mask."""
+    facts = {"trust": {"fast": calibration(taught, -9.0)}, "student_dice": 0.9, "validation_dice": 0.9}
+    for config in (SegmentConfig("fast"), SegmentConfig(encoder_only=True)):
+        trust = segment_volume(scan(), replace(taught, facts=facts), config).trust
+        assert (trust.status, trust.wrong) == ("review", ())
+        assert "calibrated by an older version" in trust.reason
+        assert "sgan-bundle calibrate" in trust.reason
 
 
 def test_slices_to_look_at_are_counted_in_the_whole_volume(taught: Bundle) -> None:
     """A calibration that finds everything wrong."""
-    everything = Regression((0.0,) * len(FEATURES), 9.0)
-    zeros, ones = (0.0,) * len(FEATURES), (1.0,) * len(FEATURES)
-    assert taught.student is not None
-    anatomy = Anatomy.of(deep_answers(taught.student, torch.rand(40, 1, 32, 32)))
-    calibration = Calibration(tuple(FEATURES), zeros, ones, everything, everything, anatomy)
-    facts = {"trust": {"fast": calibration.to_dict()}, "student_dice": 0.9}
+    facts = {"trust": {"student": {"fast": calibration(taught, 9.0)}}, "student_dice": 0.9}
     config = SegmentConfig("fast", region=(10.0, 15.0))
     trust = segment_volume(scan(), replace(taught, facts=facts), config).trust
     assert trust.slices == (3, 4)

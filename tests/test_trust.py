@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,12 @@ from sgan_core.trust import (
     deep_answers,
     features,
     judge,
+    kept,
+    moved,
+    not_judged,
     soft_overlap,
     stored_calibration,
+    why_uncalibrated,
 )
 
 SIZE = 32
@@ -42,6 +47,14 @@ class Threshold(nn.Module):
         self.deep.submodule(image)
         organ = 50.0 * (image[:, :1] - self.level)
         return torch.cat([-organ, organ], dim=1)
+
+
+class Smooth(Threshold):
+    """The same of the mean of 5 x 5 pixels, so that a pixel's label depends on its neighbours."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(image, (2,) * 4, mode="replicate")
+        return super().forward(torch.nn.functional.avg_pool2d(padded, 5, stride=1))
 
 
 class Steady(nn.Module):
@@ -141,6 +154,26 @@ def test_a_mask_that_stays_behind_when_the_image_moves_is_noticed() -> None:
     assert stays["nudge"] == pytest.approx(
         np.log(1.02 - (sum(dice) + 2.0) / 6), abs=1e-4
     )  # noise changes nothing
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_bright_border_does_not_come_in_on_the_other_side(turns: int) -> None:
+    """An X-ray whose one side shows a shoulder, its other side air: moved, there is still air."""
+    target = torch.full((1, 1, SIZE, SIZE), -0.7)
+    target[..., : SIZE // 4, :] = 0.6
+    target = torch.rot90(target, turns, dims=(2, 3))
+    label = (target[:, 0] > 0).long()
+    nudge = found(target=target, student=Smooth(0.2), drawn=label)["nudge"]
+    assert nudge == pytest.approx(np.log(0.02), abs=1e-4)
+
+
+def test_what_a_move_leaves_in_sight_is_where_it_was() -> None:
+    image = torch.arange(30.0).view(1, 1, 5, 6)
+    for rows, columns in ((2, 0), (-2, 0), (0, 1), (0, -1), (1, -2)):
+        shown = kept(moved(image, rows, columns), -rows, -columns)
+        assert torch.equal(shown, kept(image, rows, columns))
+        assert shown.shape == (1, 1, 5 - abs(rows), 6 - abs(columns))
+    assert torch.equal(moved(image, 2, 0)[..., :2, :], image[..., :1, :].expand(-1, -1, 2, -1))
 
 
 def test_noise_counts_too() -> None:
@@ -267,15 +300,32 @@ def test_a_calibration_that_is_no_table_is_an_input_error() -> None:
             Calibration.from_dict(values)
 
 
-def test_each_quality_has_a_calibration_of_its_own() -> None:
-    facts = json.loads(json.dumps({"trust": {"standard": CALIBRATION.to_dict()}}))
-    stored = stored_calibration(facts, "standard")
+def test_each_quality_and_method_has_a_calibration_of_its_own() -> None:
+    facts = json.loads(json.dumps({"trust": {"student": {"standard": CALIBRATION.to_dict()}, "encoder": {}}}))
+    stored = stored_calibration(facts, "standard", "student")
     assert stored is not None
     assert stored.to_dict() == CALIBRATION.to_dict()
-    assert stored_calibration(facts, "fast") is None
-    assert stored_calibration({}, "standard") is None
+    for way in (("fast", "student"), ("standard", "encoder"), ("standard", "inversion")):
+        assert stored_calibration(facts, *way) is None
+    assert why_uncalibrated(facts) == "trust is not calibrated for this way of segmenting"
+
+
+@pytest.mark.parametrize("facts", [{}, {"trust": {}}])
+def test_a_model_may_carry_no_calibration(facts: dict) -> None:
+    assert stored_calibration(facts, "standard", "student") is None
+    assert why_uncalibrated(facts) == "the model carries no calibration of trust"
+
+
+def test_the_table_of_an_older_version_counts_as_none() -> None:
+    facts = json.loads(json.dumps({"trust": {"standard": CALIBRATION.to_dict()}}))
+    assert stored_calibration(facts, "standard", "student") is None
+    assert "older version" in why_uncalibrated(facts)
+
+
+@pytest.mark.parametrize("table", [3, ["student"], {"student": 3}, {"student": {"standard": 3}}])
+def test_a_damaged_table_is_an_input_error(table: Any) -> None:
     with pytest.raises(InputError, match="trust"):
-        stored_calibration({"trust": 3}, "standard")
+        stored_calibration({"trust": table}, "standard", "student")
 
 
 def test_a_calibration_may_use_some_of_the_features() -> None:
@@ -325,7 +375,7 @@ def test_many_wrong_masks_are_reviewed_with_the_reason_and_the_slices() -> None:
     trust = judge(found, CALIBRATION, validation_dice=0.9)
     assert trust.status == "review"
     assert "the two methods disagree on 8 of 39 slices: 2, 12-18" in trust.reason
-    assert "the mask changes when brightness is altered on 1 of 39 slices: 31" in trust.reason
+    assert "the student's mask changes when brightness is altered on 1 of 39 slices: 31" in trust.reason
     assert trust.slices == (2, *range(12, 19), 31)
 
 
@@ -345,10 +395,10 @@ def test_doubt_without_a_suspicious_slice_still_gives_a_reason() -> None:
     assert "on 4 of 4 slices: 1-4" in trust.reason
 
 
-def test_nothing_is_ok_without_calibration_or_with_a_poor_model() -> None:
-    without = judge(rows(3), None, validation_dice=0.9)
-    assert without.status == "review"
-    assert "calibration" in without.reason
+def test_nothing_is_ok_without_a_judgement_or_with_a_poor_model() -> None:
+    without = not_judged("nobody looked")
+    assert (without.status, without.score) == ("review", 0.0)
+    assert without.reason == "nobody looked; check the mask"
     poor = judge(rows(3), CALIBRATION, validation_dice=0.79)
     assert poor.status == "review"
     assert "0.79" in poor.reason

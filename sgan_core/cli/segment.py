@@ -42,6 +42,9 @@ S coordinate of 3D Slicer. The label volume still covers the whole scan, and sli
 at the feet (first_slice in run.json is the first that was segmented). Scans that do not fit into memory: --batch 1,
 --region. --save-reconstruction adds OUTPUT/<case>_recon.nii.gz (.nrrd with --format nrrd, .png for pictures).
 
+Trust is calibrated for the student's masks at each --quality and for --encoder-only. With --steps or a named
+--reconstruction there is no figure, and the case is to be reviewed.
+
 --json-progress: events hello (pid, tool_version), start (labels with rgb, code and terminology), progress, warning,
 case (its part of run.json), then done, or error (message in one line, details, code as below).
 
@@ -72,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "times the steps (default: standard)",
     )
     add("--encoder-only", action="store_true", help="the encoder's mask, the paper's \"Ours-NO\"")
-    add("--steps", type=int, metavar="N", help="optimisation steps of a slice (default: the model's)")
+    add("--steps", type=int, metavar="N", help="optimisation steps of a slice (default: the quality's)")
     add(
         "--reconstruction",
         choices=("auto", "paper", "mind", "map-mind"),

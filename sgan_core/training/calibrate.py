@@ -6,8 +6,11 @@ severely. So it is known which masks come out wrong, and which inputs are foreig
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,23 +21,26 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from sgan_core.appearance import AppearanceConfig, apply_curves, shift_appearance
-from sgan_core.cohort import MODALITIES
+from sgan_core.bundle import Bundle
+from sgan_core.cohort import MODALITIES, Cohort
+from sgan_core.errors import InputError
 from sgan_core.imaging.slices import AIR
-from sgan_core.inversion import Inversion
+from sgan_core.labelling import QUALITIES, OnProgress, answers
 from sgan_core.metrics import failure
-from sgan_core.training.data import SliceStore, rng
+from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store, rng
 from sgan_core.training.evaluate import spread
-from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers, features
+from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
 
 SLICES = 320  # shown in all
+CAREFUL_SLICES = 160  # two starts with 2.5 times the steps: a slice takes four times as long as at "standard"
 MILD, SEVERE = (0.15, 0.5), (0.8, 1.0)  # ranges of grades; what is severe is foreign
 _TRAINING_SLICES = 300  # that say where training anatomy lies
-_LEAST = 24  # validation slices; fewer say nothing about so many weights
+LEAST_SLICES = 24  # of labelled validation patients; fewer say nothing about so many weights
 _RIDGES = (0.3, 1.0, 3.0, 10.0)  # strengths of the penalty on the weights that are tried
 _BIAS_RIDGE = 0.01  # keeps the bias finite when nothing fails
 
-# target (N, C, S, S), all of one kind -> final_probs, student_probs (N, K, S, S) and the unguided inversion
-SegmentSlices = Callable[[Tensor], tuple[Tensor, Tensor, Inversion]]
+# images (N, C, S, S), all of one kind, and the anatomy -> features (N, F), and masks (N, S, S) uint8 by method
+SegmentSlices = Callable[[np.ndarray, Anatomy], tuple[np.ndarray, dict[str, np.ndarray]]]
 Pair = tuple[np.ndarray, np.ndarray]  # image (C, S, S) in about [-1, 1], label (S, S)
 Corruption = Callable[[np.ndarray, np.ndarray, float, np.random.Generator], Pair]
 
@@ -206,10 +212,10 @@ def _part(kind: str, images: np.ndarray, labels: np.ndarray, patients: list[str]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the model made of shown slices."""
+    """What one method of the model made of shown slices."""
 
     features: np.ndarray  # (N, F) in the order of ``trust.FEATURES``
-    slice_dice: np.ndarray  # (N,) of the delivered mask, see ``failure.slice_dice``
+    slice_dice: np.ndarray  # (N,) of the method's masks, see ``failure.slice_dice``
     masks: np.ndarray  # (N, S, S) uint8
 
     @property
@@ -219,26 +225,16 @@ class Measured:
 
 
 def measure(
-    shown: Shown,
-    segment_slices: SegmentSlices,
-    *,
-    student: nn.Module,
-    encoder: nn.Module,
-    anatomy: Anatomy,
-    batch: int = 16,
-) -> Measured:
-    """Segment the slices, up to ``batch`` of one kind at a time, and take the features and the truth of each."""
-    device = next(encoder.parameters()).device
-    found, masks = [], []
-    for index in _batches(shown.kinds, batch):
-        target = torch.from_numpy(shown.images[index]).to(device)
-        final_probs, student_probs, inversion = segment_slices(target)
-        found.append(
-            features(target, student_probs, inversion, student=student, encoder=encoder, anatomy=anatomy)
-        )
-        masks.append(final_probs.argmax(dim=1).cpu().numpy().astype(np.uint8))
-    predicted = np.concatenate(masks)
-    return Measured(np.concatenate(found), failure.slice_dice(predicted, shown.labels), predicted)
+    shown: Shown, segment_slices: SegmentSlices, anatomy: Anatomy, *, batch: int = 16
+) -> dict[str, Measured]:
+    """Segment the slices, up to ``batch`` of one kind at a time; by method, the features and truth of each slice."""
+    parts = [segment_slices(shown.images[index], anatomy) for index in _batches(shown.kinds, batch)]
+    found = np.concatenate([features for features, _ in parts])
+    masks = {method: np.concatenate([part[method] for _, part in parts]) for method in parts[0][1]}
+    return {
+        method: Measured(found, failure.slice_dice(mask, shown.labels), mask)
+        for method, mask in masks.items()
+    }
 
 
 def _batches(kinds: Sequence[str], most: int) -> Iterator[np.ndarray]:
@@ -248,31 +244,90 @@ def _batches(kinds: Sequence[str], most: int) -> Iterator[np.ndarray]:
         yield from (run[first : first + most] for first in range(0, len(run), most))
 
 
-def calibrate(
+def trust_facts(
+    bundle: Bundle,
     store: SliceStore,
-    segment_slices: SegmentSlices,
     *,
-    student: nn.Module,
-    encoder: nn.Module,
-    slices: int = SLICES,
-    seed: int = 0,
-    batch: int = 16,
-) -> tuple[Calibration, dict[str, float]] | None:
-    """Fit the trust report of a model to its labelled validation patients; None with too few slices of them.
+    on_progress: OnProgress = lambda done, total, message: None,
+) -> dict[str, Any]:
+    """Facts that calibrate trust in a finished model, for each quality and method that has one.
 
-    segment_slices: what segments for users, with the same quality: a calibration holds for one quality. Both
-    networks are in evaluation mode on the device that is to be used. Also returns figures of patients left out
-    of the fit: ``auc_wrong``, ``auc_foreign``, ``calibration_error`` (NaN with one patient) and how many
-    slices and patients there were. The same arguments give the same result.
+    bundle: with a student; store: of the cohort's slices at the model's size. ``trust`` is the table that
+    ``trust.stored_calibration`` reads, empty with fewer than 24 slices of labelled validation patients; beside it
+    stand the figures of ``fit``. What on_progress raises stops the work. The same arguments give the same result.
     """
-    if len(store.slices_of(split="validation", with_label=True)) < _LEAST:
-        return None
-    shown = show(store, count=slices, seed=seed)
-    anatomy = training_anatomy(store, student, device=next(encoder.parameters()).device, seed=seed)
-    measured = measure(shown, segment_slices, student=student, encoder=encoder, anatomy=anatomy, batch=batch)
-    # An empty mask of a mere pattern is right: to learn from it would be to trust masks of what looks strange.
-    wrong = np.where(shown.anatomical, measured.wrong, np.nan)
-    return fit(measured.features, wrong, shown.foreign, shown.patients, anatomy)
+    facts: dict[str, Any] = {"trust": {}, "trust_cohort": store.cohort.name}
+    if bundle.student is None:
+        raise ValueError("the model has no student")
+    if len(store.slices_of(split="validation", with_label=True)) < LEAST_SLICES:
+        return facts
+    seed = bundle.config.seed
+    anatomy = training_anatomy(store, bundle.student, device=bundle.device, seed=seed)
+    counts = {quality: CAREFUL_SLICES if quality == "careful" else SLICES for quality in QUALITIES}
+    done, total = 0, sum(counts.values())
+    for quality, count in counts.items():
+
+        def segment_slices(
+            images: np.ndarray, anatomy: Anatomy, quality: str = quality
+        ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            nonlocal done
+            on_progress(done, total, "calibrating trust")
+            done += len(images)
+            return answers(images, bundle, quality, anatomy)
+
+        found = calibrate(show(store, count=count, seed=seed), segment_slices, anatomy)
+        for method, (calibration, figures) in found.items():
+            facts["trust"].setdefault(method, {})[quality] = calibration.to_dict()
+            facts |= {f"trust_{method}_{quality}_{name}": value for name, value in figures.items()}
+    on_progress(total, total, "calibrating trust")
+    return facts
+
+
+def trust_facts_of(
+    bundle: Bundle, cohort: Cohort, *, on_progress: OnProgress = lambda done, total, message: None
+) -> dict[str, Any]:
+    """``trust_facts`` with the slices of a cohort, prepared as in training.
+
+    Where the cohort or the model's training run has a folder of prepared slices, they are taken from there.
+    Raises InputError when the cohort has other labels than the model, or too few validation slices with labels.
+    """
+    config = bundle.config
+    if {label.value for label in config.labels} != {label.value for label in cohort.labels}:
+        names = ["/".join(one.name for one in labels) or "none" for labels in (config.labels, cohort.labels)]
+        raise InputError(f"{bundle.name} draws {names[0]}, the cohort {cohort.name} has {names[1]}.")
+    size, channels = config.generator.size, config.generator.image_channels
+    caches = [place / CACHE_FOLDER for place in (cohort.root, bundle.folder.parent) if place]
+    with tempfile.TemporaryDirectory(prefix="sgan-slices-", ignore_cleanup_errors=True) as folder:
+        store = open_store(
+            replace(cohort, squash=config.squash),
+            next((cache for cache in caches if cache.is_dir()), Path(folder)),
+            size=size,
+            channels=channels,
+            intensity=config.intensity,
+            on_progress=on_progress,
+        )
+        facts = trust_facts(bundle, store, on_progress=on_progress)
+    if not facts["trust"]:
+        raise InputError(
+            f"cohort {cohort.name}: fewer than {LEAST_SLICES} slices of labelled validation patients. Put more "
+            "labelled patients into the split validation."
+        )
+    return facts
+
+
+def calibrate(
+    shown: Shown, segment_slices: SegmentSlices, anatomy: Anatomy, *, batch: int = 16
+) -> dict[str, tuple[Calibration, dict[str, float]]]:
+    """Fit the trust report to what a model makes of shown slices, by method; with figures, see ``fit``.
+
+    segment_slices: what segments for users, at the quality that is to be calibrated.
+    """
+    found = {}
+    for method, measured in measure(shown, segment_slices, anatomy, batch=batch).items():
+        # An empty mask of a mere pattern is right: to learn from it would be to trust masks of what looks strange.
+        wrong = np.where(shown.anatomical, measured.wrong, np.nan)
+        found[method] = fit(measured.features, wrong, shown.foreign, shown.patients, anatomy)
+    return found
 
 
 def training_anatomy(
@@ -293,9 +348,10 @@ def fit(
     patients: Sequence[str],
     anatomy: Anatomy,
 ) -> tuple[Calibration, dict[str, float]]:
-    """Both regressions on features (N, F), with figures as ``calibrate`` returns them.
+    """Both regressions on features (N, F), with figures of patients left out of the fit.
 
-    wrong, foreign: (N,) 0, 1 or NaN (not used); anatomy: what the features were taken with. The
+    Figures: ``auc_wrong``, ``auc_foreign``, ``calibration_error`` (NaN with one patient), and how many slices and
+    patients there were. wrong, foreign: (N,) 0, 1 or NaN (not used); anatomy: what the features were taken with. The
     strength of the penalty is the one whose regressions, each fitted without a patient, predict that patient
     best.
     """

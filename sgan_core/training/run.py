@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from sgan_core import __version__
 from sgan_core.bundle import load_bundle, save_bundle
@@ -23,12 +23,11 @@ from sgan_core.config import TrainConfig
 from sgan_core.curvature import measure_curvature
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.files import replacing
-from sgan_core.labelling import answers
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
 from sgan_core.training import evaluate
-from sgan_core.training.calibrate import SLICES, calibrate
+from sgan_core.training.calibrate import trust_facts
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, make_encoder
 from sgan_core.training.gan import GanTrainer
@@ -475,31 +474,14 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
 
 
 def _trust(run: Run, folder: Path, store: SliceStore) -> dict[str, Any]:
-    """Facts that calibrate trust, measured with the finished model; none with too few validation slices."""
-    bundle = load_bundle(folder, run.device)
-    assert bundle.student is not None
-    facts: dict[str, Any] = {"trust": {}}
-    qualities = ("fast", "standard")
-    for number, quality in enumerate(qualities):
-        seen = 0
+    """Facts that calibrate trust, measured with the finished model."""
 
-        def asked(target: Tensor, number: int = number, quality: str = quality) -> Any:
-            nonlocal seen
-            if run.should_stop():
-                raise Cancelled("stopped while trust was calibrated; the bundle is there, without trust")
-            run.on_progress(number * SLICES + min(seen, SLICES), len(qualities) * SLICES, "calibrating trust")
-            seen += len(target)
-            return answers(target, bundle, quality)
+    def on_progress(done: int, total: int, message: str) -> None:
+        if run.should_stop():
+            raise Cancelled("stopped while trust was calibrated; the bundle is there, without trust")
+        run.on_progress(done, total, message)
 
-        found = calibrate(
-            store, asked, student=bundle.student, encoder=bundle.encoder, seed=bundle.config.seed
-        )
-        if found is not None:
-            calibration, figures = found
-            facts["trust"][quality] = calibration.to_dict()
-            facts |= {f"trust_{quality}_{name}": value for name, value in figures.items()}
-    run.on_progress(len(qualities) * SLICES, len(qualities) * SLICES, "calibrating trust")
-    return facts
+    return trust_facts(load_bundle(folder, run.device), store, on_progress=on_progress)
 
 
 def _interruptible(run: Run) -> OnProgress:

@@ -9,17 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from sgan_core.bundle import save_bundle
+from sgan_core.bundle import load_bundle, save_bundle, verify_bundle
 from sgan_core.cli.bundle import main
-from sgan_core.cohort import Label
-from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, preset
+from sgan_core.cohort import Case, Cohort, Intensity, Label, rank_labelled, save_cohort
+from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, InversionConfig, preset
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
+from sgan_core.networks.segmenter import make_student
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,115 @@ def test_damaged_model_fails_with_every_reason(
 def test_unknown_model_is_wrong_input(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([action, "no-such-model"]) == 2
     assert "no-such-model: no such model" in capsys.readouterr().err
+
+
+# --- calibrate -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder: slices of 32 px with a disc; 4 patients to train on, 3 with labels to validate."""
+    folder = tmp_path_factory.mktemp("discs")
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:32, :32]
+    cases = []
+    for number in range(4 * 8 + 3 * 8):
+        split = "train" if number < 32 else "validation"
+        row, column, radius = random.uniform(10, 22, 2).tolist() + [random.uniform(4, 8)]
+        disc = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+        image = np.where(disc, 190, 60) + random.normal(0, 12, disc.shape)
+        name, files = f"c{number}", [folder / f"{number}.png", folder / f"{number}_label.png"]
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(files[0])
+        Image.fromarray(disc.astype(np.uint8)).save(files[1])
+        cases.append(Case(name, f"p{number // 8}", str(files[0]), str(files[1]), split=split))
+    labels = (Label(1, "disc", (200, 90, 60)),)
+    save_cohort(Cohort("discs", "ct", Intensity(-160.0, 240.0, "HU"), labels, rank_labelled(cases)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with an untrained student and trust as an older version calibrated it."""
+    loaded = load_bundle(bundle)
+    config = dataclasses.replace(
+        loaded.config,
+        student_train=dataclasses.replace(loaded.config.student_train, channels=(4, 8)),
+        inversion=InversionConfig(steps=2, check_steps=1),
+    )
+    return save_bundle(
+        tmp_path_factory.mktemp("models") / "bundle",
+        name="disc-model",
+        config=config,
+        generator=loaded.generator,
+        encoder=loaded.encoder,
+        perceptual=loaded.perceptual,
+        student=make_student(config),
+        facts={"cohort": "discs", "trust": {"fast": {"features": []}}, "trust_fast_auc_wrong": 0.9},
+    )
+
+
+def test_calibrate_brings_an_older_model_up_to_date(
+    taught: Path,
+    cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sgan_core.training.calibrate.SLICES", 48)  # seconds in place of minutes
+    monkeypatch.setattr("sgan_core.training.calibrate.CAREFUL_SLICES", 24)
+    assert main(["info", str(taught)]) == 0
+    assert "calibrated by an older version" in " ".join(capsys.readouterr().out.split())
+    output = tmp_path / "new"
+    options = ["--data", str(cohort), "--output", str(output), "--device", "cpu"]
+    assert main(["calibrate", str(taught), *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(output)
+    before, after = load_bundle(taught), load_bundle(output)
+    assert verify_bundle(output) == []
+    assert after.hash != before.hash
+    for file in (taught / "models").iterdir():
+        assert (output / "models" / file.name).read_bytes() == file.read_bytes()
+    assert {method: list(part) for method, part in after.facts["trust"].items()} == {
+        "student": ["fast", "standard", "careful"],
+        "encoder": ["fast"],
+    }
+    assert "trust_fast_auc_wrong" not in after.facts
+    assert after.facts["trust_student_fast_patients"] == 3.0
+    assert (after.config, after.facts["cohort"]) == (before.config, "discs")
+    assert main(["info", str(output)]) == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "calibrated for the masks of the student at fast, standard, careful and of the encoder" in told
+
+
+def test_calibrate_refuses_before_the_long_work(
+    bundle: Path,
+    taught: Path,
+    cohort: Path,
+    disc_cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def says(model: Path, data: Path, output: Path) -> str:
+        options = ["--data", str(data), "--output", str(output), "--device", "cpu"]
+        assert main(["calibrate", str(model), *options]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    (tmp_path / "holiday.jpg").write_bytes(b"picture")
+    with monkeypatch.context() as patch:
+        patch.setattr("sgan_core.training.calibrate.open_store", lambda *_, **__: pytest.fail("too late"))
+        assert "holds something that is not a model" in says(taught, cohort, tmp_path)
+        assert "has no student" in says(bundle, cohort, tmp_path / "new")
+        entry = json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))
+        entry["labels"].append({"value": 2, "name": "square", "rgb": [1, 2, 3]})
+        (tmp_path / "cohort.json").write_text(json.dumps(entry), encoding="utf-8")
+        assert "disc-model draws liver, the cohort discs has disc/square" in says(
+            taught, tmp_path / "cohort.json", tmp_path / "new"
+        )
+    # Four slices of one validation patient.
+    assert "fewer than 24 slices of labelled validation patients" in says(
+        taught, disc_cohort, tmp_path / "new"
+    )
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_needs_no_torch() -> None:

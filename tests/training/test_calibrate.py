@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,10 +14,12 @@ from scipy.optimize import approx_fprime
 from scipy.special import expit
 from torch import Tensor, nn
 
+from sgan_core.bundle import Bundle
 from sgan_core.inversion import Inversion
+from sgan_core.networks.segmenter import make_student
 from sgan_core.training import calibrate
 from sgan_core.training.data import SliceStore
-from sgan_core.trust import FEATURES, Anatomy, Calibration, judge
+from sgan_core.trust import FEATURES, Anatomy, Calibration, calibrations, features, judge, stored_calibration
 
 SIZE = 32
 ANATOMY = Anatomy(np.zeros(4), np.eye(4)[:1])
@@ -198,8 +201,9 @@ class Means(nn.Module):
         return self.gain * torch.nn.functional.avg_pool2d(image, SIZE // 4).flatten(2)
 
 
-def segment_slices(target: Tensor) -> tuple[Tensor, Tensor, Inversion]:
+def segment_slices(images: np.ndarray, anatomy: Anatomy) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The student's mask; the "inversion" draws what stands out from the border in two shades."""
+    target = torch.from_numpy(images)
     student_probs = Disc()(target).softmax(dim=1)
     smooth = torch.nn.functional.avg_pool2d(target, 3, 1, 1)
     ground = target[:, :, 0].mean(dim=2)[:, :, None, None]
@@ -210,25 +214,24 @@ def segment_slices(target: Tensor) -> tuple[Tensor, Tensor, Inversion]:
     drawn = torch.where(organ > 0, shade, ground)
     label_probs = torch.cat([1.0 - organ, organ], dim=1)
     inversion = Inversion(Means()(drawn).detach(), drawn, label_probs, torch.zeros(len(target)), 1)
-    return student_probs, student_probs, inversion
-
-
-SETTINGS = {"student": Disc().eval(), "encoder": Means().eval(), "batch": 32}
+    found = features(target, student_probs, inversion, student=Disc(), encoder=Means(), anatomy=anatomy)
+    probs = {"student": student_probs, "encoder": label_probs}
+    return found, {method: part.argmax(dim=1).numpy() for method, part in probs.items()}
 
 
 def test_calibrating_a_toy_segmenter(store: SliceStore) -> None:
-    found = calibrate.calibrate(store, segment_slices, slices=96, **SETTINGS)
-    assert found is not None
-    calibration, figures = found
+    anatomy = calibrate.training_anatomy(store, Disc(), device=torch.device("cpu"))
+    shown = calibrate.show(store, count=96)
+    found = calibrate.calibrate(shown, segment_slices, anatomy, batch=32)
+    calibration, figures = found["student"]
     assert (figures["slices"], figures["patients"]) == (96, 4)
     assert figures["auc_wrong"] > 0.8
     assert figures["auc_foreign"] > 0.8
-    again = calibrate.calibrate(store, segment_slices, slices=96, **SETTINGS)
-    assert again is not None
+    again = calibrate.calibrate(shown, segment_slices, anatomy, batch=32)["student"]
     assert (again[0].to_dict(), again[1]) == (calibration.to_dict(), figures)
 
     shown = calibrate.show(store, count=96, seed=1)
-    measured = calibrate.measure(shown, segment_slices, anatomy=calibration.anatomy, **SETTINGS)
+    measured = calibrate.measure(shown, segment_slices, anatomy, batch=32)["student"]
     by_kind = {
         kind: judge(measured.features[np.array(shown.kinds) == kind], calibration, validation_dice=0.95)
         for kind in set(shown.kinds)
@@ -237,23 +240,69 @@ def test_calibrating_a_toy_segmenter(store: SliceStore) -> None:
     assert by_kind["pattern"].status == by_kind["family"].status == "review"
 
 
+def test_what_is_wrong_is_learned_from_the_mask_that_is_delivered(store: SliceStore) -> None:
+    """The same features; a method whose masks are all right is never doubted as much as one that always fails."""
+    anatomy = calibrate.training_anatomy(store, Disc(), device=torch.device("cpu"))
+    shown = calibrate.show(store, count=96)
+    given = iter(shown.labels)
+
+    def segment(images: np.ndarray, anatomy: Anatomy) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        truth = np.stack([next(given) for _ in images])
+        return segment_slices(images, anatomy)[0], {"student": truth, "encoder": 1 - truth}
+
+    found = calibrate.calibrate(shown, segment, anatomy)
+    rows = calibrate.measure(shown, segment_slices, anatomy)["student"].features
+    right, wrong = (found[method][0].probabilities(rows)[0] for method in ("student", "encoder"))
+    assert right.max() < 0.1
+    assert wrong.min() > 0.9
+    assert found["student"][0].foreign == found["encoder"][0].foreign
+
+
 def test_slices_are_segmented_in_batches(store: SliceStore) -> None:
     batches: list[int] = []
 
-    def counting(target: Tensor) -> tuple[Tensor, Tensor, Inversion]:
-        batches.append(len(target))
-        return segment_slices(target)
+    def counting(images: np.ndarray, anatomy: Anatomy) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        batches.append(len(images))
+        return segment_slices(images, anatomy)
 
-    measured = calibrate.measure(
-        calibrate.show(store, count=96), counting, anatomy=ANATOMY, **(SETTINGS | {"batch": 16})
-    )
+    found = calibrate.measure(calibrate.show(store, count=96), counting, ANATOMY, batch=16)
     assert batches == [16, 8, 12, 12, *[8] * 6]  # never of two kinds
-    assert measured.masks.shape == (96, SIZE, SIZE)
-    np.testing.assert_array_equal(measured.wrong, measured.slice_dice < 0.7)
+    assert list(found) == ["student", "encoder"]
+    for measured in found.values():
+        assert measured.masks.shape == (96, SIZE, SIZE)
+        np.testing.assert_array_equal(measured.wrong, measured.slice_dice < 0.7)
+    assert found["student"].features is found["encoder"].features
 
 
-def test_too_few_validation_slices_give_no_calibration(disc_store: Callable[..., SliceStore]) -> None:
-    assert calibrate.calibrate(disc_store(), segment_slices, **SETTINGS) is None
+def test_every_way_of_segmenting_that_gets_a_figure_is_calibrated(
+    untrained: Bundle, store: SliceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "SLICES", 48)
+    monkeypatch.setattr(calibrate, "CAREFUL_SLICES", 24)
+    seen: list[tuple[int, int]] = []
+    bundle = replace(untrained, student=make_student(untrained.config).eval())
+    facts = calibrate.trust_facts(
+        bundle, store, on_progress=lambda done, total, message: seen.append((done, total))
+    )
+    table = calibrations(json.loads(json.dumps(facts)))
+    assert {method: list(part) for method, part in table.items()} == {
+        "student": ["fast", "standard", "careful"],
+        "encoder": ["fast"],
+    }
+    ways = [(method, quality) for method, part in table.items() for quality in part]
+    assert all(stored_calibration(facts, quality, method) for method, quality in ways)
+    counts = {(m, q): facts[f"trust_{m}_{q}_slices"] for m, q in ways}
+    assert counts == dict.fromkeys(ways, 48.0) | {("student", "careful"): 24.0}
+    assert facts["trust_cohort"] == store.cohort.name
+    assert seen == sorted(seen)
+    assert seen[-1] == (120, 120)
+
+
+def test_too_few_validation_slices_give_no_calibration(
+    untrained: Bundle, disc_store: Callable[..., SliceStore]
+) -> None:
+    bundle = replace(untrained, student=make_student(untrained.config).eval())
+    assert calibrate.trust_facts(bundle, disc_store())["trust"] == {}
 
 
 def test_where_sides_have_no_meaning_nothing_is_turned(store: SliceStore) -> None:
