@@ -21,8 +21,8 @@ from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image
-from sgan_core.imaging.slices import labels_to_model, slice_centres_mm, to_model
-from sgan_core.labelling import SegmentConfig, label_slices
+from sgan_core.imaging.slices import labels_to_model, slice_centres_mm, to_model, to_volume
+from sgan_core.labelling import SegmentConfig, label_slices, smooth_through_plane
 from sgan_core.networks.segmenter import make_student
 from sgan_core.segment import choose_intensity, label_volumes, part_of, segment_volume
 from sgan_core.training.data import open_store
@@ -123,6 +123,19 @@ def test_shapes_and_ranges(bundle: Bundle) -> None:
     assert found.slice_errors.shape == (5,)
     assert found.error == pytest.approx(np.sqrt((found.slice_errors**2).mean()))
     assert (found.method, found.steps) == ("inversion", 3)
+
+
+def test_neighbouring_slices_are_smoothed_before_they_are_labelled(bundle: Bundle) -> None:
+    fast = SegmentConfig("fast")
+    found = segment_volume(scan(), bundle, fast)
+    alone = label_slices(found.stack.images, bundle, fast)
+    for probs, unsmoothed in (
+        (found.label_probs, alone.label_probs),
+        (found.inverted_probs, alone.inverted_probs),
+    ):
+        np.testing.assert_array_equal(probs, smooth_through_plane(unsmoothed))
+        assert np.abs(probs - unsmoothed).max() > 0.001  # an untrained model's slices hardly differ
+    np.testing.assert_array_equal(found.labels, to_volume(found.label_probs, found.stack))
 
 
 def test_batches_change_nothing(bundle: Bundle) -> None:

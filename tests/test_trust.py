@@ -117,6 +117,15 @@ def test_soft_overlap_of_hard_masks_is_dice_but_for_one_pixel() -> None:
     assert soft_overlap(one_hot(first), one_hot(second)).item() == pytest.approx((2 * both + 1) / (total + 1))
 
 
+def test_soft_overlap_of_probabilities_squares_them() -> None:
+    """Milletari et al. 2016, by hand: two pixels of foreground 0.5, 0.2 against 0.8, 0."""
+    first, second = (
+        torch.tensor([[[[1 - a, 1 - b]], [[a, b]]]]) for a, b in ((0.5, 0.2), (0.8, 0.0))
+    )  # (1, 2, 1, 2)
+    expected = (2 * 0.5 * 0.8 + 1) / (0.5**2 + 0.2**2 + 0.8**2 + 1)
+    assert soft_overlap(first, second).item() == pytest.approx(expected)
+
+
 def test_soft_overlap_of_empty_masks_is_full_and_labels_must_agree() -> None:
     empty, ones, twos = (
         torch.nn.functional.one_hot(torch.full((1, 8, 8), k), 3).movedim(-1, 1) for k in range(3)
@@ -348,6 +357,13 @@ def test_few_doubtful_slices_are_listed_though_the_case_is_ok() -> None:
     assert trust.status == "ok"
     assert trust.slices == (5, 6)
     assert trust.reason.endswith("look at slices 5-6")
+
+
+def test_a_slice_is_listed_from_a_probability_of_one_half_on() -> None:
+    found = rows(40, methods={2: 0.49, 7: 0.51}, search={20: 0.49, 31: 0.51})  # the log odds are 6 x - 3
+    trust = judge(found, CALIBRATION, validation_dice=0.9)
+    assert trust.slices == (8, 32)
+    assert trust.wrong[7] == pytest.approx(1 / (1 + np.exp(-0.06)), abs=1e-3)
 
 
 def test_slices_of_a_region_have_the_numbers_of_their_volume() -> None:

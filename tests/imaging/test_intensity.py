@@ -245,6 +245,15 @@ def test_a_colour_cast_comes_back_neutral(cast: tuple[float, float, float]) -> N
     np.testing.assert_allclose(found, scale * skin(), rtol=0.01)
 
 
+def test_light_is_the_minkowski_mean_of_norm_6() -> None:
+    """Half of the red is missing: its light is (1/2)^(1/6) = 0.891 of that of green and blue."""
+    rgb = np.full((3, 1, 2), 60, np.uint8)
+    rgb[0, 0, 1] = 0
+    light = np.array([0.5 ** (1 / 6), 1.0, 1.0])
+    gains = np.sqrt((light**2).mean()) / light
+    np.testing.assert_allclose(remove_colour_cast(rgb), rgb * gains[:, None, None], rtol=1e-5)
+
+
 def test_neutral_pictures_stay() -> None:
     for array in (skin(), np.full((3, 9, 9), 255, np.uint8), np.repeat(random_array((1, 9, 9)), 3, axis=0)):
         found = prepare_intensities(Picture(array), CAST).array

@@ -504,8 +504,9 @@ def test_label_of_another_shape_is_refused() -> None:
         check(np.zeros((6, 9), np.uint8), Picture(np.zeros((1, 9, 6), np.uint8)))
 
 
-def test_label_elsewhere_in_the_patient_is_refused_in_mm() -> None:
+@pytest.mark.parametrize("shift_mm", [2.5, 0.002])
+def test_label_elsewhere_in_the_patient_is_refused_in_mm(shift_mm: float) -> None:
     moved = np.eye(4)
-    moved[2, 3] = 2.5
-    with pytest.raises(InputError, match=r"2\.5 mm apart"):
+    moved[2, 3] = shift_mm
+    with pytest.raises(InputError, match=f"lie {shift_mm:g} mm apart"):
         check(volume_on(moved), volume_on(np.eye(4)))

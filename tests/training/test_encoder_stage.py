@@ -112,8 +112,8 @@ def test_without_synthetic_pairs_there_is_no_latent_term(stage):
 
 
 def test_label_losses_closed_form(toy_config):
-    """Cross-entropy at temperature 0.5 and Dice at temperature 1 of two pixels, worked out by hand."""
-    weights = {"ce_temperature": 0.5, "dice_temperature": 1.0, "ce_weight": 2.0, "dice_weight": 3.0}
+    """Cross-entropy at temperature 0.5 and Dice at temperature 2 of two pixels, worked out by hand."""
+    weights = {"ce_temperature": 0.5, "dice_temperature": 2.0, "ce_weight": 2.0, "dice_weight": 3.0}
     config = toy_config(encoder_train=weights)
     logits = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).reshape(
         1, 2, 1, 2
@@ -121,7 +121,7 @@ def test_label_losses_closed_form(toy_config):
     hot = one_hot(torch.tensor([[[1, 0]]]), 2)
     found = label_losses(logits, hot, config)
     entropy = (math.log(2.0) + math.log(1.0 + math.exp(-2.0))) / 2
-    outside = 1.0 / (1.0 + math.e)  # probability of foreground at the second pixel
+    outside = 1.0 / (1.0 + math.exp(0.5))  # probability of foreground at the second pixel
     dice = 1.0 - (2 * 0.5 + 1) / (0.5 + outside + 1 + 1)
     assert float(found["ce"]) == pytest.approx(2.0 * entropy)
     assert float(found["dice"]) == pytest.approx(3.0 * dice)

@@ -99,6 +99,19 @@ def test_the_average_follows_the_weights(stage):
         torch.testing.assert_close(mean, old + (1 - 0.5**0.5) * (new - old))
 
 
+@pytest.mark.parametrize(("steps", "half_life"), [(1, 0.8), (10, 8.0), (50, 16.0)])
+def test_half_life_of_the_average_grows_with_the_images_seen(stage, steps, half_life):
+    """A tenth of the images seen, up to the stated one."""
+    trainer = stage(ema_half_life_images=16.0)
+    trainer.step_number = steps
+    for mean, new in zip(trainer.average.parameters(), trainer.net.parameters(), strict=True):
+        mean.zero_()
+        new.data.fill_(1.0)
+    trainer._update_average()
+    for mean in trainer.average.parameters():
+        torch.testing.assert_close(mean, torch.full_like(mean, 1 - 0.5 ** (8 / half_life)))
+
+
 def test_image_and_label_move_together(stage):
     """The organ's brightness under the moved label stays that of the organ."""
     trainer = stage(appearance=False, strength=1.0)
