@@ -325,6 +325,14 @@ def test_first_8_are_inside_the_first_20_and_the_seed_decides() -> None:
     )
 
 
+def test_first_labelled_patients_are_those_of_the_lowest_ranks() -> None:
+    ranks = {"a": 2, "b": 0, "c": 3, "d": 1}
+    cohort = make_cohort(
+        tuple(Case(p, p, f"{p}.png", f"{p}_mask.png", labelled_rank=r) for p, r in ranks.items())
+    )
+    assert [labelled_patients(cohort, count) for count in (1, 2, 3)] == [{"b"}, {"b", "d"}, {"a", "b", "d"}]
+
+
 def test_order_survives_new_patients() -> None:
     few, many = (rank_labelled(labelled_cases(count)) for count in (20, 30))
     rank = {case.patient: case.labelled_rank for case in many}
@@ -338,6 +346,16 @@ def test_share_is_of_the_labelled_patients() -> None:
     chosen = [case for case in divided if case.split == "validation"]
     assert len(chosen) == 4
     assert all(case.labelled for case in chosen)
+
+
+def test_test_patients_are_neither_counted_nor_chosen_for_validation() -> None:
+    tested = [
+        replace(case, id=f"t{n}", patient=f"t{n}", split="test") for n, case in enumerate(labelled_cases(30))
+    ]
+    divided = assign_splits(labelled_cases(10) + tested, validation=0.2)
+    assert sum(case.split == "validation" for case in divided) == 2
+    with pytest.raises(InputError, match="'t3' is not among the 10 patients"):
+        assign_splits(labelled_cases(10) + tested, validation=["t3"])
 
 
 def test_named_patients_become_validation() -> None:

@@ -252,6 +252,16 @@ def test_segmentation_is_beside_its_volume(ct: Any, tmp_path: Path) -> None:
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
 
 
+def test_updated_segmentation_stays_where_a_person_put_it(ct: Any, tmp_path: Path) -> None:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    node = run_steps(importer.importResult(case, [LIVER], ct)).segmentation
+    folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "mine")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), folder)
+    run_steps(importer.importResult(case, [LIVER], ct, node))
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == folder
+
+
 def test_import_adds_one_node_and_its_display(ct: Any, tmp_path: Path) -> None:
     before = standin.leaves(slicer.mrmlScene)
     case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))

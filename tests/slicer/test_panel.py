@@ -381,6 +381,43 @@ def test_failure_is_told_once_and_the_panel_is_usable_again(
     assert panel._parameterNode.outputSegmentation is not None
 
 
+def test_cancel_of_a_run(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
+    fake_worker(panel, "listens")
+    before = standin.leaves(slicer.mrmlScene)
+    panel.ui.applyButton.click()
+    standin.pump(lambda: "Slice 1 to 2" in panel.ui.statusLabel.text)
+    assert panel.ui.cancelButton.enabled
+    panel.ui.cancelButton.click()
+    assert panel.ui.statusLabel.text == "Cancelling..."
+    wait(panel, 5)
+    assert panel.ui.statusLabel.text == "Cancelled; the scene is as it was."
+    assert standin.leaves(slicer.mrmlScene) == before
+    assert (panel.ui.applyButton.enabled, panel.ui.cancelButton.enabled) == (True, False)
+    assert not slicer.app.messages
+
+
+def run_folders() -> list[str]:
+    """What runs keep on the disk, for the reconstruction."""
+    return [path.name for path in Path(slicer.app.temporaryPath).iterdir() if path.name.startswith("sgan-")]
+
+
+def test_files_of_a_run_are_kept_as_long_as_its_result_is_shown(
+    panel: Any, ct: Any, fake_worker: FakeWorker
+) -> None:
+    fake_worker(panel, "good")
+    apply(panel)
+    first = run_folders()
+    apply(panel)
+    second = run_folders()
+    assert len(first) == len(second) == 1
+    assert first != second
+    panel.ui.undoButton.click()
+    assert run_folders() == []
+    apply(panel)
+    slicer.mrmlScene.Clear(0)
+    assert run_folders() == []
+
+
 def test_failed_run_keeps_the_former_result_at_hand(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
     fake_worker(panel, "good")
     apply(panel)
