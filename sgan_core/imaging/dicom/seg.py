@@ -479,7 +479,10 @@ def _source_of_slices(grid: Grid, places: Sequence[_Place], rows: int, columns: 
 def _mark_extent(frames: np.ndarray) -> list[int]:
     """Give the first label a pixel in the outer slices that have none at all; returns these slices.
 
-    highdicom leaves out empty frames. The outer two are kept, by a pixel that is cleared in the result.
+    highdicom (0.27.0 and 0.28.2 tried) leaves out all empty frames or none. With ``omit_empty_frames=False``
+    every label has a frame in every slice that is given, also where only others are: 1118 instead of 521
+    frames and twice the bytes for the 13 organs of a BTCV patient. It has no choice by frame, so the outer
+    slices are kept by a pixel that is cleared in the result.
     """
     empty = [k for k in sorted({0, len(frames) - 1}) if not frames[k].any()]
     frames[empty, 0, 0] = 1

@@ -309,6 +309,18 @@ def test_an_empty_label_map_is_a_small_valid_file(
     assert corner_distance_mm(volume.grid, grid()) < 1e-5
 
 
+def test_outer_slices_of_odd_size_stay_empty(tmp_path: Path) -> None:
+    """Frames of 23 x 31 bits do not begin at whole bytes."""
+    rows, columns = 23, 31
+    pixels = np.zeros((rows, columns), np.int16).tobytes()
+    images = [ct_slice(k, Rows=rows, Columns=columns, PixelData=pixels) for k in range(SLICES)]
+    files = write_series(tmp_path / "odd", images)
+    labels = labelmap()[:columns, :rows]
+    labels[:, :, 2] = 0  # 14 slices of liver stay: the last frame of that segment begins at bit 15 * 713
+    written(tmp_path, labels, Grid(labels.shape, grid().affine), LABELS, files)
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labels)
+
+
 def test_frames_without_their_label_are_left_out(tmp_path: Path, series: list[Path]) -> None:
     segmentation = written(tmp_path, labelmap(), grid(), LABELS, series)
     planes = sum(int((labelmap() == number).any(axis=(0, 1)).sum()) for number in (1, 2))
