@@ -217,22 +217,28 @@ def test_curvature_is_measured_on_the_generators_device(networks, absent):
 # --- bfloat16
 
 
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+gpu = pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])
+
+
 @pytest.fixture
-def on_cpu(monkeypatch) -> Callable[[], None]:
-    """Makes the CPU compute in bfloat16 from now on."""
-    return lambda: monkeypatch.setattr(parallel, "AMP_DEVICES", ("cuda", "cpu"))
+def bfloat16_on(monkeypatch) -> Callable[..., None]:
+    """From now on these kinds of device compute in bfloat16, and no others."""
+    return lambda *kinds: monkeypatch.setattr(parallel, "AMP_DEVICES", kinds)
 
 
+@pytest.mark.parametrize("kind", ["cpu", gpu])
 @pytest.mark.parametrize("stage", STAGES)
-def test_losses_in_bfloat16_are_those_in_float32(stages, on_cpu, stage):
+def test_losses_in_bfloat16_are_those_in_float32(stages, bfloat16_on, stage, kind):
     """Of the second step, the first without penalties that are always float32, and at the end of twenty."""
 
     def steps() -> list[dict[str, float]]:
-        trainer = stages[stage](CPU)
+        trainer = stages[stage](torch.device(kind))
         return [trainer.step() for _ in range(20)]
 
+    bfloat16_on()
     full = steps()
-    on_cpu()
+    bfloat16_on(kind)
     half = steps()
     assert half[1] != full[1]
     for name in full[0].keys() - {"certainty", "augment"}:  # an average of signs, a setting
@@ -242,12 +248,32 @@ def test_losses_in_bfloat16_are_those_in_float32(stages, on_cpu, stage):
         assert ends[1] == pytest.approx(ends[0], rel=0.05), name
 
 
-def test_augmentation_moves_pixels_in_float32(on_cpu):
+def test_augmentation_moves_pixels_in_float32(bfloat16_on):
     """Coordinates in bfloat16 are off by up to a quarter of a pixel at 256 px."""
     image = torch.rand(2, 1, 256, 256, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
     drawn = augment.draw(2, 1.0, AugmentConfig(), torch.Generator().manual_seed(1))
     expected, _ = augment.warp(image, *drawn)
-    on_cpu()
+    bfloat16_on("cpu")
     with parallel.autocast(CPU, enabled=True):
         found, _ = augment.warp(image, *drawn)
     assert torch.equal(found, expected)
+
+
+# --- a GPU that is there
+
+
+@pytest.fixture
+def exact(bfloat16_on) -> Iterator[None]:
+    """float32 as a CPU computes it: no bfloat16, no TensorFloat-32 (matrix products have none by default)."""
+    bfloat16_on()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.parametrize("kind", [gpu])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_on_a_gpu_is_that_on_the_cpu(stages, exact, stage, kind):
+    """The first step with the lazy penalties, and the next, which sees the weights that the first one left."""
+    there, here = stages[stage](torch.device(kind)), stages[stage](CPU)
+    for _ in range(2):
+        assert there.step() == pytest.approx(here.step(), rel=2e-3)
