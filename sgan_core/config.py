@@ -136,6 +136,7 @@ class GanConfig:
     image_lr: float = 0.002
     pair_lr: float = 0.002
     pair_loss: str = "hinge"  # "logistic" | "hinge"
+    pair_d_weight: float = 1.0  # of D_m's own loss (Eq. 2); 0.5 in the authors' code: (real + fake) / 2
     pair_weight: float = 1.0
     pair_ramp_images: int = 0  # the weight grows linearly from 0 over this many images
     pair_label_blur: bool = False  # the same small blur on real and generated labels
@@ -371,17 +372,20 @@ def _small_presets(size: int, move: dict[str, Any]) -> dict[str, Any]:
 
 
 def _large_presets(preset: str, size: int, move: dict[str, Any]) -> dict[str, Any]:
-    """``paper`` (adversarial losses only) or ``official`` (the authors' code, section 7)."""
+    """``paper`` (the equations as they stand) or ``official`` (the authors' code); docs/method.md section 6."""
     channels = _official_channels(size)
+    own: dict[str, Any] = {"gan": {"pair_d_weight": 0.5, "feature_matching": 2.0, "augment": move}}
+    if preset == "paper":
+        own = {
+            "gan": {"pair_loss": "logistic", "pair_r1": 0.0, "augment": {"adaptive": True} | move},
+            "encoder_train": {"perceptual_weight": 1.0, "mse_weight": 0.1},  # in the authors' proportion
+        }
     shared = {
         "generator": {"channels": channels},
         "image_discriminator": {"channels": channels},
         "student_train": {"geometry": move},
     }
-    if preset == "paper":
-        return merge(shared, {"gan": {"pair_loss": "logistic", "augment": {"adaptive": True} | move}})
-    rates = {"generator_lr": 0.002, "feature_matching": 2.0, "augment": move}
-    return merge(shared, {"gan": rates})
+    return merge(shared, own)
 
 
 def preset(name: str, *, modality: str, num_classes: int, size: int | None = None) -> TrainConfig:

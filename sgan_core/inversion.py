@@ -54,7 +54,7 @@ def invert(
     curvature: Curvature | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
-    """Minimise reconstruction + lambda_2 |w_plus - E(G_x(w_plus))|^2 over w_plus, for a batch of slices.
+    """Minimise reconstruction + lambda_2 |w_plus - E(G_x(w_plus))|^2 over w_plus (Eq. 8), for a batch of slices.
 
     target: (B, C, H, W) in [-1, 1]. The start is E(target), or the mean w without an encoder. The encoder's
     answer is a constant of each step: no gradient flows through E. ``start_weight`` holds w_plus near an encoder's
@@ -182,7 +182,7 @@ def _invert(
         w_plus.requires_grad_(not last)
         with torch.set_grad_enabled(not last):
             image = generator.synthesis(w_plus).image
-            terms = reconstruction.terms(image)
+            terms = reconstruction.terms(image)  # Eq. 7, or what takes its place
         loss = torch.stack(list(terms.values())).sum(dim=0)  # (B,)
         kept.update(w_plus.detach(), loss.detach())
         if last or (on_step is not None and not on_step(step, {k: v.detach() for k, v in terms.items()})):
@@ -190,8 +190,10 @@ def _invert(
         if encoder is not None and config.encoder_weight:
             with torch.no_grad():
                 answer = encoder(image)
+            # lambda_2 in Eq. 8
             loss = loss + config.encoder_weight * (w_plus - answer).square().mean(dim=(1, 2))
         if encoder is not None and config.start_weight:
+            # Not in the paper: E(target) in place of E(G_x(w_plus)).
             loss = loss + config.start_weight * (w_plus - start).square().mean(dim=(1, 2))
         # Slices are independent: the sum's gradient is each slice's own.
         (gradient,) = torch.autograd.grad(loss.sum(), w_plus)

@@ -55,8 +55,8 @@ class PaperReconstruction:
         distance = self.perceptual.distance(self.perceptual.features(image), self.features)
         squared = (image - self.target).square().mean(dim=(1, 2, 3))
         return {
-            "perceptual": self.config.perceptual_weight * distance,
-            "mse": self.config.mse_weight * squared,
+            "perceptual": self.config.perceptual_weight * distance,  # LPIPS in Eq. 7
+            "mse": self.config.mse_weight * squared,  # times lambda_3 in Eq. 7
         }
 
 

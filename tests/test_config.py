@@ -79,6 +79,7 @@ def test_official_preset_has_the_authors_numbers():
     config = preset("official", modality="face", num_classes=8)
     gan, train, inversion = config.gan, config.encoder_train, config.inversion
     assert (gan.pair_loss, gan.feature_matching, gan.image_r1, gan.pair_r1) == ("hinge", 2.0, 10.0, 10.0)
+    assert gan.pair_d_weight == 0.5  # (real + fake) / 2
     assert (gan.r1_every, gan.path_weight, gan.path_every, gan.path_batch_shrink) == (16, 2.0, 4, 2)
     assert (config.pair_discriminator.scales, config.pair_discriminator.norm) == (3, "spectral_instance")
     assert (train.perceptual_weight, train.mse_weight, train.ce_temperature, train.dice_temperature) == (
@@ -97,8 +98,17 @@ def test_official_preset_has_the_authors_numbers():
 
 
 def test_paper_preset_has_adversarial_losses_only():
+    """As Eq. 1-3 stand: D_m's loss is not halved, and its R1 is the code's."""
     gan = preset("paper", modality="ct", num_classes=2).gan
     assert (gan.feature_matching, gan.pair_loss) == (0.0, "logistic")
+    assert (gan.pair_d_weight, gan.pair_r1, gan.image_r1) == (1.0, 0.0, 10.0)
+
+
+def test_paper_preset_weighs_the_perceptual_term_as_eq_5_does():
+    """1, and the squared error a tenth of it, as in the authors' code and in Eq. 7."""
+    config = preset("paper", modality="ct", num_classes=2)
+    assert (config.encoder_train.perceptual_weight, config.encoder_train.mse_weight) == (1.0, 0.1)
+    assert (config.inversion.perceptual_weight, config.inversion.mse_weight) == (1.0, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def make_encoder(config: TrainConfig, mean_w: Tensor) -> Encoder:
 def label_losses(logits: Tensor, hot: Tensor, config: TrainConfig) -> dict[str, Tensor]:
     """Cross-entropy and Dice loss of Eq. 4, weighted. logits, hot: (B, K, H, W)."""
     train = config.encoder_train
-    entropy = F.cross_entropy(logits / train.ce_temperature, hot.argmax(dim=1))
-    dice = losses.soft_dice_loss((logits / train.dice_temperature).softmax(dim=1), hot)
+    entropy = F.cross_entropy(logits / train.ce_temperature, hot.argmax(dim=1))  # H in Eq. 4
+    dice = losses.soft_dice_loss((logits / train.dice_temperature).softmax(dim=1), hot)  # DC in Eq. 4
     return {"ce": train.ce_weight * entropy, "dice": train.dice_weight * dice}
 
 
@@ -115,12 +115,14 @@ class EncoderTrainer:
         answer = self.encoder(inputs).float()
         pair: Pair = self.generator.synthesis(answer[: len(real)])
         image = pair.image.float()
+        # Eq. 5: LPIPS, or what stands for it, + lambda_1 * mean squared error.
         found = {
             "perceptual": self.train.perceptual_weight * self.perceptual(image, real).mean(),
             "mse": self.train.mse_weight * F.mse_loss(image, real),
         }
         found |= label_losses(pair.label_logits[: len(hot)].float(), hot, self.config)
         if w_true is not None:
+            # Not in the paper: images whose w is known.
             found["latent"] = self.train.latent_weight * F.mse_loss(answer[len(real) :], w_true)
         return found
 

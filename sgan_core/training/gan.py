@@ -76,11 +76,13 @@ def pair_discriminator_step(
     fake: tuple[Tensor, Tensor],
     *,
     kind: str,
+    weight: float = 1.0,
     mismatched: tuple[Tensor, Tensor] | None = None,
     mismatch_weight: Tensor | None = None,
 ) -> Losses:
     """D_m's losses on real and generated pairs of image (B, C, H, W) and label (B, K, H, W) (Eq. 2).
 
+    weight: of the loss; with 0.5 it is the mean of real and generated, as in the authors' code.
     mismatched: real images with other images' labels, an extra kind of fake; mismatch_weight (B,) is 0 where
     the labels agree by chance (two empty slices are no mismatch).
     """
@@ -88,7 +90,7 @@ def pair_discriminator_step(
     fake_out = discriminator(fake[0].detach(), fake[1].detach())
     loss = _mean_over_scales(real_out, lambda x: losses.real_loss(x, kind))
     loss = loss + _mean_over_scales(fake_out, lambda x: losses.fake_loss(x, kind))
-    found = {"pair_d": loss}
+    found = {"pair_d": weight * loss}
     if mismatched is not None:
         out = discriminator(*(part.detach() for part in mismatched))
         found["mismatch"] = _mean_over_scales(out, lambda x: losses.fake_loss(x, kind), mismatch_weight)
@@ -291,6 +293,7 @@ class GanTrainer:
                 real_pair,
                 fake_pair,
                 kind=gan.pair_loss,
+                weight=gan.pair_d_weight,
                 mismatched=mismatched,
                 mismatch_weight=weight,
             )

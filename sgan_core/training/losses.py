@@ -10,17 +10,17 @@ from sgan_core.training.parallel import average_value, sum_of_all
 
 
 def real_loss(logits: Tensor, kind: str) -> Tensor:
-    """A discriminator's loss on real samples, without reduction. kind: logistic (Eq. 1) or hinge (the code)."""
+    """E log D(real) of Eq. 1 and 2 without its mean. kind: logistic (the paper) or hinge (the authors' code, D_m)."""
     return F.softplus(-logits) if kind == "logistic" else F.relu(1.0 - logits)
 
 
 def fake_loss(logits: Tensor, kind: str) -> Tensor:
-    """A discriminator's loss on generated samples, without reduction."""
+    """E log(1 - D(fake)) of Eq. 1 and 2 without its mean, as a loss to be minimised."""
     return F.softplus(logits) if kind == "logistic" else F.relu(1.0 + logits)
 
 
 def generator_loss(logits: Tensor, kind: str) -> Tensor:
-    """The generator's loss, without reduction: non-saturating logistic, or the negative logit for hinge."""
+    """A term of Eq. 3 without its mean: non-saturating logistic, or the negative logit for hinge."""
     return F.softplus(-logits) if kind == "logistic" else -logits
 
 

@@ -351,6 +351,15 @@ def test_r1_of_pairs_is_that_of_each_samples_mean_over_patches_at_each_scale(bat
     assert float(found["pair_r1"].detach()) == pytest.approx(10.0 / 2 * 16 * (4.0 + 36.0) / 2 / 64)
 
 
+def test_the_loss_of_pairs_has_its_weight(trainer, monkeypatch):
+    """The authors' code halves it; penalties and mismatched pairs have weights of their own."""
+    whole, half = (
+        trainer(gan=ALL_ON | {"pair_d_weight": weight}).step() for weight in (1.0, 0.5)
+    )  # before any weights part
+    assert half["pair_d"] == pytest.approx(0.5 * whole["pair_d"])
+    assert half["mismatch"] == pytest.approx(whole["mismatch"])
+
+
 def test_pairs_are_told_apart_under_the_full_r1(disc_store):
     """Real pairs of disc and label against discs with others' labels; gamma is the 10 of the large presets."""
     store = disc_store(patients=2, slices=100, labelled=2, empty=0.0)
