@@ -204,9 +204,9 @@ def _cold_read_rate(opened: Callable[[], SliceStore], batch: int, repeats: int) 
     rates = []
     for repeat in range(repeats):
         store = opened()
-        files = [
+        files = {
             str(array.filename) for array in (store.images, store.labels) if isinstance(array, np.memmap)
-        ]
+        }
         del store  # mapped pages stay
         for file in files:
             _forget(file)

@@ -1,4 +1,10 @@
-"""The slices of a cohort at model size, kept in one file on disk that training maps into memory."""
+"""The slices of a cohort at model size, kept in one file on disk that training maps into memory.
+
+Why not a library's (benchmarks/slice_cache.py, docs/performance.md): random batches come from MONAI's
+PersistentDataset at 2 to 27 % of our rate, and one cut file in it stops every later run; its CacheDataset
+holds all slices in memory and is made anew by each process. An array of numpy's open_memmap reads as fast as
+ours, but wants the number of slices before the first scan is read, and does not know which of them are whole.
+"""
 
 from __future__ import annotations
 
@@ -122,9 +128,11 @@ class _Recipe:
     intensity: Intensity
 
     @property
-    def slice_bytes(self) -> dict[str, int]:
-        """Of one slice in each file of the store."""
-        return {"images": 2 * self.channels * self.size**2, "labels": self.size**2}
+    def slice_type(self) -> np.dtype:
+        """A slice in the file."""
+        return np.dtype(
+            [("image", "<f2", (self.channels, self.size, self.size)), ("label", "u1", (self.size, self.size))]
+        )
 
 
 def open_store(
@@ -160,16 +168,14 @@ def open_store(
             if not store.is_dir():  # it may have been made while we waited
                 _prepare(unfinished, cohort.cases, keys, recipe, processes, tell)
                 os.replace(unfinished, store)
-    counts = records.item_counts(store, recipe.slice_bytes, len(keys))
-    total = sum(counts)
-    images = np.memmap(store / "images", np.float16, mode="r", shape=(total, channels, size, size))
-    labels = np.memmap(store / "labels", np.uint8, mode="r", shape=(total, size, size))
-    return SliceStore(images, labels, np.repeat(np.arange(len(counts)), counts), cohort)
+    counts = records.item_counts(store, recipe.slice_type.itemsize, len(keys))
+    slices = np.memmap(store / records.ITEMS, recipe.slice_type, mode="r")
+    return SliceStore(slices["image"], slices["label"], np.repeat(np.arange(len(counts)), counts), cohort)
 
 
 def _settings(recipe: _Recipe) -> str:
     cohort = {name: value for name, value in asdict(recipe.cohort).items() if name not in ("name", "root")}
-    facts = [cohort, recipe.size, recipe.channels, asdict(recipe.intensity)]
+    facts = [cohort, recipe.slice_type.descr, asdict(recipe.intensity)]
     return json.dumps(facts, sort_keys=True)
 
 
@@ -208,15 +214,14 @@ def _prepare(
     folder.mkdir(exist_ok=True)
     counts: list[int] = []  # slices of each finished case
     try:
-        with records.Records(folder, recipe.slice_bytes) as files:
-            counts += files.resume(keys)
+        with records.append_to(folder, recipe.slice_type.itemsize) as finished:
+            counts += finished.resume(keys)
             if counts:
                 tell(len(counts))
             _require_space(folder, counts, len(cases), recipe)
             with closing(_stacks(cases[len(counts) :], recipe, processes)) as stacks:
-                for images, labels in stacks:
-                    key = keys[len(counts)]
-                    counts.append(files.append(key, (images.tobytes(), labels.tobytes())))
+                for slices in stacks:
+                    counts.append(finished.append(keys[len(counts)], slices.tobytes()))
                     if len(counts).bit_count() == 1:  # 1, 2, 4, 8, ...: when the mean can have changed much
                         _require_space(folder, counts, len(cases), recipe)
                     tell(len(counts))
@@ -228,7 +233,7 @@ def _prepare(
 def _require_space(folder: Path, counts: Sequence[int], cases: int, recipe: _Recipe) -> None:
     """Refuse to begin what cannot end; cases to come are taken to have as many slices as those before."""
     slices_each = sum(counts) / len(counts) if counts else 1.0
-    needed = (cases - len(counts)) * slices_each * sum(recipe.slice_bytes.values())
+    needed = (cases - len(counts)) * slices_each * recipe.slice_type.itemsize
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -239,7 +244,7 @@ def _require_space(folder: Path, counts: Sequence[int], cases: int, recipe: _Rec
 
 def _stacks(
     cases: Sequence[Case], recipe: _Recipe, processes: int | None
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+) -> Generator[np.ndarray, None, None]:
     """The slices of each case, in order; by other processes too as soon as that promises to save time."""
     prepare = partial(_stack, recipe=recipe)
     most = processes or available_cores()
@@ -268,8 +273,8 @@ def _is_long(began: float, done: int, cases: int) -> bool:
     return done > 0 and seconds > _TRIAL_SECONDS and seconds / done * (cases - done) > _LONG_SECONDS
 
 
-def _stack(case: Case, recipe: _Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, C, S, S) float16 and labels (N, S, S) uint8 of one case. Raises InputError naming a file."""
+def _stack(case: Case, recipe: _Recipe) -> np.ndarray:
+    """The slices of one case: (N,) of ``recipe.slice_type``. Raises InputError naming a file."""
     try:
         image, labels = read_case(case, recipe.cohort)
         stack = to_model(
@@ -283,11 +288,10 @@ def _stack(case: Case, recipe: _Recipe) -> tuple[np.ndarray, np.ndarray]:
         names = [Path(path).name for path in (case.image, case.label) if path]
         named = any(name in str(error) for name in names)
         raise InputError(str(error) if named else f"{case.image}: {error}") from None
-    if labels is None:
-        model_labels = np.full((len(stack.images), recipe.size, recipe.size), UNLABELLED, np.uint8)
-    else:
-        model_labels = labels_to_model(labels, stack)
-    return stack.images.astype(np.float16), model_labels
+    slices = np.empty(len(stack.images), recipe.slice_type)
+    slices["image"] = stack.images
+    slices["label"] = UNLABELLED if labels is None else labels_to_model(labels, stack)
+    return slices
 
 
 # --- random numbers and order

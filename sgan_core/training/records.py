@@ -1,97 +1,86 @@
-"""Files that grow record by record, so that a writer who was stopped can go on where it ended."""
+"""A file that grows record by record, so that a writer who was stopped can go on where it ended."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from sgan_core.errors import InputError
 
+ITEMS = "items"  # the file with the items of all records
 _INDEX = "records"  # the file with a line "key items checksum" for each record
 
 
+@dataclass(frozen=True)
 class Records:
-    """Files of one folder that grow together; use as a context manager.
+    """The two files of a folder, opened by ``append_to``.
 
-    A record adds some items to each file, of a fixed number of bytes an item, then a line to the index that
-    vouches for them: what a stopped or killed writer leaves half done is found and cut off by ``resume``.
+    A record adds some items of ``item_bytes`` bytes to the one, then a line to the index that vouches for
+    them: what a stopped or killed writer leaves half done is found and cut off by ``resume``.
     """
 
-    def __init__(self, folder: Path, item_bytes: Mapping[str, int]) -> None:
-        """item_bytes: name of each file and the size of its items."""
-        self.item_bytes = tuple(item_bytes.values())
-        self._opened = ExitStack()
-        with ExitStack() as opening:
-            self._files = [opening.enter_context((folder / name).open("a+b")) for name in item_bytes]
-            self._index = opening.enter_context((folder / _INDEX).open("a+b"))
-            self._opened = opening.pop_all()
-
-    def __enter__(self) -> Records:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._opened.close()
+    items: BinaryIO
+    index: BinaryIO
+    item_bytes: int
 
     def resume(self, keys: Sequence[str]) -> list[int]:
         """The number of items of each leading record that is whole and has the wanted key; the rest is cut off."""
-        for file in (*self._files, self._index):
-            file.seek(0)
+        self.items.seek(0)
+        self.index.seek(0)
         counts: list[int] = []
         end = 0
-        for key, line in zip(keys, self._index, strict=False):
-            count = _items(line)
-            contents = [
-                file.read(count * size) for file, size in zip(self._files, self.item_bytes, strict=True)
-            ]
-            if line != _line(key, count, contents):
+        for key, line in zip(keys, self.index, strict=False):
+            count = _count(line)
+            if line != _line(key, count, self.items.read(count * self.item_bytes)):
                 break
             counts.append(count)
             end += len(line)
-        self._index.truncate(end)
-        for file, size in zip(self._files, self.item_bytes, strict=True):
-            file.truncate(sum(counts) * size)
+        self.index.truncate(end)
+        self.items.truncate(sum(counts) * self.item_bytes)
         return counts
 
-    def append(self, key: str, contents: Sequence[bytes]) -> int:
-        """Add a record: its bytes for each file. Returns the number of items."""
-        count = len(contents[0]) // self.item_bytes[0]
-        line = _line(key, count, contents)
-        for file, content in zip((*self._files, self._index), (*contents, line), strict=True):
-            file.write(content)
-            file.flush()  # in this order: the line comes last
+    def append(self, key: str, content: bytes) -> int:
+        """Add a record. Returns its number of items."""
+        count = len(content) // self.item_bytes
+        self.items.write(content)
+        self.items.flush()  # before its line
+        self.index.write(_line(key, count, content))
+        self.index.flush()
         return count
 
 
-def _line(key: str, count: int, contents: Sequence[bytes]) -> bytes:
-    check = 0
-    for content in contents:
-        check = zlib.crc32(content, check)
-    return f"{key} {count} {check:08x}\n".encode()
+@contextmanager
+def append_to(folder: Path, item_bytes: int) -> Iterator[Records]:
+    """Open the records of a folder, new ones where it is empty."""
+    with (folder / ITEMS).open("a+b") as items, (folder / _INDEX).open("a+b") as index:
+        yield Records(items, index, item_bytes)
 
 
-def _items(line: bytes) -> int:
+def _line(key: str, count: int, content: bytes) -> bytes:
+    return f"{key} {count} {zlib.crc32(content):08x}\n".encode()
+
+
+def _count(line: bytes) -> int:
     """The number of items that a line of the index tells of; 0 for half a line."""
     fields = line.split()
     return int(fields[1]) if len(fields) == 3 and fields[1].isdigit() else 0
 
 
-def item_counts(folder: Path, item_bytes: Mapping[str, int], records: int) -> list[int]:
+def item_counts(folder: Path, item_bytes: int, records: int) -> list[int]:
     """The number of items of each record in a finished folder.
 
-    Only sizes are looked at. Raises InputError when a file has not the size that the index tells.
+    Only sizes are looked at. Raises InputError when the file has not the size that the index tells.
     """
-    index = folder / _INDEX
-    counts = [_items(line) for line in index.read_bytes().splitlines()] if index.is_file() else []
-    files = [folder / name for name in item_bytes]
-    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
-    if len(counts) != records or sizes != [sum(counts) * size for size in item_bytes.values()]:
+    items, index = folder / ITEMS, folder / _INDEX
+    counts = [_count(line) for line in index.read_bytes().splitlines()] if index.is_file() else []
+    size = items.stat().st_size if items.is_file() else -1
+    if len(counts) != records or size != sum(counts) * item_bytes:
         raise InputError(f"{folder}: damaged. Delete this folder, and it is made again.")
     return counts
 
@@ -112,10 +101,9 @@ def alone(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     system has no locks.
     """
     lock = FileLock(folder / "lock")
-    while True:
+    while not lock.is_locked:
         try:
             lock.acquire(timeout=1.0, poll_interval=0.1)
-            break
         except Timeout:
             on_wait()
         except NotImplementedError:

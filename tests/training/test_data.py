@@ -253,8 +253,7 @@ class Interrupted(NamedTuple):
 
     cohort: Cohort
     folder: Path
-    images: bytes
-    labels: bytes
+    slices: bytes
 
 
 class Stop(Exception):
@@ -269,13 +268,15 @@ def _stop_after(number: int) -> Callable[[int, int, str], None]:
     return on_progress
 
 
-def _bytes(store: SliceStore) -> tuple[bytes, bytes]:
-    return store.images.tobytes(), store.labels.tobytes()
+def _bytes(store: SliceStore) -> bytes:
+    """As the file holds them: image and label of a slice, then of the next."""
+    slices = zip(store.images, store.labels, strict=True)
+    return b"".join(image.tobytes() + label.tobytes() for image, label in slices)
 
 
-def _contents(folder: Path) -> tuple[bytes, bytes]:
-    (store,) = (path for path in folder.iterdir() if path.is_dir())
-    return (store / "images").read_bytes(), (store / "labels").read_bytes()
+def _contents(folder: Path) -> bytes:
+    (items,) = folder.glob("*/items")
+    return items.read_bytes()
 
 
 @pytest.fixture
@@ -300,7 +301,7 @@ def interrupted(six: Cohort, tmp_path: Path) -> Interrupted:
     whole = open_store(six, tmp_path / "whole", size=32, channels=1)
     with pytest.raises(Stop):
         _open(six, tmp_path, on_progress=_stop_after(4))
-    return Interrupted(six, tmp_path / "cache", *_bytes(whole))
+    return Interrupted(six, tmp_path / "cache", _bytes(whole))
 
 
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -320,7 +321,7 @@ def test_finished_cases_are_not_read_again(interrupted, tmp_path, monkeypatch):
     store = _open(interrupted.cohort, tmp_path, on_progress=lambda done, *_: seen.append(done))
     assert reads == [case.id for case in interrupted.cohort.cases[4:]]
     assert seen == [4, 5, 6]
-    assert _bytes(store) == _contents(interrupted.folder) == (interrupted.images, interrupted.labels)
+    assert _bytes(store) == _contents(interrupted.folder) == interrupted.slices
     assert not list(interrupted.folder.glob("unfinished*"))
 
 
@@ -329,18 +330,18 @@ def test_stopping_again_and_again_loses_nothing(six, interrupted, tmp_path):
     for number in (1, 2, 3, 5):
         with pytest.raises(Stop):
             _open(six, tmp_path, on_progress=_stop_after(number))
-    assert _bytes(_open(six, tmp_path)) == (interrupted.images, interrupted.labels)
+    assert _bytes(_open(six, tmp_path)) == interrupted.slices
 
 
 def test_damaged_slices_are_made_again(interrupted, tmp_path, monkeypatch):
-    (images,) = interrupted.folder.glob("unfinished*/images")
-    with images.open("r+b") as file:
-        file.seek(2 * 2 * 32**2 + 100)  # in the third case
+    (items,) = interrupted.folder.glob("unfinished*/items")
+    with items.open("r+b") as file:
+        file.seek(2 * 3 * 32**2 + 100)  # in the third case
         file.write(b"\0\0")
     reads = _reads(monkeypatch)
     store = _open(interrupted.cohort, tmp_path)
     assert reads == [case.id for case in interrupted.cohort.cases[2:]]
-    assert _bytes(store) == (interrupted.images, interrupted.labels)
+    assert _bytes(store) == interrupted.slices
 
 
 def test_slices_of_a_file_that_changed_are_made_again(interrupted, tmp_path, monkeypatch):
@@ -366,6 +367,12 @@ def test_another_size_does_not_take_over(interrupted, tmp_path, monkeypatch):
     reads = _reads(monkeypatch)
     open_store(interrupted.cohort, interrupted.folder, size=64, channels=1)
     assert len(reads) == 6
+
+
+def test_each_size_and_number_of_channels_has_slices_of_its_own(cohort, tmp_path):
+    for size, channels in ((32, 1), (64, 1), (32, 3), (32, 1)):
+        store = open_store(cohort, tmp_path / "cache", size=size, channels=channels)
+        assert store.images.shape == (3, channels, size, size)
 
 
 # --- what slices depend on
@@ -480,7 +487,7 @@ def test_a_long_preparation_does(six, interrupted, tmp_path, monkeypatch):
     calls = _pool(monkeypatch)
     store = open_store(six, tmp_path / "long", size=32, channels=1)
     assert calls == [5]  # the first case showed how long it takes
-    assert _bytes(store) == (interrupted.images, interrupted.labels)
+    assert _bytes(store) == interrupted.slices
 
 
 def test_without_its_processes_the_preparation_goes_on(six, interrupted, tmp_path, monkeypatch, caplog):
@@ -489,7 +496,7 @@ def test_without_its_processes_the_preparation_goes_on(six, interrupted, tmp_pat
         store = open_store(six, tmp_path / "broken", size=32, channels=1, processes=2)
     assert calls == [6]
     assert "going on with one" in caplog.text
-    assert _bytes(store) == (interrupted.images, interrupted.labels)
+    assert _bytes(store) == interrupted.slices
 
 
 def test_a_second_run_waits_and_can_be_stopped(interrupted, tmp_path):
@@ -520,8 +527,8 @@ def test_slices_made_while_waiting_are_taken(cohort, tmp_path, monkeypatch):
 
 def test_a_damaged_store_is_an_input_error(cohort, tmp_path):
     _open(cohort, tmp_path)
-    (images,) = (tmp_path / "cache").glob("*/images")
-    os.truncate(images, 100)
+    (items,) = (tmp_path / "cache").glob("*/items")
+    os.truncate(items, 100)
     with pytest.raises(InputError, match="damaged"):
         _open(cohort, tmp_path)
 

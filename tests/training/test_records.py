@@ -1,4 +1,4 @@
-"""Files that grow record by record and survive their writer's end."""
+"""A file that grows record by record and survives its writer's end."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from pathlib import Path
 import pytest
 
 from sgan_core.errors import InputError
-from sgan_core.training.records import Records, alone, item_counts, written
+from sgan_core.training.records import alone, append_to, item_counts, written
 
-BYTES = {"wide": 3, "thin": 1}
+BYTES = 3
 KEYS = ("a", "b", "c")
-CONTENTS = [(b"AAA", b"a"), (b"BBBbbb", b"Bb"), (b"CCC", b"c")]  # b has two items
+CONTENTS = [b"AAA", b"BBBbbb", b"CCC"]  # b has two items
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """All three records."""
-    with Records(tmp_path, BYTES) as files:
-        assert [files.append(key, content) for key, content in zip(KEYS, CONTENTS, strict=True)] == [1, 2, 1]
+    with append_to(tmp_path, BYTES) as records:
+        assert [records.append(key, content) for key, content in zip(KEYS, CONTENTS, strict=True)] == [
+            1,
+            2,
+            1,
+        ]
     return tmp_path
 
 
 def _resumed(folder: Path, keys: tuple[str, ...] = KEYS) -> list[int]:
-    with Records(folder, BYTES) as files:
-        counts = files.resume(keys)
+    with append_to(folder, BYTES) as records:
+        counts = records.resume(keys)
         for key, content in list(zip(keys, CONTENTS, strict=False))[len(counts) :]:
-            files.append(key, content)
-    assert (folder / "wide").read_bytes() == b"AAABBBbbbCCC"
-    assert (folder / "thin").read_bytes() == b"aBbc"
+            records.append(key, content)
+    assert (folder / "items").read_bytes() == b"AAABBBbbbCCC"
     assert item_counts(folder, BYTES, len(keys)) == [1, 2, 1]
     return counts
 
@@ -39,7 +42,7 @@ def test_whole_records_are_taken_over(folder):
     assert written(folder) == 3
 
 
-@pytest.mark.parametrize(("name", "size"), [("wide", 10), ("thin", 3), ("records", -1), ("records", -5)])
+@pytest.mark.parametrize(("name", "size"), [("items", 10), ("items", 9), ("records", -1), ("records", -5)])
 def test_a_record_cut_short_is_written_again(folder, name, size):
     file = folder / name
     os.truncate(file, size if size > 0 else file.stat().st_size + size)
@@ -47,14 +50,13 @@ def test_a_record_cut_short_is_written_again(folder, name, size):
 
 
 def test_bytes_without_their_line_are_cut_off(folder):
-    for name in BYTES:
-        with (folder / name).open("ab") as file:
-            file.write(b"half")
+    with (folder / "items").open("ab") as file:
+        file.write(b"half")
     assert _resumed(folder) == [1, 2, 1]
 
 
 def test_changed_bytes_are_written_again(folder):
-    with (folder / "wide").open("r+b") as file:
+    with (folder / "items").open("r+b") as file:
         file.seek(4)
         file.write(b"x")
     assert _resumed(folder) == [1]
@@ -76,7 +78,7 @@ def test_nothing_is_taken_over_from_an_empty_folder(tmp_path):
     assert _resumed(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["wide", "thin", "records"])
+@pytest.mark.parametrize("name", ["items", "records"])
 @pytest.mark.parametrize("change", [lambda file: os.truncate(file, 1), os.unlink], ids=["cut", "gone"])
 def test_a_damaged_finished_folder_is_an_input_error(folder, name, change):
     change(folder / name)

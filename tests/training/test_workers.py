@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import torch
 
 import sgan_core
 from sgan_core.training.workers import available_cores, in_order
@@ -60,7 +61,12 @@ def test_processes_have_one_thread_each_and_leave_our_settings_alone(monkeypatch
     monkeypatch.delenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", raising=False)
     names = ["OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"]
     assert list(in_order(os.getenv, names, processes=1)) == ["1", "1"]
+    assert list(in_order(_threads_of_torch, [None], processes=1)) == [1]
     assert [os.getenv(name) for name in names] == ["7", None]
+
+
+def _threads_of_torch(_: None) -> int:
+    return torch.get_num_threads()
 
 
 def test_a_script_without_guard_is_not_run_again_by_each_process(tmp_path):
