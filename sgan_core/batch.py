@@ -51,6 +51,11 @@ class BatchConfig:
     report: bool = True
     save_reconstruction: bool = False  # also write what the generator makes of the image
 
+    @property
+    def needs_inverter(self) -> bool:
+        """Whether it asks for what a student alone cannot do."""
+        return self.segment.needs_inverter or self.save_reconstruction
+
 
 @dataclass(frozen=True, eq=False)
 class BatchResult:
@@ -172,9 +177,12 @@ def run_batch(
     """Segment every input and write results, run.json and report.html to ``output``.
 
     on_case gets each case's part of run.json. An input that cannot be read, or does not fit into memory, is
-    recorded as failed and the others go on; with a single input its InputError is raised. Raises Cancelled when
-    stopped; finished cases are kept and recorded.
+    recorded as failed and the others go on; with a single input its InputError is raised. Raises InputError at once
+    when a student alone is asked for more than it can, and Cancelled when stopped; finished cases are kept and
+    recorded.
     """
+    if config.needs_inverter:
+        bundle.require_inverter()
     new = not output.exists()
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -272,10 +280,12 @@ def _segment_case(
         },
         "seconds": round(found.seconds, 3),
         "method": found.method,
-        "reconstruction": asdict(found.reconstruction),
+        "reconstruction": asdict(found.reconstruction) if found.reconstruction else None,
         "steps": found.steps,
         "labels": [asdict(volume) for volume in volumes],
-        "reconstruction_error": {"case": found.error, "slices": [float(e) for e in found.slice_errors]},
+        "reconstruction_error": None
+        if found.slice_errors is None
+        else {"case": found.error, "slices": found.slice_errors.tolist()},
         "first_slice": found.stack.first_slice,
         "slice_centres_mm": None if grid is None else _rounded(slice_centres_mm(found.stack)),
         "trust": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found.trust).items()},
@@ -297,13 +307,15 @@ def report_case(
     scores: Mapping[str, float] | None = None,
 ) -> ReportCase:
     """A segmentation as a section of the report. truth: (N, S, S) labels; scores: DICE by method."""
-    facts = {
-        "Mask": f"by the {found.method}" if found.method != "inversion" else "by inversion",
-        "Inversion": f"{found.steps} steps, {found.reconstruction.name}: {found.reconstruction.reason}",
-        "Time": f"{found.seconds:.1f} s for {len(found.slice_errors)} slices",
-        "Reconstruction error": f"{found.error:.3f}",
-        "Trust": f"{found.trust.status}: {found.trust.reason}",
-    }
+    facts = {"Mask": f"by the {found.method}" if found.method != "inversion" else "by inversion"}
+    if found.reconstruction:
+        facts["Inversion"] = (
+            f"{found.steps} steps, {found.reconstruction.name}: {found.reconstruction.reason}"
+        )
+    facts["Time"] = f"{found.seconds:.1f} s for {len(found.label_probs)} slices"
+    if found.error is not None:
+        facts["Reconstruction error"] = f"{found.error:.3f}"
+    facts["Trust"] = f"{found.trust.status}: {found.trust.reason}"
     rows = [
         LabelVolume(label, volume.voxels, volume.volume_ml)
         for label, volume in zip(bundle.config.labels, label_volumes(found, bundle), strict=True)
@@ -313,7 +325,7 @@ def report_case(
         domain=domain,
         # The report of a batch keeps all of them until its end.
         images=found.stack.images.astype(np.float16),
-        reconstructions=found.reconstructions.astype(np.float16),
+        reconstructions=None if found.reconstructions is None else found.reconstructions.astype(np.float16),
         labels=found.model_labels,
         facts=facts,
         label_table=rows,
@@ -331,7 +343,7 @@ def _write_reconstruction(
 
     stem: folder and name of the case. dtype: of the image. Returns the file.
     """
-    if not config.save_reconstruction:
+    if not config.save_reconstruction or found.reconstructions is None:
         return None
     grid, values = found.stack.grid, images_to_volume(found.reconstructions, found.stack)
     target = _beside(stem, "recon", grid, config)

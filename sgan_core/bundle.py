@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from sgan_core import __version__
-from sgan_core.bundle_text import inference_config, licence_text, metadata, readme
+from sgan_core.bundle_text import abilities, inference_config, licence_text, metadata, readme
 from sgan_core.config import TrainConfig
 from sgan_core.curvature import Curvature
 from sgan_core.errors import InputError
@@ -47,7 +47,8 @@ ENCODER = "models/encoder.safetensors"
 PERCEPTUAL = "models/perceptual.safetensors"
 STUDENT = "models/student.safetensors"  # not in every model
 CURVATURE = "models/curvature.safetensors"  # not in every model
-_WEIGHTS = (GENERATOR, ENCODER, PERCEPTUAL)
+_INVERTER = (GENERATOR, ENCODER, PERCEPTUAL)  # none of them in a student alone
+_EVERY_WEIGHT = {*_INVERTER, STUDENT, CURVATURE}
 
 _AGAIN = "Copy, download or export the model again."
 _ZIP_BYTES = 4 << 30  # unpacked; the official model takes 1 GiB in single precision
@@ -55,20 +56,60 @@ _ZIP_MEMBERS = 1000
 
 
 @dataclass(frozen=True, eq=False)
+class Inverter:
+    """The generative part of a model: draws an image with its label, and finds the latent of a given image."""
+
+    generator: Generator
+    encoder: Encoder
+    perceptual: Perceptual
+    curvature: Curvature | None  # of the generator
+
+
+@dataclass(frozen=True, eq=False)
 class Bundle:
-    """A trained model, ready to segment: networks in evaluation mode, frozen, float32, on ``device``."""
+    """A trained model, ready to segment: networks in evaluation mode, frozen, float32, on ``device``.
+
+    A student alone segments; it cannot reconstruct an image nor judge its mask. What does asks for ``generator``,
+    ``encoder``, ``perceptual`` or ``curvature``, which then raise InputError, or for ``require_inverter`` first.
+    """
 
     folder: Path
     name: str
     hash: str  # SHA-256 of the manifest, hexadecimal
     config: TrainConfig
     facts: dict[str, Any]  # tool version, cohort, images seen, validation figures ...
-    generator: Generator
-    encoder: Encoder
-    perceptual: Perceptual
+    inverter: Inverter | None  # None: a student alone
     student: nn.Module | None  # (B, C, S, S) -> logits (B, K, S, S)
-    curvature: Curvature | None  # of the generator, for inversion
     device: torch.device
+
+    def require_inverter(self) -> Inverter:
+        """The generative part. Raises InputError saying how to get one when the model is a student alone."""
+        if self.inverter is None:
+            raise InputError(
+                f"{self.name}: this model is a student alone: it segments, but cannot reconstruct, sample or judge. "
+                "Train the later stages with sgan-train --resume."
+            )
+        return self.inverter
+
+    @property
+    def generator(self) -> Generator:
+        """Draws image and label from a latent."""
+        return self.require_inverter().generator
+
+    @property
+    def encoder(self) -> Encoder:
+        """Guesses the latent of an image."""
+        return self.require_inverter().encoder
+
+    @property
+    def perceptual(self) -> Perceptual:
+        """Compares what is drawn with the image."""
+        return self.require_inverter().perceptual
+
+    @property
+    def curvature(self) -> Curvature | None:
+        """Of the generator, for inversion; not in every model."""
+        return self.require_inverter().curvature
 
 
 # --- writing ---------------------------------------------------------------------------------------
@@ -79,9 +120,9 @@ def save_bundle(
     *,
     name: str,
     config: TrainConfig,
-    generator: nn.Module,
-    encoder: nn.Module,
-    perceptual: Perceptual,
+    generator: nn.Module | None = None,
+    encoder: nn.Module | None = None,
+    perceptual: Perceptual | None = None,
     student: nn.Module | None = None,
     curvature: Curvature | None = None,
     facts: dict[str, Any],
@@ -89,17 +130,20 @@ def save_bundle(
 ) -> Path:
     """Write a bundle folder, in place of an older bundle there. Returns the folder.
 
-    It is written under a temporary name beside ``folder``, then renamed: half a bundle is never there.
-    facts: plain data about the training; "licence" and "version" (of the model) are put into the metadata,
-    numbers that are not finite are left out. half: store the weights in half precision, halving the files.
+    generator, encoder and perceptual: all three, or none for a student alone. It is written under a temporary
+    name beside ``folder``, then renamed: half a bundle is never there. facts: plain data about the training;
+    "licence" and "version" (of the model) are put into the metadata, numbers that are not finite are left out.
+    half: store the weights in half precision, halving the files.
     The same arguments and versions give the same files and so the same hash.
     Raises InputError when ``folder`` holds something that is not a bundle, or weights are not finite.
     """
-    if perceptual.name != config.perceptual:
+    parts = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
+    parts |= {STUDENT: student, CURVATURE: curvature}
+    networks = {path: part for path, part in parts.items() if part is not None}
+    if missing := [path for path in _needed(networks) if path not in networks]:
+        raise ValueError(f"a model with {', '.join(networks) or 'nothing'} needs {missing[0]} too")
+    if perceptual is not None and perceptual.name != config.perceptual:
         raise ValueError(f"perceptual term {perceptual.name!r}, the config says {config.perceptual!r}")
-    networks = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
-    optional = {STUDENT: student, CURVATURE: curvature}
-    networks |= {path: part for path, part in optional.items() if part is not None}
     weights = {path: _weights(network, path, half=half) for path, network in networks.items()}
     return _write(Path(folder), name, config, facts, weights)
 
@@ -120,15 +164,22 @@ def _write(
     require_replaceable(folder)
     facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
     files = dict(weights)
-    files[SETTINGS] = _json({"schema": SCHEMA, "name": name, "config": config.to_dict(), "facts": facts})
-    files[METADATA] = _json(metadata(name, config, facts))
+    inverts = GENERATOR in weights
+    settings = {"schema": SCHEMA, "name": name, "student_alone": not inverts}  # the last for the panel
+    files[SETTINGS] = _json(settings | {"config": config.to_dict(), "facts": facts})
+    files[METADATA] = _json(metadata(name, config, facts, inverts=inverts))
     files[INFERENCE] = _json(inference_config())
-    files["docs/README.md"] = readme(name, config, facts).encode()
+    files["docs/README.md"] = readme(name, config, facts, inverts=inverts).encode()
     files["LICENSE"] = licence_text(facts).encode()
     hashes = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     files[MANIFEST] = _json({"schema": SCHEMA, "files": hashes})
     _replace_folder(folder, files)
     return folder
+
+
+def _needed(present: Iterable[str]) -> tuple[str, ...]:
+    """The weights without which a model with those that are ``present`` is damaged."""
+    return (STUDENT,) if set(present) & _EVERY_WEIGHT == {STUDENT} else _INVERTER
 
 
 def require_replaceable(folder: Path) -> None:
@@ -213,31 +264,37 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
     """
     folder = find_bundle(reference)
     hashes = _manifest(folder)
-    optional = [path for path in (STUDENT, CURVATURE) if path in hashes]
-    for path in (SETTINGS, *_WEIGHTS, *optional):
+    weights = {*_needed(hashes), *(_EVERY_WEIGHT & hashes.keys())}
+    for path in (SETTINGS, *sorted(weights)):
         if problem := _problem(folder, path, hashes.get(path)):
             raise InputError(f"{problem} {_AGAIN}")
     settings = _settings(folder)
     config: TrainConfig = settings["config"]
     device = torch.device(device)
+    inverter = student = None
     with torch.random.fork_rng(devices=[]):  # for start values that are overwritten at once
-        generator, encoder, judge = _networks(config)
-        weights = folder / PERCEPTUAL
-        perceptual = make_perceptual(config.perceptual, weights=weights, image_discriminator=judge)
-        student = make_student(config) if STUDENT in optional else None
-    curvature = Curvature(generator.num_ws, config.generator.w_dim) if CURVATURE in optional else None
-    _load_weights(generator, folder / GENERATOR)
-    _load_weights(encoder, folder / ENCODER)
-    if student is not None:
-        _load_weights(student, folder / STUDENT)
-    if curvature is not None:
-        _load_weights(curvature, folder / CURVATURE)
-    for network in (generator, encoder, perceptual, student, curvature):
+        if GENERATOR in weights:
+            inverter = _load_inverter(folder, config, curved=CURVATURE in weights)
+        if STUDENT in weights:
+            student = make_student(config)
+            _load_weights(student, folder / STUDENT)
+    of_inverter = vars(inverter).values() if inverter else ()
+    for network in (*of_inverter, student):
         if network is not None:
             network.to(device).eval().requires_grad_(False)
     name, facts = settings["name"], settings["facts"]
-    parts = (generator, encoder, perceptual, student, curvature)
-    return Bundle(folder, name, bundle_hash(folder), config, facts, *parts, device)
+    return Bundle(folder, name, bundle_hash(folder), config, facts, inverter, student, device)
+
+
+def _load_inverter(folder: Path, config: TrainConfig, *, curved: bool) -> Inverter:
+    generator, encoder, judge = _networks(config)
+    perceptual = make_perceptual(config.perceptual, weights=folder / PERCEPTUAL, image_discriminator=judge)
+    curvature = Curvature(generator.num_ws, config.generator.w_dim) if curved else None
+    _load_weights(generator, folder / GENERATOR)
+    _load_weights(encoder, folder / ENCODER)
+    if curvature is not None:
+        _load_weights(curvature, folder / CURVATURE)
+    return Inverter(generator, encoder, perceptual, curvature)
 
 
 def _networks(config: TrainConfig) -> tuple[Generator, Encoder, ImageDiscriminator | None]:
@@ -271,15 +328,17 @@ def bundle_hash(folder: Path) -> str:
 
 
 def describe(reference: str | Path) -> dict[str, Any]:
-    """What a model is, as plain data: name, hash, folder, bytes, modality, size_px, labels, facts, config.
+    """What a model is, as plain data: name, hash, folder, bytes, modality, size_px, labels, can, facts, config.
 
     Reads the settings only. Raises InputError as ``load_bundle``.
     """
     folder = find_bundle(reference)
     settings = _settings(folder)
     config: TrainConfig = settings["config"]
-    files = [folder / path for path in _manifest(folder)]
+    hashes = _manifest(folder)
+    files = [folder / path for path in hashes]
     facts = dict(settings["facts"])
+    can = abilities(inverts=GENERATOR in hashes, judges=bool(calibrations(facts)))
     if "trust" in facts:  # long rows of numbers
         facts["trust"] = _calibrated(facts)
     return {
@@ -290,6 +349,7 @@ def describe(reference: str | Path) -> dict[str, Any]:
         "modality": config.modality,
         "size_px": config.generator.size,
         "labels": [{"value": label.value, "name": label.name} for label in config.labels],
+        "can": can,
         "facts": facts,
         "config": config.to_dict(),
     }
@@ -312,7 +372,7 @@ def verify_bundle(folder: Path) -> list[str]:
         hashes = _manifest(folder)
     except InputError as error:
         return [str(error)]
-    paths = sorted({*hashes, SETTINGS, METADATA, INFERENCE, *_WEIGHTS})
+    paths = sorted({*hashes, SETTINGS, METADATA, INFERENCE, *_needed(hashes)})
     problems = [problem for path in paths if (problem := _problem(folder, path, hashes.get(path)))]
     known = {*paths, MANIFEST}
     for part in ("configs", "models"):

@@ -20,11 +20,26 @@ _PAPER = (
     "D. Li, J. Yang, K. Kreis, A. Torralba, S. Fidler: Semantic Segmentation with Generative Models: "
     "Semi-Supervised Learning and Strong Out-of-Domain Generalization. CVPR 2021."
 )
+_WHOLE = """\
+A generative model of {what} and their labels, after SemanticGAN
+(CVPR 2021). It explains an image by finding the latent that draws it; the label that belongs to the latent is a
+segmentation. A student, where there is one in models/, draws the mask, which the generator then checks."""
+_ALONE = """\
+A segmenter of {what}: the student of a SemanticGAN (CVPR 2021) whose
+generator is not trained yet. It segments; it cannot reconstruct an image nor judge its masks, so each is to be
+reviewed. `sgan-train --resume` trains the rest."""
 _UNKNOWN_LICENCE = "not stated"
 
 
-def metadata(name: str, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """configs/metadata.json as MONAI's bundle specification wants it."""
+def abilities(*, inverts: bool, judges: bool) -> str:
+    """What a model can and cannot, in words. inverts: it has a generator; judges: a calibration of trust too."""
+    if not inverts:
+        return "segments; cannot reconstruct, cannot judge its masks: each is to be reviewed"
+    return f"segments, reconstructs; {'judges' if judges else 'cannot judge'} its masks"
+
+
+def metadata(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bool) -> dict[str, Any]:
+    """configs/metadata.json as MONAI's bundle specification wants it. inverts: whether there is a generator."""
     model_version = str(facts.get("version", "1.0.0"))
     size = config.generator.size
     plane = {"type": "image", "spatial_shape": [size, size], "dtype": "float32", "is_patch_data": False}
@@ -56,6 +71,8 @@ def metadata(name: str, config: TrainConfig, facts: dict[str, Any]) -> dict[str,
             "A generative model of images and their labels. A new image is inverted into the latent space; "
             "the label that belongs to the found latent is a segmentation. Where the model has a student, that "
             "draws the mask, and inversion checks it."
+            if inverts
+            else f"A student alone: {abilities(inverts=False, judges=False)}."
         ),
         "authors": str(facts.get("authors", "whoever trained this model with semanticgan")),
         "copyright": f"Licence of the weights: {facts.get('licence', _UNKNOWN_LICENCE)}",
@@ -99,18 +116,18 @@ def licence_text(facts: dict[str, Any]) -> str:
     )
 
 
-def readme(name: str, config: TrainConfig, facts: dict[str, Any]) -> str:
-    """docs/README.md: what the model is, what it was trained on, what it cannot do."""
+def readme(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bool) -> str:
+    """docs/README.md: what the model is, what it was trained on, what it cannot do. inverts: has a generator."""
     generator = config.generator
     labels = "\n".join(f"| {label.value} | {label.name} | {label.code} |" for label in config.labels)
     figures = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in _plain(facts).items()]
     shown = "\n".join(figures)
+    what = f"{_modality(config)} images ({generator.size} x {generator.size} px, channels: {generator.image_channels})"
+    about = _WHOLE if inverts else _ALONE
+    look = "the reconstruction and the trust that sgan-segment reports" if inverts else "every mask"
     return f"""# {name}
 
-A generative model of {_modality(config)} images ({generator.size} x {generator.size} px, channels:
-{generator.image_channels}) and their labels, after SemanticGAN (CVPR 2021). It explains an image by
-finding the latent that draws it; the label that belongs to the latent is a segmentation. A student, where there
-is one in models/, draws the mask, which the generator then checks.
+{about.format(what=what)}
 
 **{_INTENDED_USE}**
 
@@ -142,7 +159,7 @@ The second command needs the package fire and writes FOLDER/eval/scan_seg.nii.gz
 ## Limits
 
 - It knows the anatomy, modality and acquisition of its training images. On others it still draws a mask,
-  which may be wrong; look at the reconstruction and the trust that sgan-segment reports.
+  which may be wrong; look at {look}.
 - Volumes are segmented slice by slice at {generator.size} px: structures of about a model pixel are lost.
 - Validation figures, where there are any, come from patients of the same source as the training.
 """

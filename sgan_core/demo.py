@@ -43,9 +43,10 @@ def run_demo(
     """Make ``patients`` in CT and T1 MRI (in and out of phase), segment and score them, report.
 
     Writes volumes/, references/, segmentations/, scores.json and report.html to ``output``.
-    Raises InputError for a model that knows no liver and a folder that cannot be written.
+    Raises InputError for a model that knows no liver or is a student alone, and a folder that cannot be written.
     """
     organ = _organ_value(bundle)
+    bundle.require_inverter()
     for folder in (output, *(output / name for name in ("volumes", "references", "segmentations"))):
         prepare_folder(folder)
     cases = [(TEST_SEEDS + number, domain) for number in range(patients) for domain in DOMAINS]
@@ -94,7 +95,9 @@ def _run_case(
     _write_case(output, name, phantom, truth, bundle)
     first = segment_volume(phantom.image, bundle, SegmentConfig(encoder_only=True), should_stop=should_stop)
     found = segment_volume(phantom.image, bundle, on_progress=on_progress, should_stop=should_stop)
-    masks = {"encoder": first.labels, "inversion": to_volume(found.inverted_probs, found.stack)}
+    masks = {"encoder": first.labels}
+    if found.inverted_probs is not None:
+        masks["inversion"] = to_volume(found.inverted_probs, found.stack)
     if bundle.student is not None:
         masks["student"] = found.labels
     scores = {method: label_scores(mask, truth, label=organ) for method, mask in masks.items()}

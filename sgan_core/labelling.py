@@ -71,6 +71,11 @@ class SegmentConfig:
         if self.region is not None and not all(map(math.isfinite, self.region)):
             raise InputError(f"region is {self.region}, expected two numbers in mm")
 
+    @property
+    def needs_inverter(self) -> bool:
+        """Whether it asks for what a student alone cannot do."""
+        return self.encoder_only or self.reconstruction != AUTO or bool(self.steps)
+
     def asks(self, bundle: Bundle) -> bool:
         """Whether the mask is to be the student's."""
         return bundle.student is not None and self.reconstruction == AUTO and not self.encoder_only
@@ -101,14 +106,17 @@ class Chosen:
 
 @dataclass(frozen=True, eq=False)
 class Labelling:
-    """What a model says about N slices. Probabilities are (N, K, S, S) float16, channel 0 is background."""
+    """What a model says about N slices. Probabilities are (N, K, S, S) float16, channel 0 is background.
+
+    None: what comes of a generator, of a model that is a student alone.
+    """
 
     label_probs: np.ndarray  # the answer
-    inverted_probs: np.ndarray  # of the generator, by inversion or (0 steps) the encoder
+    inverted_probs: np.ndarray | None  # of the generator, by inversion or (0 steps) the encoder
     student_probs: np.ndarray | None  # None: the model has no student
-    reconstructions: np.ndarray  # (N, C, S, S) float32 in about [-1, 1], in the brightness of the slices
+    reconstructions: np.ndarray | None  # (N, C, S, S) float32 in about [-1, 1], brightness as in the slices
     features: np.ndarray | None  # (N, F) of ``trust.features``; None without a student or anatomy
-    chosen: Chosen
+    chosen: Chosen | None
     method: str  # what gave the answer: "student" | "inversion" | "encoder"
     steps: int  # of inversion
 
@@ -126,9 +134,11 @@ def label_slices(
 
     foreign: why the intensities cannot mean what they meant in training, if they cannot. anatomy: of a
     calibration of trust, whose features are then taken. on_progress counts optimisation steps of single slices;
-    what it raises stops the work.
+    what it raises stops the work. Raises InputError when a student alone is asked for more than it can.
     """
     config = config or SegmentConfig()
+    if bundle.inverter is None and not config.needs_inverter:
+        return _labelled_by_student(images, bundle, config, on_progress)
     settings = config.inversion(bundle)
     starts = 2 if config.quality == "careful" and settings.steps else 1
     generator = bundle.config.generator
@@ -184,17 +194,43 @@ def label_slices(
     )
 
 
+def _labelled_by_student(
+    images: np.ndarray, bundle: Bundle, config: SegmentConfig, on_progress: OnProgress
+) -> Labelling:
+    """What a student alone says about slices (N, C, S, S)."""
+    assert bundle.student is not None
+    count, batch = len(images), config.batch or bundle.config.inversion.batch
+    generator = bundle.config.generator
+    found = np.empty((count, generator.num_classes, generator.size, generator.size), np.float16)
+    for first in range(0, count, batch):
+        rows = slice(first, min(first + batch, count))
+        on_progress(first, count, f"slice {first + 1} to {rows.stop} of {count}")
+        target = torch.from_numpy(images[rows]).to(bundle.device)
+        found[rows] = label_probs(bundle.student, target).half().cpu().numpy()
+    on_progress(count, count, "labelling")
+    return Labelling(
+        label_probs=found,
+        inverted_probs=None,
+        student_probs=found,
+        reconstructions=None,
+        features=None,
+        chosen=None,
+        method="student",
+        steps=0,
+    )
+
+
 def answers(
     images: np.ndarray, bundle: Bundle, quality: str, anatomy: Anatomy
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What trust is calibrated on: the features (N, F) of slices, and the masks (N, S, S) by method.
 
     images: as for ``label_slices``, of one kind, as those of a case are; the very same is done to them. Raises
-    ValueError without a student.
+    ValueError without a student and a generator.
     """
     found = label_slices(images, bundle, SegmentConfig(quality), anatomy=anatomy)
-    if found.features is None or found.student_probs is None:
-        raise ValueError("the model has no student")
+    if found.features is None or found.student_probs is None or found.inverted_probs is None:
+        raise ValueError("the model has no student, or no generator")
     probs = {"student": found.student_probs}
     if not found.steps:
         probs["encoder"] = found.inverted_probs

@@ -11,7 +11,7 @@ from sgan_core.device import choose_device
 
 
 class SemanticGANSegmenter(nn.Module):
-    """A bundle as one module: ``forward`` by the encoder alone, ``segment`` as sgan-segment does.
+    """A bundle as one module: ``forward`` by the encoder (or the student alone), ``segment`` as sgan-segment does.
 
     bundle_root: a bundle folder, a .zip of one or the name of a bundled model.
     device: "auto", "cpu", "cuda" or "mps". Raises InputError as ``load_bundle`` and ``choose_device``.
@@ -20,10 +20,17 @@ class SemanticGANSegmenter(nn.Module):
     def __init__(self, bundle_root: str | Path, device: str = "auto") -> None:
         super().__init__()
         self.bundle = load_bundle(bundle_root, choose_device(device))
-        self.encoder, self.generator = self.bundle.encoder, self.bundle.generator
+        if self.bundle.inverter is None:
+            self.student = self.bundle.student
+        else:
+            self.encoder, self.generator = self.bundle.encoder, self.bundle.generator
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, C, size, size) in [-1, 1] -> label logits (B, K, size, size); 0 is background."""
+        if self.bundle.inverter is None:
+            assert self.student is not None
+            logits: Tensor = self.student(image)
+            return logits
         return self.generator.synthesis(self.encoder(image)).label_logits
 
     def segment(self, image: str | Path, output_dir: str | Path, *, quality: str = "standard") -> None:

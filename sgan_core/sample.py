@@ -22,8 +22,9 @@ def write_pairs(bundle: Bundle, output: Path, count: int, *, truncation: float =
 
     Images are 8-bit: 0 is the low end of the model's intensity range, 255 the high end. Labels are palette
     PNG whose pixels are the label values. truncation is psi. The same seed gives the same pairs.
-    Raises InputError when ``output`` cannot be written.
+    Raises InputError when ``output`` cannot be written, or the model is a student alone.
     """
+    generator = bundle.generator
     images, labels = output / "images", output / "labels"
     for folder in (output, images, labels):
         prepare_folder(folder)
@@ -31,7 +32,7 @@ def write_pairs(bundle: Bundle, output: Path, count: int, *, truncation: float =
     colours, pictures = colours_of(bundle.config.labels), []
     for first in range(0, count, _BATCH):
         with torch.no_grad():
-            pair = bundle.generator(z[first : first + _BATCH].to(bundle.device), truncation=truncation)
+            pair = generator(z[first : first + _BATCH].to(bundle.device), truncation=truncation)
         # (B, C, S, S) in about [-1, 1] and (B, S, S)
         drawn = zip(pair.image.cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True)
         for number, (image, labelmap) in enumerate(drawn, start=first):

@@ -39,26 +39,29 @@ _REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this pr
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The label map of one image with what led to it. N: the slices of the region, or all."""
+    """The label map of one image with what led to it. N: the slices of the region, or all.
+
+    None: what comes of a generator, of a model that is a student alone.
+    """
 
     labels: np.ndarray  # uint8, the input's shape: (I, J, K) or (H, W)
     stack: SliceStack  # the model's input
-    reconstructions: np.ndarray  # (N, C, S, S) float32, in the brightness of the input
+    reconstructions: np.ndarray | None  # (N, C, S, S) float32, in the brightness of the input
     label_probs: np.ndarray  # (N, K, S, S) float16
-    inverted_probs: np.ndarray  # the generator's own answer, by inversion or its encoder; as label_probs
-    slice_errors: np.ndarray  # (N,) root mean squared error of the reconstruction, model units (range 2)
+    inverted_probs: np.ndarray | None  # the generator's own, by inversion or encoder; as label_probs
+    slice_errors: np.ndarray | None  # (N,) root mean square of the reconstruction's error, range 2
     trust: Trust
     method: str  # what made the mask: "student" | "inversion" | "encoder"
-    reconstruction: Chosen  # the objective of inversion, and why
+    reconstruction: Chosen | None  # the objective of inversion, and why
     steps: int  # of inversion
     seconds: float
     warnings: tuple[str, ...]
     largest_component: bool = False  # whether the label map was reduced to the largest piece of each label
 
     @property
-    def error(self) -> float:
+    def error(self) -> float | None:
         """Root mean squared error over all slices, model units."""
-        return float(np.sqrt(np.square(self.slice_errors).mean()))
+        return None if self.slice_errors is None else float(np.sqrt(np.square(self.slice_errors).mean()))
 
     @property
     def model_labels(self) -> np.ndarray:
@@ -102,9 +105,12 @@ def segment_volume(
     """Segment an image with a trained model.
 
     on_progress counts optimisation steps of single slices. Raises Cancelled when ``should_stop`` says so,
-    InputError for an image that cannot be brought to the model, or that has no slice in the config's region.
+    InputError for an image that cannot be brought to the model, or that has no slice in the config's region, and
+    for what a student alone cannot do.
     """
     config = config or SegmentConfig()
+    if config.needs_inverter:
+        bundle.require_inverter()
     began = time.monotonic()
     generator = bundle.config.generator
     intensity, warning = choose_intensity(image, bundle.config.intensity)
@@ -128,10 +134,12 @@ def segment_volume(
     calibration = stored_calibration(bundle.facts, *way) if way else None
     anatomy = calibration.anatomy if calibration else None
     found = label_slices(stack.images, bundle, config, foreign=warning, anatomy=anatomy, on_progress=report)
-    probs, inverted = found.label_probs, found.inverted_probs
+    probs, inverted, errors = found.label_probs, found.inverted_probs, None
     if isinstance(image, Volume):
-        probs, inverted = smooth_through_plane(probs), smooth_through_plane(inverted)
-    errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
+        probs = smooth_through_plane(probs)
+        inverted = None if inverted is None else smooth_through_plane(inverted)
+    if found.reconstructions is not None:
+        errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
     labels = to_volume(probs, stack)
     return Segmentation(
         labels=_largest_pieces(labels) if config.largest_component else labels,
@@ -176,6 +184,8 @@ def _largest_pieces(labels: np.ndarray) -> np.ndarray:
 
 def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle, first_slice: int) -> Trust:
     """Trust in the mask of a case."""
+    if bundle.inverter is None:
+        return not_judged("the model is a student alone, without a generator that could judge its mask")
     if bundle.student is None:
         return not_judged("the model has no student for a second opinion")
     if found.features is None or calibration is None:

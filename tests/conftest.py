@@ -26,7 +26,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from sgan_core.bundle import Bundle
+from sgan_core.bundle import Bundle, Inverter
 from sgan_core.cohort import Intensity, Label
 from sgan_core.config import EncoderConfig, InversionConfig, preset
 from sgan_core.networks.discriminators import ImageDiscriminator
@@ -242,5 +242,5 @@ def untrained() -> Bundle:
         judge = ImageDiscriminator(config.image_discriminator, image_channels=1)
     perceptual = make_perceptual("discriminator", image_discriminator=judge)
     facts = {"validation_rmse_p95": 0.2}
-    parts = (generator, encoder, perceptual, None, None)
-    return Bundle(Path("model"), "model", "0" * 64, config, facts, *parts, torch.device("cpu"))
+    inverter = Inverter(generator, encoder, perceptual, None)
+    return Bundle(Path("model"), "model", "0" * 64, config, facts, inverter, None, torch.device("cpu"))

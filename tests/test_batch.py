@@ -299,6 +299,7 @@ def bundle() -> Any:
         hash="0" * 64,
         device=SimpleNamespace(type="cpu"),
         config=SimpleNamespace(seed=0, labels=labels),
+        require_inverter=lambda: None,
     )
 
 

@@ -32,8 +32,9 @@ from sgan_core.bundle import (
 )
 from sgan_core.cohort import Label
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, TrainConfig, preset
-from sgan_core.curvature import measure_curvature
+from sgan_core.curvature import Curvature, measure_curvature
 from sgan_core.errors import InputError
+from sgan_core.monai_inference import SemanticGANSegmenter
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
@@ -203,6 +204,86 @@ def test_tiny_preset_with_its_perceptual_term_fits_into_12_megabytes(tmp_path: P
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 12e6
     image = torch.linspace(-1, 1, 64 * 64).reshape(1, 1, 64, 64)
     assert load_bundle(folder).perceptual(image, -image) > 0
+
+
+# --- a student alone -------------------------------------------------------------------------------
+
+
+def save_student(folder: Path, **facts: Any) -> Path:
+    student = make_student(tiny())
+    return save_bundle(folder, name="liver", config=tiny(), student=student, facts=FACTS | facts)
+
+
+def test_a_student_alone_comes_back_and_says_what_it_cannot(tmp_path: Path) -> None:
+    folder = save_student(tmp_path / "bundle")
+    assert verify_bundle(folder) == []
+    assert sorted(path.name for path in (folder / "models").iterdir()) == ["student.safetensors"]
+    loaded = load_bundle(folder)
+    assert loaded.inverter is None
+    image = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+    expected = make_student(tiny()).eval()(image)
+    torch.testing.assert_close(loaded.student(image), expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(SemanticGANSegmenter(folder, "cpu")(image), expected, atol=1e-2, rtol=1e-2)
+    for name in ("generator", "encoder", "perceptual", "curvature"):
+        with pytest.raises(InputError, match="liver: this model is a student alone.*sgan-train --resume"):
+            getattr(loaded, name)
+    assert describe(folder)["can"].startswith("segments; cannot reconstruct, cannot judge")
+    for text in ((folder / "docs" / "README.md").read_text(), read_metadata(folder)["description"]):
+        assert "cannot judge its masks" in " ".join(text.replace("nor judge", "cannot judge").split())
+        assert "latent" not in text
+
+
+def test_a_student_alone_grows_into_a_whole_model(tmp_path: Path) -> None:
+    before = describe(save_student(tmp_path / "bundle"))
+    after = describe(save(tmp_path / "bundle", student=make_student(tiny())))
+    assert after["hash"] != before["hash"]
+    assert after["can"] == "segments, reconstructs; cannot judge its masks"
+    assert verify_bundle(tmp_path / "bundle") == []
+
+
+def remove(folder: Path, *paths: str) -> None:
+    """Take files out of a bundle and its list."""
+    manifest = json.loads((folder / bundles.MANIFEST).read_text())
+    for path in paths:
+        (folder / path).unlink()
+        del manifest["files"][path]
+    (folder / bundles.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        ((bundles.ENCODER,), "encoder"),
+        ((bundles.GENERATOR,), "generator"),
+        ((bundles.GENERATOR, bundles.ENCODER), "encoder"),
+        ((bundles.GENERATOR, bundles.ENCODER, bundles.PERCEPTUAL), "encoder"),  # the curvature is left
+    ],
+)
+def test_half_a_generator_is_refused_as_damaged(tmp_path: Path, gone: tuple[str, ...], missing: str) -> None:
+    config = tiny()
+    curvature = Curvature(config.generator.num_ws, config.generator.w_dim)
+    folder = save(tmp_path / "bundle", config, student=make_student(config), curvature=curvature)
+    remove(folder, *gone)
+    with pytest.raises(InputError, match=rf"{missing}\.safetensors: missing"):
+        load_bundle(folder)
+    assert len(verify_bundle(folder)) == len(gone)
+
+
+def test_without_any_network_there_is_no_model(tmp_path: Path) -> None:
+    folder = save_student(tmp_path / "bundle")
+    remove(folder, bundles.STUDENT)
+    with pytest.raises(InputError, match=r"encoder\.safetensors: missing"):
+        load_bundle(folder)
+
+
+def test_half_a_generator_is_not_written(tmp_path: Path) -> None:
+    parts = networks(tiny())
+    for left_out in parts:
+        with pytest.raises(ValueError, match=f"needs models/{left_out}"):
+            save(tmp_path / "bundle", **{left_out: None})
+    with pytest.raises(ValueError, match="nothing needs"):
+        save(tmp_path / "bundle", **dict.fromkeys(parts))
+    assert not (tmp_path / "bundle").exists()
 
 
 # --- writing ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sgan_core.labelling
 from sgan_core.bundle import Bundle
+from sgan_core.errors import InputError
 from sgan_core.labelling import SegmentConfig, answers, label_slices, smooth_through_plane
 from sgan_core.networks.segmenter import make_student, predict
 from sgan_core.reconstruction import MindReconstruction, PaperReconstruction, Weighted
@@ -70,6 +71,34 @@ def test_without_a_student_the_mask_is_that_of_inversion(bundle: Bundle) -> None
     found = label_slices(slices(), replace(bundle, student=None))
     assert (found.method, found.student_probs, found.features) == ("inversion", None, None)
     assert found.label_probs is found.inverted_probs
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "careful"])
+def test_a_student_alone_labels_and_nothing_else(bundle: Bundle, quality: str) -> None:
+    assert bundle.student is not None
+    alone, seen = replace(bundle, inverter=None), []
+    config = SegmentConfig(quality, batch=2)
+    found = label_slices(
+        slices(), alone, config, on_progress=lambda done, total, _: seen.append((done, total))
+    )
+    np.testing.assert_allclose(found.label_probs, predict(bundle.student, slices()), atol=1e-3)
+    assert (found.method, found.steps, found.inverted_probs, found.reconstructions) == (
+        "student",
+        0,
+        None,
+        None,
+    )
+    assert (found.features, found.chosen) == (None, None)
+    assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SegmentConfig(encoder_only=True), SegmentConfig(reconstruction="paper"), SegmentConfig(steps=1)],
+)
+def test_a_student_alone_refuses_what_needs_a_generator(bundle: Bundle, config: SegmentConfig) -> None:
+    with pytest.raises(InputError, match="student alone.*sgan-train --resume"):
+        label_slices(slices(), replace(bundle, inverter=None), config)
 
 
 def test_a_row_of_features_for_each_slice(bundle: Bundle) -> None:
@@ -191,7 +220,8 @@ def _drawn(bundle: Bundle) -> tuple[np.ndarray, Bundle]:
     with torch.no_grad():
         w_plus = bundle.encoder(torch.from_numpy(slices()))
         drawn = bundle.generator.synthesis(w_plus).image
-    return drawn.numpy(), replace(bundle, encoder=lambda image: w_plus[: len(image)])
+    knowing: Any = lambda image: w_plus[: len(image)]  # noqa: E731
+    return drawn.numpy(), replace(bundle, inverter=replace(bundle.require_inverter(), encoder=knowing))
 
 
 def test_another_modality_is_shown_in_its_own_brightness(bundle: Bundle) -> None:

@@ -117,6 +117,8 @@ def test_segmentation_sees_the_slices_that_training_saw(
 def test_shapes_and_ranges(bundle: Bundle) -> None:
     found = segment_volume(scan(), bundle)
     assert (found.labels.shape, found.labels.dtype) == ((20, 18, 5), np.uint8)
+    assert found.reconstructions is not None
+    assert found.slice_errors is not None
     assert found.reconstructions.shape == (5, 1, 32, 32)
     assert found.label_probs.shape == (5, 3, 32, 32)
     np.testing.assert_allclose(found.label_probs.sum(axis=1, dtype=np.float32), 1, atol=2e-3)
@@ -143,10 +145,9 @@ def test_batches_change_nothing(bundle: Bundle) -> None:
     networks = {
         name: deepcopy(getattr(bundle, name)).double() for name in ("generator", "encoder", "perceptual")
     }
+    doubled = replace(bundle, inverter=replace(bundle.require_inverter(), **networks))
     images = to_model(scan(), size=bundle.config.generator.size, intensity=HU).images.astype(np.float64)
-    together, apart = (
-        label_slices(images, replace(bundle, **networks), SegmentConfig(batch=size)) for size in (16, 2)
-    )
+    together, apart = (label_slices(images, doubled, SegmentConfig(batch=size)) for size in (16, 2))
     assert together.steps > 1
     np.testing.assert_allclose(together.reconstructions, apart.reconstructions, atol=2e-3)
 
@@ -154,6 +155,8 @@ def test_batches_change_nothing(bundle: Bundle) -> None:
 def test_inversion_explains_better_than_the_encoder(bundle: Bundle) -> None:
     encoder = segment_volume(scan(), bundle, SegmentConfig("fast"))
     inversion = segment_volume(scan(), bundle, SegmentConfig(steps=30))
+    assert inversion.error is not None
+    assert encoder.error is not None
     assert inversion.error < encoder.error
 
 
@@ -305,6 +308,19 @@ def test_without_a_second_opinion_nothing_is_trusted(bundle: Bundle) -> None:
     trust = segment_volume(scan(), bundle, SegmentConfig("fast")).trust
     assert (trust.status, trust.score) == ("review", 0.0)
     assert "no student" in trust.reason
+
+
+def test_a_student_alone_segments_and_says_that_it_cannot_judge(taught: Bundle) -> None:
+    facts = {"student_dice": 0.95}
+    found = segment_volume(scan(), replace(taught, inverter=None, facts=facts))
+    whole = segment_volume(scan(), replace(taught, facts=facts))
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert (found.method, found.steps, found.reconstruction) == ("student", 0, None)
+    assert (found.inverted_probs, found.reconstructions, found.slice_errors, found.error) == (None,) * 4
+    assert (found.trust.status, found.trust.wrong) == ("review", ())
+    assert found.trust.reason == (
+        "the model is a student alone, without a generator that could judge its mask; check the mask"
+    )
 
 
 def calibration(taught: Bundle, log_odds: float) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from .parameters import SemanticGANSlicerParameterNode
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a run, as ``sgan-segment`` knows them. region: (from, to) in mm along S, None: the whole volume."""
+    """Settings of a run, as ``sgan-segment`` knows them. region: (from, to) in mm along S, None: the whole volume.
+
+    studentAlone: the model has no generator, so there is no reconstruction to ask for.
+    """
 
     model: str
     device: str = "auto"
@@ -23,11 +26,13 @@ class Options:
     reconstruction: str = "auto"
     region: tuple | None = None
     largestComponent: bool = False
+    studentAlone: bool = False
 
     def arguments(self):
         """The options of the command."""
         arguments = ["--model", self.model, "--device", self.device, "--quality", self.quality]
-        arguments += ["--reconstruction", self.reconstruction]
+        if not self.studentAlone:
+            arguments += ["--reconstruction", self.reconstruction]
         if self.region is not None:
             arguments.append("--region={!r},{!r}".format(*map(float, self.region)))
         if self.largestComponent:
@@ -200,7 +205,9 @@ class _VolumeRun(_Run):
             return
         try:
             files = [path, "--output", self._results(), "--format", "nifti"]
-            also = ["--no-report", "--save-reconstruction"]
+            also = ["--no-report"]
+            if not self._options.studentAlone:
+                also.append("--save-reconstruction")
             self._startWorker(files + also + self._options.arguments())
         except RuntimeError as problem:
             self._fail(problem)

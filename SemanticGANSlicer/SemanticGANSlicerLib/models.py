@@ -27,13 +27,17 @@ class Label:
 
 @dataclass(frozen=True)
 class Model:
-    """What the panel says about a model. reference: what the engine is given as --model."""
+    """What the panel says about a model. reference: what the engine is given as --model.
+
+    studentAlone: it has no generator, so it cannot reconstruct an image nor judge its mask.
+    """
 
     reference: str
     name: str
     modality: str
     labels: tuple
     facts: dict
+    studentAlone: bool = False
 
     def details(self):
         """What it was trained on, its labels with colours and its licence, as rich text."""
@@ -44,6 +48,10 @@ class Model:
         if "labelled_patients" in self.facts:
             training.append(_("{n} labelled patients").format(n=self._fact("labelled_patients")))
         lines = [_("Trained on: {what}").format(what=html.escape(", ".join(training)))]
+        if self.studentAlone:
+            lines.append(
+                _("A student alone: it segments, but cannot reconstruct nor judge, so review every result.")
+            )
         figure = self.facts.get("student_dice", self.facts.get("validation_dice"))
         if isinstance(figure, float):
             lines.append(_("DICE on its own validation patients: {dice}").format(dice=f"{figure:.2f}"))
@@ -96,7 +104,7 @@ def readModel(path, reference=None):
                 "training wrote, or a .zip of it."
             ).format(path=path, reason=str(error) or type(error).__name__)
         ) from error
-    return Model(reference or path, name, modality, labels, facts)
+    return Model(reference or path, name, modality, labels, facts, settings.get("student_alone") is True)
 
 
 def _readSettings(path):

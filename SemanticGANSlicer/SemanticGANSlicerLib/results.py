@@ -19,6 +19,7 @@ class ResultView:
         self._ui, self._say = ui, say
         self.result = self._reconstruction = None
         self._doubtful = []
+        self._comparison = ui.reconstructionCheckBox.toolTip
         ui.volumeTable.setColumnCount(4)
         ui.volumeTable.setHorizontalHeaderLabels(
             [_("Segment"), _("Volume (mL)"), _("Voxels"), _("SNOMED CT")]
@@ -48,6 +49,13 @@ class ResultView:
         )
         self._fillVolumes(result)
         self._fillDoubtful(result)
+        drawn = bool(case.get("reconstruction_output"))
+        ui.reconstructionCheckBox.setEnabled(drawn)
+        ui.reconstructionCheckBox.setToolTip(
+            self._comparison
+            if drawn
+            else _("The model is a student alone: it has no generator to compare with.")
+        )
         ui.show3DButton.setSegmentationNode(node)
         ui.resultCollapsibleButton.setVisible(True)
         ui.resultCollapsibleButton.collapsed = False

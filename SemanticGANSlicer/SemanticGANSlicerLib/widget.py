@@ -149,14 +149,15 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         """The options of both tabs. Raises ValueError when there is no model."""
         if not self._models:
             raise ValueError(_("No model: install the engine, or open a model."))
-        p = self._parameterNode
+        p, model = self._parameterNode, self._chosenModel()
         return Options(
-            model=self._chosenModel().reference,
+            model=model.reference,
             device=p.device,
             quality=p.quality,
             reconstruction=p.reconstruction,
             region=(p.regionFrom, p.regionTo) if p.regionEnabled else None,
             largestComponent=p.largestComponent,
+            studentAlone=model.studentAlone,
         )
 
     # --- installation
@@ -226,6 +227,13 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         blocked = box.blockSignals(True)
         box.setCurrentIndex(self._models.index(model))
         box.blockSignals(blocked)
+        choice = self.ui.reconstructionComboBox
+        choice.setEnabled(not model.studentAlone)
+        choice.setToolTip(
+            _("This model is a student alone: it has no generator.")
+            if model.studentAlone
+            else self.ui.reconstructionComboBoxLabel.toolTip
+        )
         text = model.details()
         wanted = self._parameterNode.model if self._parameterNode is not None else ""
         if wanted and wanted != model.reference:  # a scene of another computer

@@ -222,6 +222,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     from sgan_core.device import choose_device
 
     bundle = load_bundle(args.model, choose_device(args.device))
+    bundle.require_inverter()
     config = bundle.config
     plan = _plan(args, config.preset, config.generator.size)
     with tempfile.TemporaryDirectory(prefix="sgan-benchmark-") as folder, Progress() as progress:

@@ -82,6 +82,7 @@ def calibrate(args: argparse.Namespace) -> None:
 
     require_replaceable(args.output)  # before the long work
     bundle = load_bundle(args.bundle, choose_device(args.device))
+    bundle.require_inverter()
     if bundle.student is None:
         raise InputError(f"{args.bundle}: has no student, so there is nothing to judge its masks by.")
     cohort = phantom_cohort() if args.data == "phantom" else load_cohort(args.data)
@@ -128,6 +129,7 @@ def _rows(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Image", f"{described['size_px']} x {described['size_px']} px"
     labels = [f"{label['value']} {label['name']}" for label in described["labels"]]
     yield "Labels", ", ".join(labels) or "not named"
+    yield "The model", described["can"]
     yield "Perceptual term", described["config"]["perceptual"]
     for key, value in _flat(described["facts"]):
         yield key.replace("_", " ").capitalize(), f"{value:.4g}" if isinstance(value, float) else str(value)

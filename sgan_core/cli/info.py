@@ -63,7 +63,10 @@ def _in_words(found: dict[str, Any]) -> str:
         memory = "" if device["memory_gb"] is None else f", {device['memory_gb']:.1f} GB"
         auto = " (auto)" if device["name"] == found["auto"]["name"] else ""
         lines.append(f"--device {device['name']:<4}{auto}  {device['description']}{memory}")
-    return "\n".join([*lines, f"models       {', '.join(found['models']) or 'none'}"])
+    from sgan_core.bundle import describe
+
+    models = [f"{name} ({describe(name)['can']})" for name in found["models"]]
+    return "\n".join([*lines, f"models       {', '.join(models) or 'none'}"])
 
 
 if __name__ == "__main__":

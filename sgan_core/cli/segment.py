@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "sgan-segment",
         description="Segment volumes (DICOM, NIfTI, NRRD, MetaImage) or pictures (PNG, JPEG, BMP, TIFF), one by\n"
         "one or a folder of them. The model's student draws the mask, and inverting the model's generator says\n"
-        "how far to trust it.",
+        "how far to trust it. A model that is a student alone segments; it cannot reconstruct nor judge.",
         examples=_EXAMPLES,
     )
     add = p.add_argument

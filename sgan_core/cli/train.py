@@ -30,7 +30,11 @@ _EXAMPLES = """\
   torchrun --nproc-per-node 4 -m sgan_core.cli.train --modality xray --data prepared --output runs/lungs
 
 Data come from sgan-data prepare. Training is saved every few minutes; Ctrl-C saves and exits with code 3.
-The bundle for sgan-segment is OUTPUT/bundle.
+The bundle for sgan-segment is OUTPUT/bundle: a student alone as soon as that has learned (it segments, but cannot
+reconstruct nor judge: every case is to be reviewed), the whole model when all stages have ended. So
+
+  sgan-train --modality ct --stage student --output runs/liver         a model to use after minutes
+  sgan-train --modality ct --output runs/liver --resume                the rest, GAN, encoder and trust
 """
 
 
@@ -38,9 +42,9 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = app.Parser(
         "sgan-train",
-        description="Train SemanticGAN with many images and a few labelled patients: first the GAN of images and\n"
-        "labels, then the encoder that inverts it, then the student, a fast segmenter that learns from\n"
-        "the labelled slices in random looks.",
+        description="Train SemanticGAN with many images and a few labelled patients: first the student, a fast\n"
+        "segmenter that learns from the labelled slices in random looks, then the GAN of images and labels,\n"
+        "then the encoder that inverts it.",
         examples=_EXAMPLES,
     )
     add = p.add_argument
@@ -54,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="tiny 64 px, small 128 px, paper and official 256 px (default: tiny on a CPU, paper on a GPU)",
     )
     add("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
-    add("--stage", choices=("gan", "encoder", "student", "all"), default="all", help="default: all")
+    add("--stage", choices=("student", "gan", "encoder", "all"), default="all", help="default: all")
     add("--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)")
     add("--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages")
     add("--resume", action="store_true", help="continue the run in --output; only limits may change")
@@ -225,9 +229,9 @@ def command(args: argparse.Namespace) -> int:
     if cohort.modality != args.modality:
         log.warning("the cohort is %s, --modality says %s.", cohort.modality, args.modality)
     stored = args.output / "config.yaml"
-    # Encoder and student go on from a run's GAN; it may be the first call of the stage.
-    later = args.stage in ("encoder", "student")
-    again = later and not (args.output / "checkpoints" / f"{args.stage}.pt").exists()
+    # A stage may be trained for the first time in a run that other stages have begun.
+    begun = {file.stem for file in (args.output / "checkpoints").glob("*.pt")}
+    again = args.stage != "all" and bool(begun) and args.stage not in begun
     resume = (args.resume or again) and stored.is_file()
     config = _resumed_config(asked, cohort, stored) if resume else _new_config(asked, cohort, device.type)
     if args.print_config:

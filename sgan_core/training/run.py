@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import yaml
 from torch import nn
 
 from sgan_core import __version__
-from sgan_core.bundle import load_bundle, save_bundle
+from sgan_core.bundle import GENERATOR, load_bundle, save_bundle
 from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.curvature import measure_curvature
@@ -29,14 +30,16 @@ from sgan_core.networks.segmenter import make_student
 from sgan_core.training import evaluate
 from sgan_core.training.calibrate import trust_facts
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
-from sgan_core.training.encoder import EncoderTrainer, make_encoder
+from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
 from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
+logger = logging.getLogger(__name__)
+
 OnProgress = Callable[[int, int, str], None]
-STAGES = ("gan", "encoder", "student")
+STAGES = ("student", "gan", "encoder")  # the student needs no generator, and is of use while that learns
 LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbouring evaluations, by chance
 _COHORT = "cohort.json"  # in the run's folder: name and fingerprint of the cohort it learns from
 JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
@@ -153,10 +156,11 @@ def read_config(file: Path) -> TrainConfig:
 
 
 def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, ...] = STAGES) -> Path:
-    """Train the stages and write ``bundle/``; returns its folder, or the run's while there is no encoder.
+    """Train the stages and write ``bundle/``; returns its folder, or the run's while it would be empty.
 
-    The time limit is divided between the stages in the config's proportions. Raises Cancelled when the user
-    stopped (everything is saved), InputError for what the user can mend.
+    The bundle is a student alone from the end of that stage on, and the whole model once there is an encoder. The
+    time limit is divided between the stages in the config's proportions. Raises Cancelled when the user stopped
+    (everything is saved), InputError for what the user can mend.
     """
     began = time.monotonic()
     labelled_patients(cohort, config.labelled)  # an error now, not after the slices have been prepared
@@ -169,13 +173,16 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
         on_progress=_interruptible(run),
     )
     log = RunLog(run.folder)
-    trainings = {"gan": _train_gan, "encoder": _train_encoder, "student": _train_student}
+    trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
+    taught, whole = (run.checkpoints / f"{stage}_best.pt" for stage in ("student", "encoder"))
     used = 0.0
     for stage, share in _shares(config, stages).items():
         used += share
         deadline = None if run.max_minutes is None else began + used * run.max_minutes * 60.0
         trainings[stage](run, config, store, log, deadline)
-    if not (run.checkpoints / "encoder_best.pt").exists():
+        if stage == "student" and not whole.exists():
+            _write_bundle(run, config, store)  # to be used while the GAN learns
+    if not (taught.exists() or whole.exists()):
         return run.folder
     return _write_bundle(run, config, store)
 
@@ -183,7 +190,7 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
 def _shares(config: TrainConfig, stages: tuple[str, ...]) -> dict[str, float]:
     """The part of the time that each of the asked stages has, in their order; together 1."""
     left = max(0.0, 1.0 - config.gan_share - config.encoder_share)
-    shares = {"gan": config.gan_share, "encoder": config.encoder_share, "student": left}
+    shares = {"student": left, "gan": config.gan_share, "encoder": config.encoder_share}
     asked = {stage: shares[stage] for stage in STAGES if stage in stages}
     whole = sum(asked.values())
     return {stage: share / whole if whole else 1.0 / len(asked) for stage, share in asked.items()}
@@ -405,6 +412,8 @@ def _train_on(
         if not found[best.figure] <= highest:  # NaN without validation patients: the last one is kept
             highest = found[best.figure]
             kept = {stage: best.network().state_dict(), "images": trainer.images, "quality": highest}
+            if isinstance(trainer, EncoderTrainer):
+                kept["generator"] = trainer.of
             save_checkpoint(kept | {"figures": found}, best_file)
         return found
 
@@ -418,32 +427,42 @@ def _train_on(
 
 
 def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
-    """Put the best networks of all stages into ``bundle/``."""
+    """Put the best networks of all stages into ``bundle/``; the student alone while there is no encoder."""
+    folder = run.folder / "bundle"
     if rank():
-        return run.folder / "bundle"
-    generator, gan = trained_generator(run, config)
-    encoder = make_encoder(config, generator.mean_w)
-    trained = load_checkpoint(run.checkpoints / "encoder_best.pt")
-    encoder.load_state_dict(trained["encoder"])
+        return folder
     facts = {
         "tool_version": __version__,
         "cohort": store.cohort.name,
         "labelled_patients": config.labelled,
         "slices": len(store.images),
         "labelled_slices": len(store.labelled(config.labelled)),
-        "gan_images": gan["images"],
-        "gan_figures": gan["figures"],
-        "encoder_images": int(trained["images"]),
-        **trained["figures"],
     }
+    if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
+        facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
     student = None
     if (run.checkpoints / "student_best.pt").exists():
         taught = load_checkpoint(run.checkpoints / "student_best.pt")
         student = make_student(config)
         student.load_state_dict(taught["student"])
         facts |= {"student_images": int(taught["images"]), **taught["figures"]}
-    if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
-        facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
+    name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
+    save = partial(save_bundle, folder, name=name.lower().replace(" ", "-"), config=config, student=student)
+    trained = _trained_encoder(run, config)
+    if trained is None:
+        if (folder / GENERATOR).exists():
+            logger.warning("The bundle stays as it was until the encoder has learned today's generator.")
+            return folder
+        return save(facts=facts) if student is not None else run.folder
+    generator, gan = trained_generator(run, config)
+    encoder = make_encoder(config, generator.mean_w)
+    encoder.load_state_dict(trained["encoder"])
+    facts |= {
+        "gan_images": gan["images"],
+        "gan_figures": gan["figures"],
+        "encoder_images": int(trained["images"]),
+        **trained["figures"],
+    }
     perceptual = _perceptual(run, config)
     curvature = None
     if config.inversion.optimizer == "lbfgs":
@@ -454,23 +473,27 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
             seed=config.seed,
             on_progress=lambda done, total: run.on_progress(done, total, "measuring how codes change images"),
         ).cpu()
-    name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
-    folder = run.folder / "bundle"
     save = partial(
-        save_bundle,
-        folder,
-        name=name.lower().replace(" ", "-"),
-        config=config,
+        save,
         generator=generator.cpu(),
         encoder=encoder.eval(),
         perceptual=perceptual.cpu(),
-        student=student,
         curvature=curvature,
     )
     save(facts=facts)
     if student is not None:
         save(facts=facts | _trust(run, folder, store))
     return folder
+
+
+def _trained_encoder(run: Run, config: TrainConfig) -> dict[str, Any] | None:
+    """The best encoder's checkpoint; None when there is none for the generator that stage 1 has now."""
+    file = run.checkpoints / "encoder_best.pt"
+    if not file.exists():
+        return None
+    state = load_checkpoint(file)
+    today = fingerprint(trained_generator(run, config)[0])
+    return state if state.get("generator", today) == today else None  # earlier versions did not say whose
 
 
 def _trust(run: Run, folder: Path, store: SliceStore) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import torch
 import yaml
 from PIL import Image
 
-from sgan_core.bundle import save_bundle
+from sgan_core.bundle import load_bundle, save_bundle
 from sgan_core.cohort import Case, Cohort, Intensity, Label, rank_labelled, save_cohort
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, InversionConfig, preset
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
+from sgan_core.networks.segmenter import make_student
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 
@@ -73,6 +74,22 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder=encoder,
         perceptual=make_perceptual("discriminator", image_discriminator=judge),
         facts={"cohort": "noise", "gan_images": 0, "validation_rmse_p95": 1.0},
+    )
+
+
+@pytest.fixture(scope="session")
+def student_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a student alone."""
+    config = load_bundle(tiny_bundle).config
+    config = dataclasses.replace(
+        config, student_train=dataclasses.replace(config.student_train, channels=(4, 8))
+    )
+    return save_bundle(
+        tmp_path_factory.mktemp("models") / "bundle",
+        name="tiny-student",
+        config=config,
+        student=make_student(config),
+        facts={"cohort": "noise", "student_dice": 0.95},
     )
 
 

@@ -137,3 +137,19 @@ def test_wrong_options_of_inversion_are_one_line(tiny_bundle, disc_cohort, tmp_p
     lines = capsys.readouterr().err.strip().splitlines()
     assert words in lines[-1]
     assert lines[-1].startswith("sgan-benchmark: error: ")
+
+
+@pytest.mark.parametrize("option", [[], ["--preset", "tiny"]])
+def test_a_student_alone_has_no_inversion_to_measure(option, student_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sgan_core.benchmark.inversion.phantom_slices", lambda *_, **__: pytest.fail("late"))
+    options = [
+        "--model",
+        str(student_bundle),
+        "--output",
+        str(tmp_path / "found.json"),
+        "--device",
+        "cpu",
+        *option,
+    ]
+    assert main(["inversion", *options]) == 2
+    assert "this model is a student alone" in capsys.readouterr().err

@@ -94,6 +94,18 @@ def test_unknown_model_is_wrong_input(action: str, capsys: pytest.CaptureFixture
     assert "no-such-model: no such model" in capsys.readouterr().err
 
 
+def test_info_tells_what_a_student_alone_cannot(
+    student_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(student_bundle)]) == 0
+    capsys.readouterr()
+    assert main(["info", str(student_bundle), "--json"]) == 0
+    can = "segments; cannot reconstruct, cannot judge its masks: each is to be reviewed"
+    assert json.loads(capsys.readouterr().out)["can"] == can
+    assert main(["info", str(student_bundle)]) == 0
+    assert "cannot reconstruct" in capsys.readouterr().out
+
+
 # --- calibrate -------------------------------------------------------------------------------------
 
 
@@ -174,6 +186,7 @@ def test_calibrate_brings_an_older_model_up_to_date(
 def test_calibrate_refuses_before_the_long_work(
     bundle: Path,
     taught: Path,
+    student_bundle: Path,
     cohort: Path,
     disc_cohort: Path,
     tmp_path: Path,
@@ -190,6 +203,7 @@ def test_calibrate_refuses_before_the_long_work(
         patch.setattr("sgan_core.training.calibrate.open_store", lambda *_, **__: pytest.fail("too late"))
         assert "holds something that is not a model" in says(taught, cohort, tmp_path)
         assert "has no student" in says(bundle, cohort, tmp_path / "new")
+        assert "is a student alone" in says(student_bundle, cohort, tmp_path / "new")
         entry = json.loads((cohort / "cohort.json").read_text(encoding="utf-8"))
         entry["labels"].append({"value": 2, "name": "square", "rgb": [1, 2, 3]})
         (tmp_path / "cohort.json").write_text(json.dumps(entry), encoding="utf-8")

@@ -59,7 +59,8 @@ def test_gpu_is_what_auto_takes_and_has_its_memory(capsys: Output) -> None:
 def test_the_same_in_words(capsys: Output) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
-    for words in (__version__, torch.__version__, "CUDA GPU Example 9000, 25.4 GB", "phantom-ct-liver"):
+    model = "phantom-ct-liver (segments, reconstructs; judges its masks)"
+    for words in (__version__, torch.__version__, "CUDA GPU Example 9000, 25.4 GB", model):
         assert words in printed
     (auto,) = (line for line in printed.splitlines() if "(auto)" in line)
     assert auto.startswith("--device cuda")

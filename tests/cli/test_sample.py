@@ -63,3 +63,11 @@ def test_wrong_option(
     assert main(["--model", str(tiny_bundle), "--output", str(tmp_path / "out"), *option]) == 2
     assert option[0] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_alone_draws_nothing(
+    student_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(student_bundle), "--output", str(tmp_path / "out")]) == 2
+    assert "this model is a student alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -404,6 +404,44 @@ def test_two_inputs_of_one_name_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+# --- a student alone -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "careful"])
+def test_a_student_alone_segments_for_review(
+    quality: str, student_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    output = tmp_path / "out"
+    options = ["--model", str(student_bundle), "--output", str(output), "--quality", quality, "--steps", "0"]
+    assert main([str(write_scan(tmp_path / "scan.nii.gz")), *options]) == 0
+    (case,) = json.loads((output / "run.json").read_text(encoding="utf-8"))["cases"]
+    assert (case["method"], case["steps"], case["trust"]["status"]) == ("student", 0, "review")
+    assert "student alone" in case["trust"]["reason"]
+    for name in ("reconstruction", "reconstruction_error", "reconstruction_output"):
+        assert case[name] is None
+    report = (output / "report.html").read_text(encoding="utf-8")
+    for word in ("Reconstruction", "Inversion", "Difference", "worst", "difference 0"):
+        assert word not in report.split("</style>")[1]
+    assert report.count("<figcaption>Segmentation") == 5
+    assert "student alone" in report
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--encoder-only"], ["--reconstruction", "mind"], ["--steps", "3"], ["--save-reconstruction"]],
+)
+def test_a_student_alone_refuses_what_it_cannot_before_any_work(
+    option: list[str], student_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    scans = [str(write_scan(tmp_path / f"{name}.nii.gz")) for name in "ab"]
+    options = ["--model", str(student_bundle), "--output", str(tmp_path / "out"), *option]
+    assert main([*scans, *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "tiny-student: this model is a student alone" in error
+    assert "Train the later stages with sgan-train --resume" in error
+    assert not (tmp_path / "out").exists()
+
+
 # --- cancelling ------------------------------------------------------------------------------------
 
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from sgan_core.bundle import load_bundle
 from sgan_core.cli import segment
 from sgan_core.cli.progress import Progress
 from sgan_core.cli.train import main
+from sgan_core.errors import Cancelled
+from sgan_core.training.loop import load_checkpoint, save_checkpoint
 
 Leftovers = Callable[[Path], list[str]]
 Output = pytest.CaptureFixture[str]
@@ -68,7 +71,7 @@ def test_run_folder_holds_everything(finished: Path, leftovers: Leftovers) -> No
     last = {line["stage"]: line for line in log(finished)}
     assert 0 <= last["encoder"]["validation_dice"] <= 1
     assert 0 <= last["student"]["student_shifted_dice"] <= 1
-    assert log(finished)[-1]["stage"] == "student"
+    assert list(dict.fromkeys(line["stage"] for line in log(finished))) == ["student", "gan", "encoder"]
 
 
 def test_bundle_says_what_it_was_trained_on(finished: Path) -> None:
@@ -114,6 +117,25 @@ def test_resume_changes_nothing_but_limits(
 ) -> None:
     assert main([*command, "--output", str(run), "--resume", *option]) == 2
     assert f"{setting} differs from the run's config.yaml" in capsys.readouterr().err
+
+
+def test_an_encoder_is_never_bundled_with_a_generator_that_it_does_not_know(
+    command: list[str], run: Path, capsys: Output
+) -> None:
+    """Stage 1 went on: the bundle stays as it was until the encoder has begun anew."""
+    bundled = load_bundle(run / "bundle")
+    best = run / "checkpoints" / "gan_best.pt"
+    state = load_checkpoint(best)
+    with torch.no_grad():
+        state["generator"]["mapping.layers.0.weight"].mul_(1.5)
+    save_checkpoint(state, best)
+    assert main([*command, "--output", str(run), "--resume", "--stage", "student"]) == 0
+    assert "until the encoder has learned today's generator" in capsys.readouterr().err
+    assert load_bundle(run / "bundle").hash == bundled.hash
+    assert main([*command, "--output", str(run), "--resume", "--stage", "encoder"]) == 0
+    found = load_bundle(run / "bundle")
+    assert torch.allclose(found.encoder.mean_w, found.generator.mean_w, atol=1e-3)
+    assert not torch.allclose(found.encoder.mean_w, bundled.encoder.mean_w, atol=1e-3)
 
 
 @pytest.fixture
@@ -224,7 +246,8 @@ def test_signal_saves_and_resume_finishes(
         assert main([*command, "--output", str(run)]) == 3
     assert capsys.readouterr().err.splitlines()[-1].startswith("sgan-train: cancelled: stopped")
     assert leftovers(run) == []
-    assert not (run / "bundle").exists()
+    assert (run / "bundle").exists() == (stage != "preparing")  # the student was there before
+    assert stage == "preparing" or load_bundle(run / "bundle").inverter is None
     assert main([*command, "--output", str(run), "--resume"]) == 0
     assert facts(run)["gan_images"] == 48
     assert facts(run)["encoder_images"] == 24
@@ -266,6 +289,53 @@ def test_one_stage_after_the_other(command: list[str], tmp_path: Path, capsys: O
     assert facts(run)["gan_images"] == 48
     # Now there is an encoder to continue or to spare.
     assert main([*command, "--output", str(run), "--stage", "encoder"]) == 2
+
+
+def test_a_student_is_of_use_while_the_rest_is_not_trained_yet(
+    command: list[str], disc_cohort: Path, tmp_path: Path, capsys: Output
+) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "run" / "bundle"
+
+    def segmented(name: str) -> dict[str, Any]:
+        options = ["--model", str(bundle), "--output", str(tmp_path / name), "--device", "cpu"]
+        assert segment.main([str(disc_cohort / "p5_0.png"), *options]) == 0
+        cases = json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8"))["cases"]
+        return dict(cases[0])
+
+    assert main([*command, "--output", str(run), "--stage", "student"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(bundle)
+    first = load_bundle(bundle)
+    assert first.inverter is None
+    assert (first.facts["student_images"], first.facts["labelled_slices"]) == (24, 8)
+    case = segmented("first")
+    assert (case["method"], case["trust"]["status"]) == ("student", "review")
+    assert "student alone" in case["trust"]["reason"]
+
+    assert main([*command, "--output", str(run), "--stage", "gan"]) == 0
+    assert load_bundle(bundle).hash == first.hash  # a generator without an encoder cannot judge
+    assert main([*command, "--output", str(run), "--resume"]) == 0
+    whole = load_bundle(bundle)
+    assert whole.hash != first.hash
+    assert whole.inverter is not None
+    assert whole.facts["gan_images"] == 48
+    assert whole.facts["trust"] == {}  # four validation slices are too few
+    case = segmented("whole")
+    assert case["reconstruction_error"]["case"] > 0
+    assert case["trust"]["reason"] == "the model carries no calibration of trust; check the mask"
+
+
+def test_all_stages_leave_the_student_in_the_bundle_when_the_gan_begins(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = tmp_path / "run", []
+
+    def train_gan(run: Any, *_: Any) -> None:
+        seen.append(load_bundle(run.folder / "bundle").inverter)
+        raise Cancelled("enough")
+
+    monkeypatch.setattr("sgan_core.training.run._train_gan", train_gan)
+    assert main([*command, "--output", str(run)]) == 3
+    assert seen == [None]
 
 
 def test_encoder_needs_a_gan(command: list[str], tmp_path: Path, capsys: Output) -> None:

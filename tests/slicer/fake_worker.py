@@ -26,13 +26,15 @@ def say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
-def segment(source: Path, output: Path) -> None:
+def segment(source: Path, output: Path, *, reconstructs: bool) -> None:
     """What is brighter than 0 is label 1; every third slice is doubtful."""
     image = sitk.ReadImage(str(source))
     labels = sitk.Cast(image > 0, sitk.sitkUInt8)
     output.mkdir(parents=True)
     sitk.WriteImage(labels, str(output / "input_seg.nii.gz"), True)
-    sitk.WriteImage(image + 7, str(output / "input_recon.nrrd"), True)
+    reconstruction = str(output / "input_recon.nrrd") if reconstructs else None
+    if reconstruction:
+        sitk.WriteImage(image + 7, reconstruction, True)
     count = image.GetDepth()
     centre = [(size - 1) / 2 for size in image.GetSize()]
     places = [image.TransformContinuousIndexToPhysicalPoint((*centre[:2], float(k))) for k in range(count)]
@@ -48,7 +50,7 @@ def segment(source: Path, output: Path) -> None:
             {"name": "bright", "value": 1, "voxels": bright, "volume_ml": bright * voxel_ml},
             {"name": "absent", "value": 2, "voxels": 0, "volume_ml": 0.0},
         ],
-        "reconstruction_output": str(output / "input_recon.nrrd"),
+        "reconstruction_output": reconstruction,
         "slice_centres_mm": [[-x, -y, z] for x, y, z in places],
         "first_slice": 1,
         "trust": {
@@ -101,7 +103,7 @@ def main(mode: str, source: Path, output: Path) -> int:
         small = source.parent / "small.nrrd"
         sitk.WriteImage(sitk.ReadImage(str(source))[1:, :, :], str(small))
         source = small
-    segment(source, output)
+    segment(source, output, reconstructs=mode != "student-alone")
     return 0
 
 

@@ -15,7 +15,7 @@ import slicer
 from helpers import make_volume, voxels
 
 import standin
-from SemanticGANSlicerLib import importer, process, volumes
+from SemanticGANSlicerLib import importer, models, process, volumes
 from SemanticGANSlicerLib.logic import Options
 
 FakeWorker = Callable[..., None]
@@ -235,6 +235,11 @@ def test_options_are_those_of_the_command() -> None:
     assert not args.largest_component
 
 
+def test_a_student_alone_is_not_asked_for_a_reconstruction() -> None:
+    options = Options("m", reconstruction="paper", studentAlone=True).arguments()
+    assert not [option for option in options if "reconstruction" in option]
+
+
 def test_folders_are_asked_for(logic: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folder with the images"):
         logic.segmentFolder(str(tmp_path / "none"), str(tmp_path), MODEL)
@@ -340,6 +345,29 @@ def test_model_that_is_missing(logic: Any, phantom: Any, tmp_path: Path) -> None
     outcome, _result = finish(start(logic, phantom.node, Options(str(tmp_path / "gone"))), 120)
     assert outcome.status == process.FAILED
     assert "no such model" in outcome.message
+
+
+def test_engine_with_a_student_alone(logic: Any, tmp_path: Path) -> None:
+    import dataclasses
+
+    from sgan_core.bundle import save_bundle
+    from sgan_core.cohort import Label
+    from sgan_core.config import preset
+    from sgan_core.networks.segmenter import make_student
+
+    config = preset("tiny", modality="ct", num_classes=2, size=32)
+    student = dataclasses.replace(config.student_train, channels=(4, 8))
+    config = dataclasses.replace(config, student_train=student, labels=(Label(1, "liver", (200, 90, 60)),))
+    model = save_bundle(
+        tmp_path / "alone", name="alone", config=config, student=make_student(config), facts={}
+    )
+    assert models.readModel(str(model)).studentAlone
+    volume = make_volume(np.random.default_rng(0).integers(-1000, 400, (3, 24, 36)).astype(np.int16), "scan")
+    outcome, result = finish(start(logic, volume, Options(str(model), studentAlone=True)), 120)
+    assert outcome.status == process.DONE, outcome
+    assert result.case["reconstruction_output"] is None
+    assert "student alone" in result.case["trust"]["reason"]
+    result.discard()
 
 
 def test_colour_picture_with_a_colour_model(logic: Any, tmp_path: Path) -> None:

@@ -41,6 +41,18 @@ def test_bundled_model_is_listed_with_what_it_says_about_itself() -> None:
     assert f"{facts['student_dice']:.2f}" in text
 
 
+def test_a_student_alone_says_what_it_cannot(tmp_path: Path) -> None:
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    file = folder / "configs" / "semanticgan.json"
+    settings = json.loads(file.read_text())
+    for told, alone in ((None, False), (False, False), (True, True)):  # older models do not say
+        if told is not None:
+            file.write_text(json.dumps(settings | {"student_alone": told}))
+        model = models.readModel(str(folder))
+        assert model.studentAlone is alone
+        assert ("cannot reconstruct nor judge" in model.details()) is alone
+
+
 def test_listing_models_imports_no_engine() -> None:
     """In a process of its own: this one has torch from tests/conftest.py."""
     code = (

@@ -163,6 +163,27 @@ def test_model_is_opened_remembered_and_chosen(panel: Any, tmp_path: Path) -> No
     assert panel.ui.modelComboBox.count == 2
 
 
+def test_a_student_alone_has_no_reconstruction_to_choose(panel: Any, ct: Any, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    ui, bundle = panel.ui, tmp_path / "bundle"
+    shutil.copytree(ROOT / "sgan_core" / "models" / "phantom-ct-liver" / "configs", bundle / "configs")
+    file = bundle / "configs" / "semanticgan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"student_alone": True}))
+    usual = ui.reconstructionComboBox.toolTip
+    ui.reconstructionComboBox.setCurrentText("paper")
+    panel._openModel(str(bundle))
+    assert not ui.reconstructionComboBox.enabled
+    assert "student alone" in ui.reconstructionComboBox.toolTip
+    assert "cannot reconstruct nor judge" in ui.modelDetailsLabel.text
+    assert panel._options().studentAlone
+    ui.modelComboBox.setCurrentIndex(0)
+    assert ui.reconstructionComboBox.enabled
+    assert ui.reconstructionComboBox.toolTip == usual
+    assert not panel._options().studentAlone
+
+
 def test_what_is_no_model_is_explained_and_not_remembered(panel: Any, tmp_path: Path) -> None:
     panel._openModel(str(tmp_path))
     assert "is not a model of SemanticGAN" in errors()[0]
@@ -262,6 +283,21 @@ def test_reconstruction_fades_over_the_image(panel: Any, ct: Any, fake_worker: F
     assert not slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0].GetForegroundVolumeID()
     ui.reconstructionCheckBox.setChecked(True)  # not added twice
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == before + 1
+
+
+def test_a_result_without_a_reconstruction_has_none_to_compare(
+    panel: Any, ct: Any, fake_worker: FakeWorker
+) -> None:
+    box = panel.ui.reconstructionCheckBox
+    usual = box.toolTip
+    fake_worker(panel, "student-alone")
+    apply(panel)
+    assert not box.enabled
+    assert "student alone" in box.toolTip
+    fake_worker(panel, "good")
+    apply(panel)
+    assert box.enabled
+    assert box.toolTip == usual
 
 
 def test_reconstruction_of_a_removed_volume_is_explained(

@@ -15,6 +15,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from sgan_core.bundle import Bundle
+from sgan_core.config import InversionConfig
 from sgan_core.inversion import Inversion
 from sgan_core.networks.segmenter import make_student
 from sgan_core.training import calibrate
@@ -274,13 +275,23 @@ def test_slices_are_segmented_in_batches(store: SliceStore) -> None:
     assert found["student"].features is found["encoder"].features
 
 
+def with_student(model: Bundle) -> Bundle:
+    """An untrained model with a narrow untrained student and as few steps as can be."""
+    config = replace(
+        model.config,
+        student_train=replace(model.config.student_train, channels=(4, 8)),
+        inversion=InversionConfig(steps=1, check_steps=1),
+    )
+    return replace(model, config=config, student=make_student(config).eval())
+
+
 def test_every_way_of_segmenting_that_gets_a_figure_is_calibrated(
     untrained: Bundle, store: SliceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "SLICES", 48)
     monkeypatch.setattr(calibrate, "CAREFUL_SLICES", 24)
     seen: list[tuple[int, int]] = []
-    bundle = replace(untrained, student=make_student(untrained.config).eval())
+    bundle = with_student(untrained)
     facts = calibrate.trust_facts(
         bundle, store, on_progress=lambda done, total, message: seen.append((done, total))
     )
@@ -301,8 +312,7 @@ def test_every_way_of_segmenting_that_gets_a_figure_is_calibrated(
 def test_too_few_validation_slices_give_no_calibration(
     untrained: Bundle, disc_store: Callable[..., SliceStore]
 ) -> None:
-    bundle = replace(untrained, student=make_student(untrained.config).eval())
-    assert calibrate.trust_facts(bundle, disc_store())["trust"] == {}
+    assert calibrate.trust_facts(with_student(untrained), disc_store())["trust"] == {}
 
 
 def test_where_sides_have_no_meaning_nothing_is_turned(store: SliceStore) -> None:
