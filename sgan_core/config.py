@@ -185,7 +185,7 @@ class EncoderTrainConfig:
 
 @dataclass(frozen=True)
 class StudentTrainConfig:
-    """Stage 3: a feed-forward U-Net on labelled slices, under random appearance."""
+    """The student: a feed-forward U-Net on labelled slices, under random appearance."""
 
     channels: tuple[int, ...] = (24, 48, 96, 192)  # width of each level
     batch: int = 16

@@ -1,4 +1,4 @@
-"""Stage 3: the student, a feed-forward segmenter taught by labelled slices.
+"""The student, which the paper has not: a feed-forward segmenter taught by labelled slices.
 
 Everything passes through random geometry and random appearance (``appearance``), so the student goes by shape
 and reads modalities that it was never trained on. A few pictures of a batch hold no organ, so it learns to say
