@@ -31,8 +31,8 @@ from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store, rng
 from sgan_core.training.evaluate import spread
 from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
 
-SLICES = 320  # shown in all
-CAREFUL_SLICES = 160  # two starts with 2.5 times the steps: a slice takes four times as long as at "standard"
+# Shown in all. With half as many the phantom model's AUC for wrong masks at "careful" fell from 0.90 to 0.77.
+SLICES = 320
 MILD, SEVERE = (0.15, 0.5), (0.8, 1.0)  # ranges of grades; what is severe is foreign
 _TRAINING_SLICES = 300  # that say where training anatomy lies
 LEAST_SLICES = 24  # of labelled validation patients; fewer say nothing about so many weights
@@ -263,9 +263,8 @@ def trust_facts(
         return facts
     seed = bundle.config.seed
     anatomy = training_anatomy(store, bundle.student, device=bundle.device, seed=seed)
-    counts = {quality: CAREFUL_SLICES if quality == "careful" else SLICES for quality in QUALITIES}
-    done, total = 0, sum(counts.values())
-    for quality, count in counts.items():
+    done, total = 0, SLICES * len(QUALITIES)
+    for quality in QUALITIES:
 
         def segment_slices(
             images: np.ndarray, anatomy: Anatomy, quality: str = quality
@@ -275,7 +274,7 @@ def trust_facts(
             done += len(images)
             return answers(images, bundle, quality, anatomy)
 
-        found = calibrate(show(store, count=count, seed=seed), segment_slices, anatomy)
+        found = calibrate(show(store, count=SLICES, seed=seed), segment_slices, anatomy)
         for method, (calibration, figures) in found.items():
             facts["trust"].setdefault(method, {})[quality] = calibration.to_dict()
             facts |= {f"trust_{method}_{quality}_{name}": value for name, value in figures.items()}

@@ -159,7 +159,6 @@ def test_calibrate_brings_an_older_model_up_to_date(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sgan_core.training.calibrate.SLICES", 48)  # seconds in place of minutes
-    monkeypatch.setattr("sgan_core.training.calibrate.CAREFUL_SLICES", 24)
     assert main(["info", str(taught)]) == 0
     assert "calibrated by an older version" in " ".join(capsys.readouterr().out.split())
     output = tmp_path / "new"

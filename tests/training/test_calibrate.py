@@ -289,7 +289,6 @@ def test_every_way_of_segmenting_that_gets_a_figure_is_calibrated(
     untrained: Bundle, store: SliceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "SLICES", 48)
-    monkeypatch.setattr(calibrate, "CAREFUL_SLICES", 24)
     seen: list[tuple[int, int]] = []
     bundle = with_student(untrained)
     facts = calibrate.trust_facts(
@@ -303,10 +302,10 @@ def test_every_way_of_segmenting_that_gets_a_figure_is_calibrated(
     ways = [(method, quality) for method, part in table.items() for quality in part]
     assert all(stored_calibration(facts, quality, method) for method, quality in ways)
     counts = {(m, q): facts[f"trust_{m}_{q}_slices"] for m, q in ways}
-    assert counts == dict.fromkeys(ways, 48.0) | {("student", "careful"): 24.0}
+    assert counts == dict.fromkeys(ways, 48.0)
     assert facts["trust_cohort"] == store.cohort.name
     assert seen == sorted(seen)
-    assert seen[-1] == (120, 120)
+    assert seen[-1] == (144, 144)
 
 
 def test_too_few_validation_slices_give_no_calibration(
