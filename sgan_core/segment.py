@@ -23,9 +23,11 @@ from sgan_core.labelling import (
     label_slices,
     smooth_through_plane,
 )
+from sgan_core.metrics.failure import FAILED_DICE, slice_dice
 from sgan_core.trust import (
     Calibration,
     Trust,
+    in_words,
     judge,
     not_judged,
     stored_calibration,
@@ -141,14 +143,18 @@ def segment_volume(
     if found.reconstructions is not None:
         errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
     labels = to_volume(probs, stack)
+    trust = _judged(found, calibration, bundle, stack.first_slice)
+    if config.largest_component:
+        whole, labels = labels, _largest_pieces(labels)
+        trust = _judged_in_part(trust, whole, labels, stack)
     return Segmentation(
-        labels=_largest_pieces(labels) if config.largest_component else labels,
+        labels=labels,
         stack=stack,
         reconstructions=found.reconstructions,
         label_probs=probs,
         inverted_probs=inverted,
         slice_errors=errors,
-        trust=_judged(found, calibration, bundle, stack.first_slice),
+        trust=trust,
         method=found.method,
         reconstruction=found.chosen,
         steps=found.steps,
@@ -179,7 +185,8 @@ def _inside(stack: SliceStack, region: tuple[float, float]) -> SliceStack:
 
 def _largest_pieces(labels: np.ndarray) -> np.ndarray:
     """Keep the largest connected piece of each label of a map (I, J, K) or (H, W); corners connect too."""
-    return np.asarray(KeepLargestConnectedComponent(is_onehot=False)(labels[None]))[0].astype(np.uint8)
+    # A copy: MONAI works on the array that it is given.
+    return np.asarray(KeepLargestConnectedComponent(is_onehot=False)(labels[None].copy()))[0].astype(np.uint8)
 
 
 def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle, first_slice: int) -> Trust:
@@ -191,8 +198,22 @@ def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle, f
     if found.features is None or calibration is None:
         return not_judged(why_uncalibrated(bundle.facts))
     figure = "student_dice" if found.method == "student" else "validation_dice"
-    dice = float(bundle.facts.get(figure, np.nan))  # absent without validation patients
-    return judge(found.features, calibration, validation_dice=dice, first_slice=first_slice)
+    dice = bundle.facts.get(figure, np.nan)
+    if isinstance(dice, bool) or not isinstance(dice, int | float):
+        raise InputError(f"{bundle.name}: its {figure} is {dice!r}, not a number. Export the model again.")
+    return judge(found.features, calibration, validation_dice=float(dice), first_slice=first_slice)
+
+
+def _judged_in_part(trust: Trust, whole: np.ndarray, kept: np.ndarray, stack: SliceStack) -> Trust:
+    """Trust in what is ``kept`` of a label map: that in the ``whole`` while every slice is nearly the same."""
+    dice = slice_dice(labels_to_model(kept, stack), labels_to_model(whole, stack))
+    changed = np.flatnonzero(dice < FAILED_DICE) + stack.first_slice
+    if not len(changed):
+        return trust
+    return not_judged(
+        f"keeping the largest piece took much of the mask away in slices {in_words(changed)}, and trust is not "
+        "calibrated for what is left"
+    )
 
 
 def _rmse(reconstruction: np.ndarray, image: np.ndarray) -> float:

@@ -344,16 +344,18 @@ def judge(
     """Judge a case by the features (N, F) of its slices, see ``features``.
 
     calibration: for the way it was segmented. validation_dice: of the model on its own validation patients, NaN
-    when unknown; below 0.8 nothing is "ok". A case is "ok" when it does not look foreign, 80 % of its slices or
-    more are expected to be right, and no more than a tenth are to be looked at. first_slice: the number of the
-    first slice in its volume, from where all that is said counts.
+    when unknown; unknown or below 0.8 nothing is "ok". A case is "ok" when it does not look foreign, 80 % of its
+    slices or more are expected to be right, and no more than a tenth are to be looked at. first_slice: the number
+    of the first slice in its volume, from where all that is said counts.
     """
     wrong, foreign = calibration.probabilities(found)
     score = float(1.0 - wrong.mean())
     listed = np.flatnonzero((wrong >= _SUSPICIOUS) | (foreign >= _SUSPICIOUS))
     details = (_rounded(wrong), _rounded(foreign), tuple(int(k) + first_slice for k in listed))
-    if validation_dice < _LEAST_DICE:
+    if not _LEAST_DICE <= validation_dice <= 1.0:
         reason = f"the model itself reached only DICE {validation_dice:.2f} on its validation patients"
+        if not 0.0 <= validation_dice <= 1.0:
+            reason = "nobody knows how well the model did on its validation patients"
         return Trust("review", score, f"{reason}; check the mask", *details)
     x = calibration.standardised(found)
     if foreign.mean() >= _SUSPICIOUS:
@@ -367,7 +369,7 @@ def judge(
     if len(listed) > _MOST_LISTED * len(found):
         why = _why(calibration, calibration.wrong, x, np.maximum(wrong, foreign), first_slice)
         return Trust("review", score, f"{len(listed)} of {len(found)} slices are doubtful: {why}", *details)
-    look = f"; look at slices {_ranges(listed + first_slice)}" if len(listed) else ""
+    look = f"; look at slices {in_words(listed + first_slice)}" if len(listed) else ""
     return Trust("ok", score, f"{score:.0%} of the slices are expected to be right{look}", *details)
 
 
@@ -400,12 +402,12 @@ def _why(
         if len(slices):
             words = FEATURES[calibration.features[feature]]
             count = f"{len(slices)} of {len(x)} slices" if len(x) > 1 else "the only slice"
-            where = f": {_ranges(slices + first_slice)}" if len(x) > 1 else ""
+            where = f": {in_words(slices + first_slice)}" if len(x) > 1 else ""
             reasons.append(f"{words} on {count}{where}")
     return "; ".join(reasons)
 
 
-def _ranges(numbers: np.ndarray, most: int = 6) -> str:
+def in_words(numbers: np.ndarray, most: int = 6) -> str:
     """Rising numbers in words, e.g. ``3, 12-18``."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     words = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]

@@ -216,6 +216,11 @@ def test_region_without_a_slice_is_refused_with_what_there_is(bundle: Bundle) ->
 # --- the largest component -------------------------------------------------------------------------
 
 
+def cube() -> Volume:
+    """Eight slices of the model's size."""
+    return Volume(scan(8).array[:16, :16].repeat(2, 0).repeat(2, 1), Grid((32, 32, 8), np.eye(4)))
+
+
 def with_probabilities(monkeypatch: pytest.MonkeyPatch, labels: np.ndarray, bundle: Bundle) -> None:
     """Let the model answer with given labels (N, S, S)."""
 
@@ -230,7 +235,6 @@ def with_probabilities(monkeypatch: pytest.MonkeyPatch, labels: np.ndarray, bund
 def test_largest_component_of_each_label_is_kept_in_three_dimensions(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cube = Volume(scan(8).array[:16, :16].repeat(2, 0).repeat(2, 1), Grid((32, 32, 8), np.eye(4)))
     labels = np.zeros((8, 32, 32), np.int64)
     labels[:4, 4:9, 4:9] = 1
     labels[5:, 12:20, 12:20] = 1  # the largest
@@ -239,7 +243,8 @@ def test_largest_component_of_each_label_is_kept_in_three_dimensions(
     labels[2:5, 2:4, 25:30] = 2
     with_probabilities(monkeypatch, labels, bundle)
     plain, reduced = (
-        segment_volume(cube, bundle, SegmentConfig("fast", largest_component=keep)) for keep in (False, True)
+        segment_volume(cube(), bundle, SegmentConfig("fast", largest_component=keep))
+        for keep in (False, True)
     )
     for value, pieces in ((1, 3), (2, 2)):
         numbered, count = label_components(plain.labels == value)
@@ -375,6 +380,31 @@ def test_no_figure_is_printed_for_a_mask_that_it_was_not_made_for(
     else:
         assert trust.score == pytest.approx(score)
         assert len(trust.wrong) == 5
+
+
+@pytest.mark.parametrize("figure", [None, [1], "0.9", True])
+def test_a_figure_that_is_no_number_is_refused(taught: Bundle, figure: Any) -> None:
+    facts = {"trust": {"student": {"fast": calibration(taught, -9.0)}}, "student_dice": figure}
+    with pytest.raises(InputError, match="student_dice is .*not a number"):
+        segment_volume(scan(), replace(taught, facts=facts), SegmentConfig("fast"))
+
+
+def test_the_largest_piece_is_not_trusted_where_it_is_another_mask(
+    taught: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trust was calibrated for is the whole mask; without a second piece three slices are empty."""
+    facts = {"trust": {"student": {"fast": calibration(taught, -9.0)}}, "student_dice": 0.9}
+    labels = np.zeros((8, 32, 32), np.int64)
+    labels[:4, 4:14, 4:14] = 1
+    model = replace(taught, facts=facts)
+    reasons = []
+    for second in (labels[:0], labels[5:]):
+        second[..., 20:25, 20:25] = 1
+        with monkeypatch.context() as patch:
+            with_probabilities(patch, labels, model)
+            reasons.append(segment_volume(cube(), model, SegmentConfig("fast", largest_component=True)).trust)
+    assert [trust.status for trust in reasons] == ["ok", "review"]
+    assert "took much of the mask away in slices 6-8, and trust is not calibrated" in reasons[1].reason
 
 
 def test_calibrations_of_an_older_version_are_not_used(taught: Bundle) -> None:

@@ -418,3 +418,7 @@ def test_nothing_is_ok_without_a_judgement_or_with_a_poor_model() -> None:
     poor = judge(rows(3), CALIBRATION, validation_dice=0.79)
     assert poor.status == "review"
     assert "0.79" in poor.reason
+    for unknown in (float("nan"), 7.0, -1.0):
+        trust = judge(rows(3), CALIBRATION, validation_dice=unknown)
+        assert trust.status == "review"
+        assert "nobody knows how well the model did" in trust.reason

@@ -299,7 +299,7 @@ def _range(text: str) -> tuple[float, float]:
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of patients, e.g. P3,P12")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, e.g. P3,P12")
     return names
 
 

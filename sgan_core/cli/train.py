@@ -60,7 +60,12 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
     add("--stage", choices=("student", "gan", "encoder", "all"), default="all", help="default: all")
     add("--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)")
-    add("--max-minutes", type=float, metavar="M", help="wall time of this call, divided between the stages")
+    add(
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="training time of this call, divided between the stages; preparing slices and calibrating trust come on top",
+    )
     add("--resume", action="store_true", help="continue the run in --output; only limits may change")
     add("--init-from", type=Path, metavar="DIR", help="start from a run at half the size")
     add(

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[int, int, str], None]
 STAGES = ("student", "gan", "encoder")  # the student needs no generator, and is of use while that learns
 LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbouring evaluations, by chance
+_COHORT_BYTES = 1 << 16
 _COHORT = "cohort.json"  # in the run's folder: name and fingerprint of the cohort it learns from
 JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
 _JUDGE_SHARE = 0.1  # of stage 1's time, at most
@@ -98,13 +99,16 @@ def start(run: Run, config: TrainConfig, cohort: Cohort, *, resume: bool) -> Tra
 
 def _require_cohort(folder: Path, cohort: Cohort) -> None:
     """Raises InputError when the run in a folder was started with another cohort."""
-    try:
-        stored = json.loads((folder / _COHORT).read_text(encoding="utf-8"))
-        name, digest = str(stored["name"]), stored["sha256"]
-    except FileNotFoundError:  # a run of an earlier version
+    file = folder / _COHORT
+    if not file.exists():  # a run of an earlier version
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / _COHORT}: damaged ({error}). Choose another --output.") from error
+    try:
+        if not file.is_file() or file.stat().st_size > _COHORT_BYTES:
+            raise ValueError("no such small file as is written there")
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        name, digest = str(stored["name"])[:100], stored["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{file}: damaged ({error}). Choose another --output.") from error
     if digest == _identity(cohort)["sha256"]:
         return
     what = f"{cohort.name!r} is another"
@@ -119,7 +123,7 @@ def _require_cohort(folder: Path, cohort: Cohort) -> None:
 def _identity(cohort: Cohort) -> dict[str, str]:
     """Name and fingerprint of a cohort: what is learned from whom, wherever the files lie.
 
-    Pixels do not enter, but names and sizes of the image files do: hospitals number their patients alike.
+    Pixels do not enter, but names and sizes of the files do: hospitals number their patients alike.
     """
     cases = [
         (
@@ -127,9 +131,9 @@ def _identity(cohort: Cohort) -> dict[str, str]:
             case.patient,
             case.split,
             case.labelled_rank,
-            case.label is not None,
             case.empty,
             _file(case.image),
+            _file(case.label),
         )
         for case in cohort.cases
     ]
@@ -138,9 +142,11 @@ def _identity(cohort: Cohort) -> dict[str, str]:
     return {"name": cohort.name, "sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
 
 
-def _file(image: str) -> tuple[str, int]:
+def _file(file: str | None) -> tuple[str, int] | None:
     """Name and size in bytes; 0 for a folder of slices, a built-in patient, and a file that is not there."""
-    path = Path(image)
+    if file is None:
+        return None
+    path = Path(file)
     return path.name, path.stat().st_size if path.is_file() else 0
 
 
@@ -162,7 +168,6 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
     time limit is divided between the stages in the config's proportions. Raises Cancelled when the user stopped
     (everything is saved), InputError for what the user can mend.
     """
-    began = time.monotonic()
     labelled_patients(cohort, config.labelled)  # an error now, not after the slices have been prepared
     store = open_store(
         replace(cohort, squash=config.squash),
@@ -172,6 +177,7 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
         intensity=config.intensity,
         on_progress=_interruptible(run),
     )
+    began = time.monotonic()  # with the slices at hand: preparing them is no training
     log = RunLog(run.folder)
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
     taught, whole = (run.checkpoints / f"{stage}_best.pt" for stage in ("student", "encoder"))
@@ -218,7 +224,6 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         trainer.load_state_dict(state)
     elif smaller is not None:
         trainer.init_from(smaller)
-    best = _BestGenerator(best_file)
     watch: evaluate.GanWatch | None = None
     judged = -1
 
@@ -234,6 +239,7 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         return found
 
     judging = _label_judge(run, config, store, deadline)
+    best = _BestGenerator(best_file, fingerprint(judging))
     limits = _limits(config, config.gan.max_images, deadline, config.evaluate_images)
     progress = _named(run.on_progress, "gan")
     reason = fit(
@@ -246,14 +252,26 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
 
 
 def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: float | None) -> nn.Module:
-    """A small segmenter taught by the labelled slices alone; kept in the run, so it is trained once."""
+    """A small segmenter taught by the labelled slices alone; kept in the run, so it is trained once.
+
+    A call with little time leaves it half taught, and the next one goes on.
+    """
     file = run.checkpoints / "judge.pt"
     images = min(JUDGE_IMAGES, config.student_train.max_images)
     taught = replace(config.student_train, max_images=images, negative_share=0.0)
     trainer = _student_trainer(run, replace(config, student_train=taught), store)
     if file.exists():
-        trainer.average.load_state_dict(load_checkpoint(file)["judge"])
-        return trainer.average
+        state = load_checkpoint(file)
+        if "judge" in state:  # a run of an earlier version kept no more than its weights
+            trainer.average.load_state_dict(state["judge"])
+            return trainer.average
+        trainer.load_state_dict(state)
+    first = trainer.images
+
+    def save() -> None:
+        if rank() == 0 and trainer.images > first:
+            save_checkpoint(trainer.state_dict(), file)
+
     now = time.monotonic()
     # Several processes must stop at the same step, so their judge is not cut short.
     limited = deadline is not None and world_size() == 1
@@ -262,25 +280,28 @@ def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: flo
         if limited:
             trainer.schedule.time_share = (moment - now) / (limit - now)
         if run.should_stop():
+            save()
             raise Cancelled("stopped while the judge of generated labels learned; continue with --resume")
         trainer.step()
         run.on_progress(trainer.images, images, "a judge of generated labels learns")
-    if rank() == 0:
-        save_checkpoint({"judge": trainer.average.state_dict()}, file)
+    save()
     return trainer.average
 
 
 class _BestGenerator:
     """The generator to keep, in ``gan_best.pt``: label quality decides, realism where labels tie.
 
-    Of all whose agreement with the judge lies within ``LABEL_TIE`` of the highest ever seen it is the one with the
-    lowest Frechet distance. The tie is measured from the highest, not from the one that is kept: a chain of ties
-    would lead from good labels to bad ones.
+    A generator whose agreement with the judge lies within ``LABEL_TIE`` of the highest ever seen takes the place of
+    one with a higher Frechet distance. The tie is measured from the highest, not from the one that is kept: a
+    chain of ties would lead from good labels to bad ones. Figures of another ``judge`` do not compare: they are
+    forgotten, and the next generator is kept.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, judge: str) -> None:
+        self.file, self.judge = file, judge
         state = load_checkpoint(file) if file.exists() else {}
+        if state.get("judge", judge) != judge:  # earlier versions did not say whose
+            state = {}
         self.figures: dict[str, float] | None = state.get("figures")
         self.highest = float(state.get("highest", _agreement(self.figures or {})))
 
@@ -295,7 +316,7 @@ class _BestGenerator:
         else:
             return
         self.highest = highest
-        save_checkpoint(kept | {"highest": highest}, self.file)
+        save_checkpoint(kept | {"highest": highest, "judge": self.judge}, self.file)
 
     @staticmethod
     def _better(found: dict[str, float], best: dict[str, float], highest: float) -> bool:

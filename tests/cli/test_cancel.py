@@ -112,10 +112,11 @@ from sgan_core.cli.cancel import cancelled_at_eof
 
 def command(options):
     with cancelled_at_eof(lambda: print("cleared up", flush=True)):
-        print("ready", flush=True)
         while True:
             try:
-                time.sleep(0.01)
+                print("ready", flush=True)
+                while True:  # inside, or the interruption may fall between two rounds
+                    time.sleep(0.01)
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
 
@@ -129,6 +130,6 @@ def test_process_that_goes_on_is_ended_after_a_moment() -> None:
         assert process.stdout.readline() == "ready\n"
         process.stdin.close()
         began = time.monotonic()
-        assert process.stdout.read().splitlines() == ["interrupted", "cleared up"]
+        assert process.stdout.read().splitlines() == ["interrupted", "ready", "cleared up"]
         assert process.wait() == app.CANCELLED
         assert 1.2 < time.monotonic() - began < 2.0

@@ -172,9 +172,16 @@ def _without_one(table: dict[str, Any]) -> None:
     del table["cases"][-1]
 
 
+def _other_labels(table: dict[str, Any]) -> None:
+    case = next(case for case in table["cases"] if case.get("label"))
+    other = next(c["label"] for c in table["cases"] if c.get("label") and c["label"] != case["label"])
+    case["label"] = other
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (_other_labels, "has other cases, patients, splits or labels"),
         (_rename, r"started with the cohort '.+', 'other hospital' is another"),
         (_one_to_validation, "has other cases, patients, splits or labels"),
         (_without_one, "has other cases, patients, splits or labels"),
@@ -189,6 +196,19 @@ def test_resume_with_another_cohort_is_refused(
     assert main(options) == 2
     assert re.search(words, capsys.readouterr().err)
     assert (run / "checkpoints" / "gan.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 60_000, "[]", '{"name": "x"}', "\\xff", '{"name": "' + "x" * 10**5 + '"}']
+)
+def test_a_damaged_note_of_the_cohort_is_said(
+    command: list[str], run: Path, capsys: Output, content: str
+) -> None:
+    (run / "cohort.json").write_text(content)
+    assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 2
+    error = capsys.readouterr().err
+    assert "cohort.json: damaged" in error
+    assert len(error) < 2000
 
 
 def test_a_cohort_that_was_moved_is_the_same(

@@ -1,22 +1,26 @@
-"""A run's own decisions: which generator is kept."""
+"""A run's own decisions: which generator is kept, and who judges."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from sgan_core.training.encoder import fingerprint
 from sgan_core.training.loop import load_checkpoint
-from sgan_core.training.run import LABEL_TIE, _BestGenerator
+from sgan_core.training.run import LABEL_TIE, Run, _BestGenerator, _label_judge
 
 
-def _offer(file: Path, agreement: float, frechet: float, number: int) -> None:
+def _offer(file: Path, agreement: float, frechet: float, number: int, judge: str = "one") -> None:
     """Each offer by a process of its own, as after --resume; the generator's one weight is its number."""
     generator = nn.Linear(1, 1, bias=False)
     nn.init.constant_(generator.weight, float(number))
-    _BestGenerator(file).offer(generator, 16 * number, {"label_agreement": agreement, "frechet": frechet})
+    _BestGenerator(file, judge).offer(
+        generator, 16 * number, {"label_agreement": agreement, "frechet": frechet}
+    )
 
 
 def _kept(file: Path) -> int:
@@ -59,7 +63,38 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     file = tmp_path / "gan_best.pt"
     _offer(file, 0.8, 50.0, 0)
     state = load_checkpoint(file)
-    del state["highest"]
+    del state["highest"], state["judge"]
     torch.save(state, file)
     _offer(file, 0.8 - 1.5 * LABEL_TIE, 10.0, 1)
     assert _kept(file) == 0
+
+
+def test_figures_of_another_judge_are_forgotten(tmp_path):
+    """A judge that was taught further sees other agreements; what the young one said does not compare."""
+    file = tmp_path / "gan_best.pt"
+    _offer(file, 0.9, 10.0, 0, judge="young")
+    _offer(file, 0.5, 50.0, 1, judge="taught")
+    assert _kept(file) == 1
+    _offer(file, 0.4, 10.0, 2, judge="taught")
+    assert _kept(file) == 1
+
+
+def test_a_judge_cut_short_is_taught_further(toy_config, disc_store, tmp_path, monkeypatch):
+    """A first call with hardly any time must not leave its judge to the whole run."""
+    store, config = disc_store(), toy_config(student_train={"batch": 4, "max_images": 80, "channels": [4, 8]})
+    where = Run(tmp_path, torch.device("cpu"))
+    clock = iter(float(second) for second in range(10**6))  # a step takes a second or two
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    young = fingerprint(_label_judge(where, config, store, 50.0))
+    taught = load_checkpoint(tmp_path / "checkpoints" / "judge.pt")["step"]
+    assert 0 < taught < 20
+    grown = _label_judge(where, config, store, None)
+    assert load_checkpoint(tmp_path / "checkpoints" / "judge.pt")["step"] == 20
+    assert fingerprint(grown) != young
+    alone = _label_judge(Run(tmp_path / "other", torch.device("cpu")), config, store, None)
+    assert sum(float(p.abs().sum()) for p in alone.parameters()) == pytest.approx(
+        sum(float(p.abs().sum()) for p in grown.parameters()), rel=0.05
+    )
+    assert fingerprint(_label_judge(where, config, store, None)) == fingerprint(
+        grown
+    )  # once taught, it stays
