@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
         "--max-minutes",
         type=float,
         metavar="M",
-        help="training time of this call, divided between the stages; preparing slices and calibrating trust come on top",
+        help="training time of this call, divided between the stages; preparing slices before and calibrating trust "
+        "after it come on top",
     )
     add("--resume", action="store_true", help="continue the run in --output; only limits may change")
     add("--init-from", type=Path, metavar="DIR", help="start from a run at half the size")
