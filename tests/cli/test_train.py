@@ -211,6 +211,22 @@ def test_a_damaged_note_of_the_cohort_is_said(
     assert len(error) < 2000
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_not_read_as_the_note_of_the_cohort(
+    command: list[str], run: Path, capsys: Output, kind: str
+) -> None:
+    """A pipe would be waited for without end."""
+    (run / "cohort.json").unlink()
+    if kind == "folder":
+        (run / "cohort.json").mkdir()
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(run / "cohort.json")
+    else:
+        pytest.skip("no named pipes in folders on this system")
+    assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 2
+    assert "cohort.json: damaged" in capsys.readouterr().err
+
+
 def test_a_cohort_that_was_moved_is_the_same(
     command: list[str], run: Path, other_cohort: Callable[..., Path]
 ) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from sgan_core.training import run as run_module
 from sgan_core.training.encoder import fingerprint
 from sgan_core.training.loop import load_checkpoint
-from sgan_core.training.run import LABEL_TIE, Run, _BestGenerator, _label_judge
+from sgan_core.training.run import LABEL_TIE, Run, _BestGenerator, _label_judge, train
 
 
 def _offer(file: Path, agreement: float, frechet: float, number: int, judge: str = "one") -> None:
@@ -98,3 +99,21 @@ def test_a_judge_cut_short_is_taught_further(toy_config, disc_store, tmp_path, m
     assert fingerprint(_label_judge(where, config, store, None)) == fingerprint(
         grown
     )  # once taught, it stays
+
+
+def test_time_begins_with_the_slices_at_hand(toy_config, disc_store, tmp_path, monkeypatch):
+    """Preparing them takes an hour here; a minute of training is a minute all the same."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    store, deadlines = disc_store(), []
+
+    def prepared(*_: object, **__: object) -> object:
+        now[0] += 3600.0
+        return store
+
+    monkeypatch.setattr(run_module, "open_store", prepared)
+    monkeypatch.setattr(run_module, "_train_student", lambda *given: deadlines.append(given[-1] - now[0]))
+    train(
+        Run(tmp_path, torch.device("cpu"), max_minutes=1.0), toy_config(), store.cohort, stages=("student",)
+    )
+    assert deadlines == [60.0]
