@@ -47,9 +47,12 @@ def label_losses(logits: Tensor, hot: Tensor, config: TrainConfig) -> dict[str, 
 
 
 def fingerprint(net: nn.Module) -> str:
-    """Tells networks with other weights apart."""
+    """Tells networks with other weights apart.
+
+    Buffers do not count: the mean w is measured anew by every call, and on another processor its last bits differ.
+    """
     digest = hashlib.sha256()
-    for tensor in net.state_dict().values():
+    for tensor in net.parameters():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

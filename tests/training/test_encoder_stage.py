@@ -167,6 +167,18 @@ def test_the_rate_follows_images_or_time_whichever_is_further(stage):
     assert rates == pytest.approx([0.01, half, half, 0.0001], rel=1e-3)
 
 
+def test_the_same_generator_on_another_processor_is_not_another_one(stage):
+    """There the mean w comes out with other last bits; the encoder goes on where it was."""
+    old, new = stage(), stage()
+    new.generator.mean_w.mul_(1.0 + 1e-6)
+    moved = EncoderTrainer(new.config, new.store, CPU, new.generator, Coarse())
+    for _ in range(3):
+        old.step()
+    moved.load_state_dict(old.state_dict())
+    assert moved.images == old.images > 0
+    assert torch.equal(moved.encoder.mean_w, old.encoder.mean_w)
+
+
 def test_an_encoder_of_another_generator_begins_anew_around_its_mean_w(stage):
     """Stage 1 went on: the weights are a start, but what they are offsets from is the mean w of today's generator."""
     old, new = stage(), stage()
