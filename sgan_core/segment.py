@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from monai.transforms import KeepLargestConnectedComponent
@@ -14,7 +14,14 @@ from sgan_core.cohort import Intensity
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
-from sgan_core.imaging.slices import SliceStack, labels_to_model, slice_centres_mm, to_model, to_volume
+from sgan_core.imaging.slices import (
+    SliceStack,
+    labels_to_model,
+    native_slices,
+    slice_centres_mm,
+    to_model,
+    to_volume,
+)
 from sgan_core.labelling import (
     Chosen,
     Labelling,
@@ -144,6 +151,8 @@ def segment_volume(
         errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
     labels = to_volume(probs, stack)
     trust = _judged(found, calibration, bundle, stack.first_slice)
+    if image.doubts:
+        trust = replace(trust, status="review", reason="; ".join(filter(None, (*image.doubts, trust.reason))))
     if config.largest_component:
         whole, labels = labels, _largest_pieces(labels)
         trust = _judged_in_part(trust, whole, labels, stack)
@@ -159,7 +168,7 @@ def segment_volume(
         reconstruction=found.chosen,
         steps=found.steps,
         seconds=time.monotonic() - began,
-        warnings=image.warnings + ((warning,) if warning else ()),
+        warnings=(*image.doubts, *image.warnings, *((warning,) if warning else ()), *_cut_off(labels, stack, bundle)),
         largest_component=config.largest_component,
     )
 
@@ -214,6 +223,22 @@ def _judged_in_part(trust: Trust, whole: np.ndarray, kept: np.ndarray, stack: Sl
         f"keeping the largest piece took much of the mask away in slices {in_words(changed)}, and trust is not "
         "calibrated for what is left"
     )
+
+
+def _cut_off(labels: np.ndarray, stack: SliceStack, bundle: Bundle) -> list[str]:
+    """A sentence for each label of a volume that reaches an outer slice, where the scan may end within the organ."""
+    if stack.grid is None or len(stack.images) < 2:
+        return []
+    slices = native_slices(labels, stack)  # (N, H, W), feet to head
+    said = []
+    for label in bundle.config.labels:
+        ends = [name for name, plane in (("lowest", slices[0]), ("highest", slices[-1])) if (plane == label.value).any()]
+        if ends:
+            where = " and the ".join(ends)
+            said.append(
+                f"{label.name} reaches the {where} slice; what may lie beyond is not in its volume"
+            )
+    return said
 
 
 def _rmse(reconstruction: np.ndarray, image: np.ndarray) -> float:

@@ -16,6 +16,7 @@ class Volume:
     array: np.ndarray  # (I, J, K)
     grid: Grid
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()  # why it may not be what it seems: its mask is for review, whatever it looks like
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,3 +25,4 @@ class Picture:
 
     array: np.ndarray  # (C, H, W), C in {1, 3}
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()  # as of a Volume

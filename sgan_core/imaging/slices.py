@@ -105,7 +105,7 @@ def labels_to_model(labelmap: np.ndarray, stack: SliceStack) -> np.ndarray:
 
     Each label's share of every model pixel is computed, and the largest wins; padding is background 0.
     """
-    native = _native_slices(labelmap, stack)  # (N, H, W)
+    native = native_slices(labelmap, stack)  # (N, H, W)
     size = stack.images.shape[-1]
     values = np.union1d([0], np.unique(labelmap)).astype(np.uint8)
     model_labels = np.empty((len(native), size, size), np.uint8)
@@ -125,7 +125,7 @@ def to_volume(probabilities: np.ndarray | torch.Tensor, stack: SliceStack) -> np
     """
     _require_model_shape(probabilities, stack)
     labelmap = np.zeros(stack.shape, np.uint8)
-    native = _native_slices(labelmap, stack)  # a view: writing here fills the label map
+    native = native_slices(labelmap, stack)  # a view: writing here fills the label map
     for chunk in _chunks(native.shape, per_slice=probabilities.shape[1]):
         model_probs = _float_tensor(probabilities[chunk])  # (n, K, S, S)
         native_probs = _to_native_size(model_probs, stack.transform, native.shape[1:])
@@ -146,7 +146,7 @@ def images_to_volume(
     if stack.grid is None:
         return _to_native_size(_float_tensor(images), stack.transform, stack.shape)[0].numpy()
     volume = np.full(stack.shape, outside, np.float32)
-    native = _native_slices(volume, stack)  # a view: writing here fills the volume
+    native = native_slices(volume, stack)  # a view: writing here fills the volume
     for chunk in _chunks(native.shape):
         grey = _float_tensor(images[chunk]).mean(dim=1, keepdim=True)  # (n, C, S, S) -> (n, 1, S, S)
         native[chunk] = _to_native_size(grey, stack.transform, native.shape[1:])[:, 0].numpy()
@@ -268,7 +268,7 @@ def _axial_view_spacing(grid: Grid) -> tuple[float, float, float]:
     return slice_mm, row_mm, column_mm
 
 
-def _native_slices(array: np.ndarray, stack: SliceStack) -> np.ndarray:
+def native_slices(array: np.ndarray, stack: SliceStack) -> np.ndarray:
     """A view (N, H, W) of the stack's slices in an array of the input's shape."""
     if array.shape != stack.shape:
         raise ValueError(f"array {array.shape} does not match the sliced image {stack.shape}")

@@ -64,6 +64,8 @@ class Series:
     echo_time_ms: float | None = None  # set when one DICOM series was split by echo
     # Where each slice is, ascending along the normal: (index in files, frame in that file).
     frames: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    warnings: tuple[str, ...] = ()  # what the search has to say of it
+    doubts: tuple[str, ...] = ()  # why it may not be the whole scan, or not one scan
 
 
 # --- finding and choosing --------------------------------------------------------------------------
