@@ -168,7 +168,12 @@ def segment_volume(
         reconstruction=found.chosen,
         steps=found.steps,
         seconds=time.monotonic() - began,
-        warnings=(*image.doubts, *image.warnings, *((warning,) if warning else ()), *_cut_off(labels, stack, bundle)),
+        warnings=(
+            *image.doubts,
+            *image.warnings,
+            *((warning,) if warning else ()),
+            *_cut_off(labels, stack, bundle),
+        ),
         largest_component=config.largest_component,
     )
 
@@ -232,12 +237,14 @@ def _cut_off(labels: np.ndarray, stack: SliceStack, bundle: Bundle) -> list[str]
     slices = native_slices(labels, stack)  # (N, H, W), feet to head
     said = []
     for label in bundle.config.labels:
-        ends = [name for name, plane in (("lowest", slices[0]), ("highest", slices[-1])) if (plane == label.value).any()]
+        ends = [
+            name
+            for name, plane in (("lowest", slices[0]), ("highest", slices[-1]))
+            if (plane == label.value).any()
+        ]
         if ends:
             where = " and the ".join(ends)
-            said.append(
-                f"{label.name} reaches the {where} slice; what may lie beyond is not in its volume"
-            )
+            said.append(f"{label.name} reaches the {where} slice; what may lie beyond is not in its volume")
     return said
 
 

@@ -80,7 +80,7 @@ def test_images_that_cannot_be_in_hu_are_scaled_by_percentiles(
 def test_warnings_of_the_reader_come_before_our_own(bundle: Bundle) -> None:
     image = scan()
     mri = Volume(np.abs(image.array), image.grid, image.warnings)
-    first, second = segment_volume(mri, bundle, SegmentConfig("fast")).warnings
+    first, second = segment_volume(mri, bundle, SegmentConfig("fast")).warnings[:2]
     assert first == "read with care"
     assert "another modality" in second
 
@@ -351,6 +351,47 @@ def test_trust_is_judged_with_the_calibration_of_the_quality(
     assert trust.status == status
     assert ("not calibrated for this way of segmenting" in trust.reason) == (quality == "standard")
     assert ("DICE 0.70" in trust.reason) == (figure == 0.7)
+
+
+def test_an_image_in_doubt_is_for_review_whatever_its_mask_looks_like(taught: Bundle) -> None:
+    facts = {"trust": {"student": {"fast": calibration(taught, -9.0)}}, "student_dice": 0.9}
+    model = replace(taught, facts=facts)
+    plain = segment_volume(scan(), model, SegmentConfig("fast"))
+    doubted = segment_volume(replace(scan(), doubts=("half a scan",)), model, SegmentConfig("fast"))
+    assert (plain.trust.status, doubted.trust.status) == ("ok", "review")
+    assert doubted.trust.reason.startswith("half a scan; ")
+    assert doubted.trust.score == plain.trust.score
+    assert doubted.warnings[:2] == ("half a scan", "read with care")
+
+
+@pytest.mark.parametrize(
+    ("rows", "upside_down", "said"),
+    [
+        (slice(1, 7), False, None),
+        (slice(0, 3), False, "lowest"),
+        (slice(0, 3), True, "lowest"),
+        (slice(6, 8), False, "highest"),
+        (slice(0, 8), False, "lowest and the highest"),
+    ],
+)
+def test_a_label_that_reaches_an_outer_slice_is_said(
+    rows: slice, upside_down: bool, said: str | None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.zeros((8, 32, 32), np.int64)
+    labels[rows, 4:9, 4:9] = 2
+    with_probabilities(monkeypatch, labels, bundle)
+    image = cube()
+    if upside_down:  # the file's last slice is the lowest
+        image = replace(image, grid=Grid(image.grid.shape, image.grid.affine @ np.diag([1, 1, -1, 1])))
+    found = [
+        warning
+        for warning in segment_volume(image, bundle, SegmentConfig("fast")).warnings
+        if "reaches" in warning
+    ]
+    name = bundle.config.labels[1].name
+    assert found == (
+        [f"{name} reaches the {said} slice; what may lie beyond is not in its volume"] if said else []
+    )
 
 
 @pytest.mark.parametrize(

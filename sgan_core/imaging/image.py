@@ -16,7 +16,9 @@ class Volume:
     array: np.ndarray  # (I, J, K)
     grid: Grid
     warnings: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()  # why it may not be what it seems: its mask is for review, whatever it looks like
+    doubts: tuple[
+        str, ...
+    ] = ()  # why it may not be what it seems: its mask is for review, whatever it looks like
 
 
 @dataclass(frozen=True, eq=False)
