@@ -20,7 +20,7 @@ import numpy as np
 from sgan_core.cohort import Case, Cohort, Intensity
 from sgan_core.errors import InputError
 from sgan_core.imaging import readers
-from sgan_core.imaging.dicom.series import Series, find_series, read_series
+from sgan_core.imaging.dicom import Series, find_series, read_series
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.mask_slices import stack_masks
 from sgan_datasets.anatomy import named_label

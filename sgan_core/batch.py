@@ -19,17 +19,12 @@ from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.files import all_or_none
-from sgan_core.imaging.dicom.series import (
-    Series,
-    choose_series,
-    find_series,
-    is_dicom,
-    read_series,
-)
+from sgan_core.imaging.dicom import Series, choose_series, read_series
 from sgan_core.imaging.grid import Grid
-from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix, read_image
+from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.slices import images_to_volume, in_input_units, slice_centres_mm
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_picture, write_volume
+from sgan_core.inputs import Input, LeftOut
 from sgan_core.inversion import out_of_memory
 from sgan_core.labelling import OnProgress, SegmentConfig
 from sgan_core.report import LabelVolume, ReportCase, write_report
@@ -65,104 +60,6 @@ class BatchResult:
     failed: int
 
 
-@dataclass(frozen=True)
-class Input:
-    """One image to segment: a file, or what was found in a DICOM folder."""
-
-    name: str  # what its results are called
-    path: Path
-    found: tuple[Series, ...] = ()  # DICOM series, one of which is wanted
-    problem: str = ""  # why it cannot be read, when the search has seen that already
-
-
-def find_inputs(paths: Sequence[Path]) -> list[Input]:
-    """The images among files and folders.
-
-    A folder holds image files (not recursive, sorted by name), or is a DICOM folder, or holds DICOM folders:
-    one study below it, in whatever folders, is one input; several studies in folders of their own are one
-    input a folder, and DICOM pictures (X-rays, photographs) one input a file.
-    In a folder, the results of an earlier run (``X_seg.*``, ``X_recon.*``) are no inputs; named one by one they
-    are.
-    Raises InputError for a missing path, for a folder without an image and for two inputs of one name.
-    """
-    found: list[Input] = []
-    for path in paths:
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and _is_input(file))
-            inside = [Input(case_name(file), file) for file in files] + _dicom_inputs(path)
-            if not inside:
-                known = ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
-                raise InputError(f"{path}: no image in this folder. Supported are DICOM, {known}.")
-            found += inside
-        elif not path.exists():
-            raise InputError(f"{path}: no such file or folder. Check the path.")
-        elif is_dicom(path):
-            found.append(Input(case_name(path), path, tuple(find_series(path))))
-        else:
-            found.append(Input(case_name(path), path))
-    names = [one.name for one in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                f"two inputs are named {name!r}: one result would overwrite the other. Rename one."
-            )
-    return found
-
-
-def _dicom_inputs(folder: Path) -> list[Input]:
-    try:
-        series = find_series(folder)
-    except InputError as error:
-        return _one_by_one(folder, error)
-    if series and all(_is_picture(one) for one in series):
-        return [Input(case_name(one.files[0]), one.files[0], (one,)) for one in series]
-    inside: dict[Path, list[Series]] = {}
-    for one in series:
-        inside.setdefault(_top_folder(one.files[0], folder), []).append(one)
-    if folder in inside or len({one.study_uid for one in series}) < 2:
-        return [Input(folder.resolve().name, folder, tuple(series))] if series else []
-    return [Input(child.name, child, tuple(inside[child])) for child in sorted(inside)]
-
-
-def _one_by_one(folder: Path, error: InputError) -> list[Input]:
-    """The DICOM folders of a folder, each on its own: a damaged one does not stop the others.
-
-    Raises the error when there is nothing else to segment.
-    """
-    inputs = []
-    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        try:
-            found = find_series(child)
-        except InputError as fault:
-            inputs.append(Input(child.name, child, problem=str(fault)))
-        else:
-            inputs += [Input(child.name, child, tuple(found))] if found else []
-    if not any(one.found for one in inputs):
-        raise error
-    return inputs
-
-
-def _is_picture(series: Series) -> bool:
-    return series.slices == 1 and series.spacing_mm is None
-
-
-def _top_folder(file: Path, folder: Path) -> Path:
-    """The folder directly inside ``folder`` that holds the file, or ``folder`` itself."""
-    below = file.relative_to(folder).parts
-    return folder / below[0] if len(below) > 1 else folder
-
-
-def _is_input(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    result = case_name(path).endswith(("_seg", "_seg.seg", "_recon"))
-    return image_suffix(path) in VOLUME_SUFFIXES + PICTURE_SUFFIXES and not hidden and not result
-
-
-def case_name(path: Path) -> str:
-    """The file's name without its (double) suffix."""
-    return path.name[: len(path.name) - len(image_suffix(path))] or path.name
-
-
 def run_batch(
     inputs: Sequence[Input],
     bundle: Bundle,
@@ -170,16 +67,17 @@ def run_batch(
     config: BatchConfig,
     *,
     options: dict[str, Any],
+    left_out: Sequence[LeftOut] = (),
     on_progress: OnProgress = lambda done, total, message: None,
     on_case: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> BatchResult:
     """Segment every input and write results, run.json and report.html to ``output``.
 
-    on_case gets each case's part of run.json. An input that cannot be read, or does not fit into memory, is
-    recorded as failed and the others go on; with a single input its InputError is raised. Raises InputError at once
-    when a student alone is asked for more than it can, and Cancelled when stopped; finished cases are kept and
-    recorded.
+    left_out: what ``find_inputs`` did not take, for run.json. on_case gets each case's part of it. An input that cannot
+    be read, or does not fit into memory, is recorded as failed and the others go on; with a single input its
+    InputError is raised. Raises InputError at once when a student alone is asked for more than it can, and Cancelled
+    when stopped; finished cases are kept and recorded.
     """
     if config.needs_inverter:
         bundle.require_inverter()
@@ -191,6 +89,7 @@ def run_batch(
         "device": describe(bundle.device),
         "seed": bundle.config.seed,
         "options": options,
+        "left_out": [{"path": str(one.path), "reason": one.reason} for one in left_out],
         "cases": [],
     }
     report: list[ReportCase] = []
@@ -258,6 +157,7 @@ def _segment_case(
     found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
     volumes = label_volumes(found, bundle)
     section = report_case(found, bundle, one.name) if config.report else None
+    probabilities: list[Path] = []
     with all_or_none() as together:
         stem = output / one.name
         reconstruction = _write_reconstruction(found, stem, image.array.dtype, config)
@@ -266,6 +166,7 @@ def _segment_case(
         if config.probabilities:
             for path in _write_probabilities(found, bundle, stem, config):
                 together(path)
+                probabilities.append(path)
         target = _write_labels(found, bundle, stem, config, series)  # the last: with it the case is complete
     if section:
         report.append(section)
@@ -273,6 +174,7 @@ def _segment_case(
     return {
         "output": str(target),
         "reconstruction_output": None if reconstruction is None else str(reconstruction),
+        "probability_outputs": [str(path) for path in probabilities],
         "status": "done",
         "grid": {
             "shape": list(found.labels.shape),

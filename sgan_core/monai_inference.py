@@ -39,9 +39,10 @@ class SemanticGANSegmenter(nn.Module):
         quality: "fast" (encoder alone), "standard" (inversion) or "careful".
         Raises InputError for an image that cannot be read.
         """
-        from sgan_core.batch import BatchConfig, find_inputs, run_batch
+        from sgan_core.batch import BatchConfig, run_batch
+        from sgan_core.inputs import find_inputs
         from sgan_core.labelling import SegmentConfig
 
         config = BatchConfig(segment=SegmentConfig(quality=quality), report=False)
         options = {"quality": quality}
-        run_batch(find_inputs([Path(image)]), self.bundle, Path(output_dir), config, options=options)
+        run_batch(find_inputs([Path(image)]).inputs, self.bundle, Path(output_dir), config, options=options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +18,15 @@ import torch
 from PIL import Image
 
 from sgan_core import batch
-from sgan_core.batch import BatchConfig, case_name, find_inputs, prepare_folder, run_batch
+from sgan_core import inputs as inputs_module
+from sgan_core.batch import BatchConfig, prepare_folder, run_batch
 from sgan_core.cohort import Intensity, Label
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.slices import to_model
 from sgan_core.imaging.writers import write_volume
+from sgan_core.inputs import Input, case_name
 from sgan_core.labelling import Chosen
 from sgan_core.segment import Segmentation
 from sgan_core.trust import Trust
@@ -41,14 +45,67 @@ def test_folder_means_its_images_in_order(tmp_path: Path) -> None:
     assert [one.path.name for one in find_inputs([tmp_path])] == ["a.PNG", "b.nii.gz", "c.mha"]
 
 
-@pytest.mark.parametrize(
-    "name", ["a_seg.nii.gz", "a_seg.seg.nrrd", "a_seg.png", "a_recon.nii.gz", "a_recon.nrrd", "a_recon.png"]
-)
-def test_results_of_an_earlier_run_are_no_inputs_of_a_folder(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a_seg.nii.gz", "a_seg.seg.nrrd", "a_seg.png"])
+def test_a_segmentation_beside_its_image_is_left_out_and_said(name: str, tmp_path: Path) -> None:
     for file in ("a.nii.gz", name):
         (tmp_path / file).touch()
-    assert [one.path.name for one in find_inputs([tmp_path])] == ["a.nii.gz"]
+    found = inputs_module.find_inputs([tmp_path])
+    assert [one.path.name for one in found.inputs] == ["a.nii.gz"]
+    assert [(one.path.name, "segmentation of a" in one.reason) for one in found.left_out] == [(name, True)]
     assert [one.path for one in find_inputs([tmp_path / name])] == [tmp_path / name]
+
+
+RECORD = {
+    "cases": [
+        {
+            "case": "a",
+            "output": "elsewhere/a_seg.nii.gz",
+            "reconstruction_output": None,
+            "probability_outputs": ["elsewhere/a_liver_prob.nii.gz"],
+        }
+    ]
+}
+
+
+def test_results_are_known_by_the_record_beside_them_not_by_name(tmp_path: Path) -> None:
+    results = ["a_liver_prob.nii.gz", "a_seg.nii.gz"]
+    scans = ["a.nii.gz", "a_thin_recon.nii.gz", "b_prob.nii.gz", "c_seg.nii.gz"]
+    for name in (*results, *scans):
+        (tmp_path / name).touch()
+    (tmp_path / "run.json").write_text(json.dumps(RECORD))
+    found = inputs_module.find_inputs([tmp_path])
+    assert [one.path.name for one in found.inputs] == scans
+    assert [one.path.name for one in found.left_out] == results
+    (tmp_path / "run.json").unlink()
+    assert "a_liver_prob" in [one.name for one in find_inputs([tmp_path])]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"[1, 2]",
+        b"[" * 100_000,
+        b"\xff",
+        json.dumps({"cases": [{"case": "p", "output": "patient.nii"}]}).encode(),
+        json.dumps({"cases": [{"case": 3, "output": ["x"]}, None]}).encode(),
+        json.dumps({"cases": [{"case": "", "output": "patient.nii"}]}).encode(),
+    ],
+)
+def test_a_foreign_or_damaged_record_hides_no_image(record: bytes, tmp_path: Path) -> None:
+    (tmp_path / "patient.nii").touch()
+    (tmp_path / "run.json").write_bytes(record)
+    assert [one.name for one in find_inputs([tmp_path])] == ["patient"]
+
+
+def test_names_of_unfinished_copies_and_dead_links_are_said(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz.part", "c.nrrd.crdownload", "notes.txt", "d.nii.bz2"):
+        (tmp_path / name).touch()
+    found = inputs_module.find_inputs([tmp_path])
+    assert [one.path.name for one in found.left_out] == ["b.nii.gz.part", "c.nrrd.crdownload", "d.nii.bz2"]
+    if hasattr(os, "symlink"):
+        (tmp_path / "e.nii").symlink_to(tmp_path / "gone.nii")
+        assert "link to a file that is not here" in find_inputs([tmp_path])[-1].problem
 
 
 def test_named_files_keep_their_order(tmp_path: Path) -> None:
@@ -81,6 +138,10 @@ def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 # --- DICOM folders ---------------------------------------------------------------------------------
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Input]:
+    return inputs_module.find_inputs(paths).inputs
 
 
 def write_series(files: Any, folder: Path, *, study: str = "1", series: str = "1", number: int = 1) -> Path:
@@ -144,7 +205,39 @@ def test_damaged_study_does_not_stop_the_others(
     assert [case["status"] for case in result.record["cases"]] == ["failed", "done"]
     assert str(damaged) in result.record["cases"][0]["error"]
     with pytest.raises(InputError, match="0000"):
-        find_inputs([folder / "1"])
+        run_batch(find_inputs([folder / "1"]), bundle, tmp_path / "other", BatchConfig(), options={})
+
+
+def test_damaged_picture_of_a_flat_folder_fails_alone(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    for number in range(3):
+        image = dicom_files.image(
+            np.random.default_rng(number).integers(0, 4000, (64, 64)).astype(np.uint16), "DX"
+        )
+        image.SeriesInstanceUID = f"1.2.{number}"
+        dicom_files.save(tmp_path / "in" / f"{number}.dcm", image)
+    for damaged in (content[:-900] for content in [(tmp_path / "in" / "1.dcm").read_bytes()]):
+        (tmp_path / "in" / "1.dcm").write_bytes(damaged)
+    (tmp_path / "in" / "3.dcm").write_bytes(b"")
+    result = run_batch(find_inputs([tmp_path / "in"]), bundle, tmp_path / "out", BatchConfig(), options={})
+    assert {case["case"]: case["status"] for case in result.record["cases"]} == {
+        "0": "done",
+        "2": "done",
+        "1": "failed",
+        "3": "failed",
+    }
+    assert result.failed == 2
+
+
+def test_patient_whose_files_are_all_empty_fails_beside_the_others(dicom_files: Any, tmp_path: Path) -> None:
+    write_series(dicom_files, tmp_path / "studies" / "1")
+    (tmp_path / "studies" / "2").mkdir()
+    for number in range(4):
+        (tmp_path / "studies" / "2" / f"{number}.dcm").touch()
+    whole, empty = find_inputs([tmp_path / "studies"])
+    assert (whole.name, whole.problem, empty.name) == ("1", "", "2")
+    assert "is empty (4 such files)" in empty.problem
 
 
 def test_series_is_chosen_or_asked_for(

@@ -19,7 +19,7 @@ FLOORS = (
     {"config", "imaging", "sheets"},
     {"networks", "phantom"},
     {"curvature", "metrics", "reconstruction", "sgan_datasets"},
-    {"bundle_text", "inversion"},
+    {"bundle_text", "inputs", "inversion"},
     {"trust"},
     {"bundle"},
     {"labelling"},

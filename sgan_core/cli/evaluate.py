@@ -259,7 +259,7 @@ def _array(labels: Volume | np.ndarray) -> np.ndarray:
 
 def _reader_of_slices(scan: Path) -> _Reader:
     """Reads folders of pictures as label maps on the grid of a DICOM series."""
-    from sgan_core.imaging.dicom.series import choose_series, find_series
+    from sgan_core.imaging.dicom import choose_series, find_series
     from sgan_core.imaging.mask_slices import read_mask_slices, series_grid
 
     series = choose_series(find_series(scan), None, scan)

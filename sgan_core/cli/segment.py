@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sgan_core.cli.segment")  # __name__ is another with "python -m"
 
+_MOST_SAID = 20  # files left out; run.json has all
 _BELOW_NORMAL_PRIORITY_CLASS = 0x4000  # of Windows
 
 _EXAMPLES = """\
@@ -186,12 +187,14 @@ def _clearing(output: Path) -> Callable[[], None]:
 
 def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
     """Load the model and segment the inputs, telling how it goes."""
-    from sgan_core.batch import BatchConfig, find_inputs, run_batch
+    from sgan_core.batch import BatchConfig, run_batch
     from sgan_core.bundle import load_bundle
     from sgan_core.device import choose_device, describe
+    from sgan_core.inputs import find_inputs
     from sgan_core.labelling import SegmentConfig
 
-    inputs = find_inputs(args.input)
+    found = find_inputs(args.input)
+    inputs = found.inputs
     device = choose_device(args.device)
     bundle = load_bundle(args.model, device)
     config = BatchConfig(
@@ -213,12 +216,18 @@ def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
     )
     progress.event("start", inputs=len(inputs), **_described(bundle))
     log.info("%s on %s", bundle.name, describe(device))
+    for one in found.left_out[:_MOST_SAID]:
+        log.warning("left out: %s %s", one.path, one.reason)
+        progress.event("warning", case="", message=f"left out: {one.path} {one.reason}")
+    if len(found.left_out) > _MOST_SAID:
+        log.warning("left out: %d more, see left_out in run.json", len(found.left_out) - _MOST_SAID)
     return run_batch(
         inputs,
         bundle,
         args.output,
         config,
         options={name: _plain(value) for name, value in vars(args).items()},
+        left_out=found.left_out,
         on_progress=progress,
         on_case=lambda case: _tell(case, progress),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.dicom.series import Series, read_series
+from sgan_core.imaging.dicom import Series, read_series
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, image_suffix, read_labels

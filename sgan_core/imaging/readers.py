@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from PIL import Image, ImageOps
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.dicom.series import choose_series, find_series, is_dicom, read_series
+from sgan_core.imaging.dicom import choose_series, find_series, is_dicom, read_series
 from sgan_core.imaging.grid import Grid, corner_distance_mm, ras_from_lps
 from sgan_core.imaging.guards import BoundedReader, refuse_constant
 from sgan_core.imaging.image import Picture, Volume

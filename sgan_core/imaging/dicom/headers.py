@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pydicom.uid import (
 )
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.dicom.traits import KEYWORDS, traits_of
 from sgan_core.imaging.guards import BoundedReader
 
 # Blank slices compress to a few hundred bytes; what claims to unpack to more than this is a damaged header.
@@ -41,7 +42,8 @@ _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, _PIXEL_DATA)  # float, double, integer: o
 _UNDEFINED = 0xFFFFFFFF
 
 _WANTED = (
-    "SOPClassUID Modality StudyInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber EchoTime "
+    "SOPClassUID SOPInstanceUID Modality StudyInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber "
+    "InstanceNumber EchoTime "
     "SliceThickness SpacingBetweenSlices ImagePositionPatient ImageOrientationPatient PixelSpacing "
     "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated "
     "BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope ExtendedOffsetTable "
@@ -51,7 +53,14 @@ _WANTED = (
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
 )
-_TAGS: list[Any] = [tag_for_keyword(keyword) for keyword in _WANTED.split()]
+# How many images there should be.
+ANNOUNCED = (
+    "ImagesInAcquisition",
+    "NumberOfSlices",
+    "NumberOfSeriesRelatedInstances",
+    "NumberOfTemporalPositions",
+)
+_TAGS: list[Any] = [tag_for_keyword(keyword) for keyword in (*_WANTED.split(), *KEYWORDS, *ANNOUNCED)]
 
 # Photometric interpretations
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -74,6 +83,7 @@ class Plane:
     echo_time_ms: float | None
     slope: float
     intercept: float
+    traits: Mapping[str, Hashable] = field(default_factory=dict)  # what may tell it from others in its place
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +112,10 @@ class Header:
     offsets: tuple[bytes, bytes] | None  # Extended Offset Table with its lengths
     palette: Dataset | None
     planes: tuple[Plane, ...]  # one a frame, or a single one
+    sop_uid: str
+    instance: int | None  # Instance Number
+    image_type: tuple[str, ...]  # Image Type, upper case
+    announced: Mapping[str, int]  # of ANNOUNCED, those that are there
 
     @property
     def is_colour(self) -> bool:
@@ -164,8 +178,58 @@ def starts_as_dicom(path: Path) -> bool:
         return False
 
 
-def read_header(path: Path) -> Header | None:
-    """What a DICOM file says about its image; None when it holds something else.
+@dataclass(frozen=True)
+class Other:
+    """A DICOM object that is no image."""
+
+    kind: str  # in words
+
+
+# By class or modality, whatever else they hold: some have pixels, and classes younger than pydicom's list no name.
+_NO_IMAGE_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.66": "registration, segmentation or surface",
+    "1.2.840.10008.5.1.4.1.1.11": "presentation state",
+    "1.2.840.10008.5.1.4.1.1.88": "report",
+    "1.2.840.10008.5.1.4.1.1.104": "document",
+    "1.2.840.10008.5.1.4.1.1.9": "waveform",
+    "1.2.840.10008.5.1.4.1.1.30": "parametric map",
+}
+_NO_IMAGE_MODALITIES = {
+    "SEG": "segmentation",
+    "SR": "report",
+    "PR": "presentation state",
+    "KO": "selection of images",
+    "RTSTRUCT": "radiotherapy structures",
+    "RTDOSE": "radiotherapy dose",
+    "RTPLAN": "radiotherapy plan",
+    "RTRECORD": "radiotherapy record",
+    "RTSEGANN": "radiotherapy annotation",
+    "REG": "registration",
+    "FID": "fiducials",
+    "PLAN": "plan",
+    "DOC": "document",
+    "M3D": "model",
+    "ECG": "waveform",
+    "AU": "sound",
+    "SMR": "stereometric relationship",
+    "LEN": "lens",
+}
+
+
+def _other(dataset: Dataset, sop_class: UID) -> Other | None:
+    """What it is where it is no image by its class or modality."""
+    if sop_class.name != sop_class and "Image Storage" not in sop_class.name:
+        return Other(sop_class.name.removesuffix(" Storage").lower())
+    for root, kind in _NO_IMAGE_CLASSES.items():
+        if sop_class == root or sop_class.startswith(f"{root}."):
+            return Other(kind)
+    if (modality := _text(dataset, "Modality").upper()) in _NO_IMAGE_MODALITIES:
+        return Other(_NO_IMAGE_MODALITIES[modality])
+    return None
+
+
+def read_header(path: Path) -> Header | Other:
+    """What a DICOM file says about its image, or what it holds instead.
 
     Raises InputError when the file is damaged, or its sizes do not fit its pixels.
     """
@@ -180,17 +244,29 @@ def read_header(path: Path) -> Header | None:
         _refuse_deflated(stream, path)
         dataset = read_partial(stream, at_pixels, force=True, specific_tags=_TAGS)
         sop_class = UID(_text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID"))
-        is_known = sop_class.name != sop_class
-        if is_known and "Image Storage" not in sop_class.name:
-            return None
+        if other := _other(dataset, sop_class):
+            return other
         tag, offset, length = pixels[0] if pixels else (0, 0, 0)
-        if not is_known and sop_class and not pixels and "Rows" not in dataset:
-            return None  # a private object that is no image
+        if sop_class.name == sop_class != "" and not pixels and "Rows" not in dataset:
+            return Other("private object")
         if tag != _PIXEL_DATA:
             raise damaged(path)
         header = _header(path, dataset, sop_class.name, offset)
         _refuse_impossible_size(header, length, stream.limit)
         return header
+
+
+def series_uid(path: Path) -> str:
+    """The series that a file belongs to, also a damaged one; empty where it does not say."""
+    try:
+        with quiet(path), BoundedReader(path) as stream:
+            tags: list[Any] = [tag_for_keyword("SeriesInstanceUID")]
+            dataset = read_partial(
+                stream, lambda tag, vr, length: tag > tags[0], force=True, specific_tags=tags
+            )
+            return _text(dataset, "SeriesInstanceUID")
+    except (InputError, OSError):
+        return ""
 
 
 def _refuse_deflated(stream: BoundedReader, path: Path) -> None:
@@ -220,14 +296,13 @@ def _header(path: Path, dataset: Dataset, sop_class: str, pixel_offset: int) -> 
     rows, columns = count("Rows"), count("Columns")
     if not sizes_fit or min(rows, columns) < 1:
         raise damaged(path)
-    number = _optional_number(dataset, "SeriesNumber")
     tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     return Header(
         path=path,
         sop_class=sop_class,
         uid=_text(dataset, "SeriesInstanceUID"),
         study_uid=_text(dataset, "StudyInstanceUID"),
-        number=None if number is None else int(number),
+        number=_optional_whole(dataset, "SeriesNumber"),
         description=_text(dataset, "SeriesDescription"),
         modality=_text(dataset, "Modality"),
         rows=rows,
@@ -245,6 +320,14 @@ def _header(path: Path, dataset: Dataset, sop_class: str, pixel_offset: int) -> 
         offsets=tables if all(isinstance(table, bytes) for table in tables) else None,
         palette=dataset if photometric == PALETTE else None,
         planes=_planes(dataset, frames, path),
+        sop_uid=_text(dataset, "SOPInstanceUID"),
+        instance=_optional_whole(dataset, "InstanceNumber"),
+        image_type=_image_type(dataset),
+        announced={
+            keyword: number
+            for keyword in ANNOUNCED
+            if (number := _optional_whole(dataset, keyword)) is not None
+        },
     )
 
 
@@ -280,7 +363,8 @@ def _planes(dataset: Dataset, frames: int, path: Path) -> tuple[Plane, ...]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     if not per_frame and not shared:
-        return (_plane(lambda sequence: dataset, path),)
+        traits = traits_of(lambda sequence: Dataset(), dataset)
+        return (replace(_plane(lambda sequence: dataset, path), traits=traits),)
     if per_frame and len(per_frame) != frames:
         raise damaged(path)
 
@@ -291,7 +375,8 @@ def _planes(dataset: Dataset, frames: int, path: Path) -> tuple[Plane, ...]:
 
         return find
 
-    return tuple(_plane(finder(item), path) for item in per_frame or [Dataset()])
+    finders = [finder(item) for item in per_frame or [Dataset()]]
+    return tuple(replace(_plane(find, path), traits=traits_of(find, dataset)) for find in finders)
 
 
 def _plane(group: Callable[[str], Dataset], path: Path) -> Plane:
@@ -339,6 +424,20 @@ def _optional_number(dataset: Dataset, keyword: str) -> float | None:
     except InputError:
         return None
     return numbers[0] if numbers else None
+
+
+def _optional_whole(dataset: Dataset, keyword: str) -> int | None:
+    number = _optional_number(dataset, keyword)
+    return None if number is None else int(number)
+
+
+def _image_type(dataset: Dataset) -> tuple[str, ...]:
+    try:
+        value = dataset.get("ImageType")
+    except Exception:  # noqa: BLE001  see _numbers
+        return ()
+    words = [value] if isinstance(value, str) else list(value or [])
+    return tuple(str(word).strip().upper() for word in words)
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

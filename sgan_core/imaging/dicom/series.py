@@ -6,9 +6,9 @@ Headers are read first and pixels later, slice by slice.
 from __future__ import annotations
 
 import os
-import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,82 +25,34 @@ from sgan_core.imaging.dicom.headers import (
     PALETTE,
     UNUSUAL,
     Header,
+    Other,
     Plane,
     Slice,
-    is_readable_dicom,
     quiet,
     read_header,
-    starts_as_dicom,
 )
 from sgan_core.imaging.dicom.pixels import is_whole, keeps_units, stored_frames, value_frames
+from sgan_core.imaging.dicom.stacks import (
+    DIRECTION_TOLERANCE,
+    SAME_POSITION_MM,
+    Series,
+    difference,
+    distance_mm,
+    normal,
+    usual,
+)
 from sgan_core.imaging.grid import Grid, ras_from_lps
 from sgan_core.imaging.guards import refuse_constant
 from sgan_core.imaging.image import Picture, Volume
 
 # Tolerances. Positions are decimal strings that scanners round, often to 0.01 mm.
-_SAME_POSITION_MM = 1e-3  # nearer slices lie in one place
 _STEP_TOLERANCE = 0.01  # of the slice distance: how far a slice may be from where a regular grid has it ...
 _ROUNDING_MM = 0.02  # ... or this much, where that is less than a tenth of the slice distance
 _SIDEWAYS_MM = 0.05  # how far slices may lie beside the line along the normal
-_DIRECTION_TOLERANCE = 1e-3  # of the direction cosines: length 1, right angles, equality within a stack
-_SPACING_TOLERANCE = 1e-4  # relative, of the pixel spacing within a stack
 _MISSING = 1.5  # slice distances from which a gap is a missing slice rather than an uneven one
 
 
-@dataclass(frozen=True)
-class Series:
-    """One series of images found on disk; only headers were read."""
-
-    uid: str
-    study_uid: str
-    number: int | None
-    description: str
-    modality: str  # "CT", "MR", "DX", ...
-    files: tuple[Path, ...]  # of a volume: along the slice normal, as the slices; of a picture: one
-    slices: int
-    rows: int
-    columns: int
-    spacing_mm: tuple[float, float, float] | None  # along (i, j, k); None for pictures
-    echo_time_ms: float | None = None  # set when one DICOM series was split by echo
-    # Where each slice is, ascending along the normal: (index in files, frame in that file).
-    frames: tuple[tuple[int, int], ...] = field(default=(), repr=False)
-    warnings: tuple[str, ...] = ()  # what the search has to say of it
-    doubts: tuple[str, ...] = ()  # why it may not be the whole scan, or not one scan
-
-
-# --- finding and choosing --------------------------------------------------------------------------
-
-
-def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM by its content: the mark ``DICM`` after 128 bytes, or a bare data set.
-
-    Reads the first bytes only, a little more for a file without the mark. False for folders, missing files.
-    """
-    try:
-        return starts_as_dicom(Path(path))
-    except OSError:
-        return False
-
-
-def find_series(path: str | Path) -> list[Series]:
-    """The series of images in a file, or in a folder and its subfolders, sorted by series number.
-
-    Files that are not DICOM, and DICOM objects that are no images (reports, segmentations, plans, DICOMDIR)
-    are left out. A DICOMDIR is not followed, nor are symbolic links inside the folder. One DICOM series
-    becomes several entries where its images cannot be one stack: by size, orientation, or echo time if there
-    is more than one echo at a position. Pictures (no position, or colour) are one entry a file.
-    Raises InputError naming the file: missing, not readable, or a damaged image.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder. Check the path.")
-    groups: dict[tuple[str, ...], list[Slice]] = {}
-    for file in _files(path):
-        header = read_header(file) if is_readable_dicom(file) else None
-        for one in _slices(header) if header else ():
-            groups.setdefault(_group_key(one), []).append(one)
-    found = [series for group in groups.values() for series in _split(group)]
-    return sorted(found, key=lambda series: (series.number is None, series.number or 0))
+# --- choosing --------------------------------------------------------------------------------------
 
 
 def series_table(found: Sequence[Series]) -> list[tuple[str, str, str, str, str]]:
@@ -124,12 +76,16 @@ def choose_series(found: Sequence[Series], wanted: str | None, source: str | Pat
     Raises InputError with the table of series: several and none wanted, unknown, or ambiguous; or nothing
     was found.
     """
+    offered = [one for one in found if not one.aside] or list(found)
     if not found:
         kind = "a folder without DICOM images" if Path(source).is_dir() else "not a DICOM image"
         raise InputError(f"{source}: {kind}. Name an image file, or a folder with DICOM images.")
     if wanted is None:
-        if len(found) == 1:
-            return found[0]
+        if len(offered) == 1:
+            beside = Counter(one.aside for one in found if one.aside and one is not offered[0])
+            listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(beside.items()))
+            said = (f"left out beside it, to be named with --series: {listed}.",) if listed else ()
+            return replace(offered[0], warnings=(*offered[0].warnings, *said))
         raise InputError(
             f"{source}: {len(found)} series of images; say which one with --series:",
             details=_table_text(found),
@@ -175,151 +131,6 @@ def _table_text(found: Sequence[Series]) -> str:
     )
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """The file itself, or the regular files below a folder in order of their names."""
-    if not path.is_dir():
-        yield path
-        return
-
-    def refuse(error: OSError) -> None:
-        raise InputError(
-            f"{error.filename}: cannot read the folder ({error.strerror}). Check its permissions."
-        )
-
-    for parent, folders, names in os.walk(path, onerror=refuse):  # does not go into linked folders
-        folders.sort()
-        for name in sorted(names):
-            file = Path(parent, name)
-            # lstat: a link may lead out of the folder, and a pipe would block.
-            if stat.S_ISREG(file.lstat().st_mode):
-                yield file
-
-
-# --- series of slices ---
-
-
-def _slices(header: Header) -> list[Slice]:
-    return [Slice(header, frame) for frame in range(len(header.planes))]
-
-
-def _group_key(one: Slice) -> tuple[str, ...]:
-    header = one.header
-    # Without a UID, files of one folder are all that can be said to belong together.
-    series = (header.study_uid, header.uid, "" if header.uid else str(header.path.parent))
-    if one.is_placed:
-        return (*series, "placed")
-    return (*series, "unplaced") if header.is_scan else (*series, str(header.path))
-
-
-def _split(group: list[Slice]) -> list[Series]:
-    """The stacks in one series; what sets a stack apart goes into its description."""
-    if not group[0].is_placed:
-        return [_series(group, "")]
-    stacks: list[list[Slice]] = []
-    for one in group:
-        fitting = next((stack for stack in stacks if not _difference(stack[0], one)), None)
-        if fitting is None:
-            stacks.append([one])
-        else:
-            fitting.append(one)
-    parts = []
-    for stack in stacks:
-        apart = _apart(stack, stacks)
-        for echo_time_ms, echo in _echoes(sorted(stack, key=_distance_mm)):
-            named = f"echo {echo_time_ms:.2f} ms" if echo_time_ms is not None else ""
-            parts.append((echo, ", ".join(filter(None, (*apart, named))), echo_time_ms))
-    names = [name for _, name, _ in parts]
-    return [
-        _series(part, name if names.count(name) == 1 else f"{name}, part {number}".lstrip(", "), echo_time_ms)
-        for number, (part, name, echo_time_ms) in enumerate(parts, start=1)
-    ]
-
-
-def _difference(first: Slice, second: Slice) -> str:
-    """Why two placed slices cannot be in one stack; empty when they can."""
-    ours, theirs = first.plane, second.plane
-    sizes = [_size_name(one.header) for one in (first, second)]
-    if sizes[0] != sizes[1]:
-        return f"sizes ({sizes[0]} and {sizes[1]})"
-    our_mm, their_mm = (plane.spacing_mm or (0.0, 0.0) for plane in (ours, theirs))
-    if not np.allclose(our_mm, their_mm, rtol=_SPACING_TOLERANCE, atol=0.0):
-        return "pixel spacings"
-    directions = [np.concatenate([plane.row, plane.column]) for plane in (ours, theirs)]
-    if np.abs(directions[0] - directions[1]).max() > _DIRECTION_TOLERANCE:
-        return f"orientations ({_plane_name(ours)} and {_plane_name(theirs)})"
-    return ""
-
-
-def _apart(stack: list[Slice], stacks: list[list[Slice]]) -> list[str]:
-    """What tells a stack from the others of its series, in words."""
-    ways = [_plane_name(one[0].plane) for one in stacks], [_size_name(one[0].header) for one in stacks]
-    number = stacks.index(stack)
-    return [names[number] for names in ways if len(set(names)) > 1]
-
-
-def _size_name(header: Header) -> str:
-    return f"{header.columns} x {header.rows}"
-
-
-def _echoes(stack: list[Slice]) -> list[tuple[float | None, list[Slice]]]:
-    """The stack by echo time where positions repeat, else as it is. Several echoes share one series (T1-DUAL)."""
-    echoes: dict[float | None, list[Slice]] = {}
-    for one in stack:
-        time = one.plane.echo_time_ms
-        echoes.setdefault(None if time is None else round(time, 2), []).append(one)
-    repeated = (np.diff([_distance_mm(one) for one in stack]) <= _SAME_POSITION_MM).any()
-    if len(echoes) == 1 or not repeated:
-        return [(None, stack)]
-    return sorted(echoes.items(), key=lambda echo: echo[0] or 0.0)
-
-
-def _series(slices: list[Slice], part: str, echo_time_ms: float | None = None) -> Series:
-    header = slices[0].header
-    files = tuple(dict.fromkeys(one.header.path for one in slices))
-    index = {file: number for number, file in enumerate(files)}
-    return Series(
-        uid=header.uid,
-        study_uid=header.study_uid,
-        number=header.number,
-        description=f"{header.description} ({part})".strip() if part else header.description,
-        modality=header.modality,
-        files=files,
-        slices=max(len(slices), header.frames if len(header.planes) == 1 else 1),
-        rows=header.rows,
-        columns=header.columns,
-        spacing_mm=_spacing_mm(slices) if slices[0].is_placed else None,
-        echo_time_ms=echo_time_ms,
-        frames=tuple((index[one.header.path], one.frame) for one in slices),
-    )
-
-
-def _spacing_mm(slices: list[Slice]) -> tuple[float, float, float] | None:
-    plane = slices[0].plane
-    gaps = np.diff([_distance_mm(one) for one in slices])
-    gaps = gaps[gaps > _SAME_POSITION_MM]
-    step = _usual(gaps) if gaps.size else plane.thickness_mm
-    return None if plane.spacing_mm is None or step is None else (*plane.spacing_mm, step)
-
-
-def _usual(gaps_mm: np.ndarray) -> float:
-    """The lower median: of two gaps, a missing slice makes the larger one."""
-    return float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
-
-
-def _distance_mm(one: Slice) -> float:
-    """How far along the slice normal a placed slice lies."""
-    return float(np.dot(one.plane.position_mm, _normal(one.plane)))
-
-
-def _normal(plane: Plane) -> np.ndarray:
-    """(3,); rows times columns, as ITK has it, so that the array axes (i, j, k) are right-handed in LPS."""
-    return np.cross(plane.row, plane.column)
-
-
-def _plane_name(plane: Plane) -> str:
-    return ("sagittal", "coronal", "axial")[int(np.abs(_normal(plane)).argmax())]
-
-
 # --- reading a series ------------------------------------------------------------------------------
 
 
@@ -338,16 +149,24 @@ def read_series(series: Series, *, resample_gaps: bool = False) -> Volume | Pict
     slices, gantry tilt, different images at one position, mixed orientations or sizes, no pixel spacing, no
     position in a CT, MR or PET series, every value the same.
     """
+    if series.problem:
+        raise InputError(series.problem)
     slices = _slices_of(series)
     for one in {one.header.path: one for one in slices}.values():
         _refuse_unsupported(one.header)
     if slices[0].is_placed:
         volume = _read_volume(slices, _place(series), resample_gaps)
         refuse_constant(volume.array, _place(series))
-        return volume
+        return replace(
+            volume,
+            warnings=(*series.warnings, *volume.warnings),
+            doubts=(*series.doubts, *volume.doubts),
+        )
     picture = _read_picture(slices)
     refuse_constant(picture.array, slices[0].header.path)
-    return picture
+    return replace(
+        picture, warnings=(*series.warnings, *picture.warnings), doubts=(*series.doubts, *picture.doubts)
+    )
 
 
 def _slices_of(series: Series) -> list[Slice]:
@@ -356,7 +175,7 @@ def _slices_of(series: Series) -> list[Slice]:
     slices = []
     for number, frame in frames:
         header = headers[number]
-        if header is None or frame >= len(header.planes):
+        if isinstance(header, Other) or frame >= len(header.planes):
             raise InputError(f"{series.files[number]}: the file has changed since it was found. Try again.")
         slices.append(Slice(header, frame))
     return slices
@@ -370,6 +189,11 @@ def _place(series: Series) -> Path:
 
 
 def _refuse_unsupported(header: Header) -> None:
+    if "MOSAIC" in header.image_type:
+        raise InputError(
+            f"{header.path}: a mosaic, all slices of a volume tiled in one image. Convert the series with dcm2niix, or "
+            "export it as enhanced MR."
+        )
     known = (*GREY, PALETTE) if header.samples == 1 else COLOUR
     if header.photometric not in known or header.bits_allocated not in (8, 16, 32):
         # A damaged header has anything here: only the standard's own words are repeated.
@@ -442,7 +266,7 @@ class _Stack:
     def step_mm(self) -> float:
         """The usual distance of slices."""
         gaps = np.diff(self.distances_mm)
-        return _usual(gaps) if gaps.size else 0.0
+        return usual(gaps) if gaps.size else 0.0
 
     @property
     def sideways_mm(self) -> float:
@@ -483,15 +307,15 @@ def _stack(slices: list[Slice], place: Path) -> _Stack:
     for one in slices:
         if not one.is_placed:
             raise InputError(f"{one.header.path}: no position among slices that have one. {EXPORT_AGAIN}")
-        if difference := _difference(first, one):
+        if mixed := difference(first, one):
             raise InputError(
-                f"{place}: mixed {difference} in one series; they are no volume. "
+                f"{place}: mixed {mixed} in one series; they are no volume. "
                 "Name a folder with one stack of slices, or choose one with --series."
             )
     axes, pixel_mm = _axes(first.plane, place), first.plane.spacing_mm
     if pixel_mm is None or min(pixel_mm) <= 0:
         raise InputError(f"{place}: no usable Pixel Spacing, so the pixels have no size. {EXPORT_AGAIN}")
-    slices = sorted(slices, key=_distance_mm)
+    slices = sorted(slices, key=distance_mm)
     positions_mm = np.array([one.plane.position_mm for one in slices])
     return _Stack(slices, axes, pixel_mm, (positions_mm - positions_mm[0]) @ axes, place)
 
@@ -499,7 +323,7 @@ def _stack(slices: list[Slice], place: Path) -> _Stack:
 def _axes(plane: Plane, place: Path) -> np.ndarray:
     """(3, 3): the directions made exactly unit and right-angled; their decimals are rounded."""
     cosines = np.stack([plane.row, plane.column])
-    if np.abs(cosines @ cosines.T - np.eye(2)).max() > _DIRECTION_TOLERANCE:
+    if np.abs(cosines @ cosines.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
         raise InputError(
             f"{place}: Image Orientation (Patient) does not hold two unit vectors at right angles. {EXPORT_AGAIN}"
         )
@@ -511,14 +335,14 @@ def _axes(plane: Plane, place: Path) -> np.ndarray:
 
 def _without_copies(stack: _Stack) -> tuple[_Stack, tuple[str, ...]]:
     """One slice for each position; a second one must be an exact copy."""
-    new = np.diff(stack.distances_mm, prepend=-np.inf) > _SAME_POSITION_MM
+    new = np.diff(stack.distances_mm, prepend=-np.inf) > SAME_POSITION_MM
     if new.all():
         return stack, ()
     for index in np.flatnonzero(~new):
         beside_mm = np.abs(stack.offsets_mm[index] - stack.offsets_mm[index - 1]).max()
         pair = stack.slices[index - 1 : index + 1]
         first, second = (next(value_frames([one])) for one in pair)
-        if beside_mm > _SAME_POSITION_MM or not np.array_equal(first, second):
+        if beside_mm > SAME_POSITION_MM or not np.array_equal(first, second):
             raise InputError(
                 f"{stack.place}: two different images at {_where(pair[0])} ({pair[0].header.path.name} and "
                 f"{pair[1].header.path.name}); two phases or time points in one series? Keep one of them."
@@ -565,7 +389,7 @@ def _fault(stack: _Stack) -> str:
 
 def _where(one: Slice) -> str:
     """The position along the axis that the normal is nearest to, e.g. ``z = -103.5 mm``."""
-    axis = int(np.abs(_normal(one.plane)).argmax())
+    axis = int(np.abs(normal(one.plane)).argmax())
     return f"{'xyz'[axis]} = {_mm(one.plane.position_mm[axis])} mm"
 
 
@@ -613,7 +437,7 @@ def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
     below, between = above, 0
     for k in range(count):
         target_mm = k * step_mm
-        while upper < len(stack.slices) - 1 and stack.distances_mm[upper] < target_mm - _SAME_POSITION_MM:
+        while upper < len(stack.slices) - 1 and stack.distances_mm[upper] < target_mm - SAME_POSITION_MM:
             upper, below, above = upper + 1, above, next(frames)
         gap_mm = stack.distances_mm[upper] - stack.distances_mm[max(upper - 1, 0)]
         part = 1.0 - max(stack.distances_mm[upper] - target_mm, 0.0) / gap_mm if gap_mm else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,14 +38,7 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.dicom.series import (
-    Series,
-    choose_series,
-    find_series,
-    is_dicom,
-    read_series,
-    series_table,
-)
+from sgan_core.imaging.dicom import Series, choose_series, find_series, is_dicom, read_series, series_table
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import image_suffix, read_image, read_labels
 
@@ -483,7 +477,8 @@ def test_a_description_cannot_write_to_the_terminal(dicom_files: Files, tmp_path
 def test_other_files_and_objects_are_left_out(dicom_files: Files, tmp_path: Path) -> None:
     dicom_files.save_all(tmp_path, dicom_files.stack(hu()))
     (tmp_path / "notes.txt").write_text("x" * 1000)
-    (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "._0001.dcm").write_bytes(b"\0\5\x16\7")
     (tmp_path / ".DS_Store").write_bytes(bytes(range(256)))
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "key.png")
     for name, sop_class in [
@@ -497,12 +492,22 @@ def test_other_files_and_objects_are_left_out(dicom_files: Files, tmp_path: Path
         dicom_files.save(tmp_path / name, other)
     for sop_class in (
         "1.2.840.10008.5.1.4.1.1.66.4",
+        "1.2.840.10008.5.1.4.1.1.66.7",
+        "1.2.840.10008.5.1.4.1.1.66.99",
         "1.2.840.10008.5.1.4.1.1.481.2",
-    ):  # SEG, dose: with pixels
+    ):  # SEG, label map, one of the future, dose: with pixels
         segmentation = dicom_files.image(np.ones((3, 4, 4), np.uint8))
         segmentation.SOPClassUID = sop_class
         dicom_files.save(tmp_path / sop_class, segmentation)
-    np.testing.assert_array_equal(read(tmp_path).array, hu())
+    for modality in ("SEG", "PR", "RTDOSE"):  # under a private class
+        image = dicom_files.image(np.ones((4, 4), np.uint8), Modality=modality)
+        image.SOPClassUID = "1.2.3.4.6"
+        dicom_files.save(tmp_path / modality, image)
+    volume = read(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu())
+    (warning,) = volume.warnings
+    assert "no images" in warning
+    assert sum(int(count) for count in re.findall(r"(\d+) x", warning)) == 4 + 4 + 3
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -525,16 +530,19 @@ def test_dicomdir_is_not_followed(dicom_files: Files, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_links_in_a_folder_are_not_followed_and_pipes_do_not_block(
+def test_links_to_files_are_followed_others_not_and_pipes_do_not_block(
     dicom_files: Files, tmp_path: Path
 ) -> None:
     outside = dicom_files.save_all(tmp_path / "outside", dicom_files.stack(hu(), SeriesInstanceUID="1.2.6"))
     inside = dicom_files.save_all(tmp_path / "inside", dicom_files.stack(hu()))
+    (inside / "0002").rename(tmp_path / "annexed")
+    (inside / "0002").symlink_to(tmp_path / "annexed")
     (inside / "folder").symlink_to(outside, target_is_directory=True)
-    (inside / "file").symlink_to(outside / "0000")
     (inside / "self").symlink_to(inside, target_is_directory=True)
     os.mkfifo(inside / "pipe")
-    assert only(inside).slices == 5
+    volume = read(inside)
+    np.testing.assert_array_equal(volume.array, hu())
+    assert "2 x link to a folder" in " ".join(volume.warnings)
     (tmp_path / "named").symlink_to(inside, target_is_directory=True)  # what the user names is meant
     assert only(tmp_path / "named").slices == 5
 
