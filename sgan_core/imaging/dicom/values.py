@@ -72,7 +72,8 @@ def find_rescale(
     if modality == "CT" and kind not in _HU_TYPES and not unsaid:
         doubts = (f"{named('RescaleType')} is not HU; its values are taken as HU.",)
     slope, intercept = said["RescaleSlope"] or (1.0,), said["RescaleIntercept"] or (0.0,)
-    return Rescale(slope[0], intercept[0], unsaid, (), doubts)
+    notes = tuple(f"no {named(keyword)}; the usual value is taken." for keyword in unsaid)
+    return Rescale(slope[0], intercept[0], unsaid, notes if len(unsaid) == 1 else (), doubts)
 
 
 def first_numbers(
