@@ -278,8 +278,6 @@ def _header(
     notes, doubts = _said(dataset, path, samples, photometric, lut)
     if codestream is not None:
         notes, doubts = _contradictions(codestream, bits_stored, signed == 1, notes, doubts)
-        if codestream.signed == (signed == 1):
-            bits_stored = max(bits_stored, codestream.bits)
     number = _optional_number(dataset, "SeriesNumber")
     tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     return Header(
@@ -347,8 +345,8 @@ def _contradictions(
         kind = "signed" if codestream.signed else "unsigned"
         says = f"{named('PixelRepresentation')} says otherwise than the compressed pixels, which are {kind}"
         notes = (*notes, f"{says}; their bits are read as it says (two's complement).")
-    if codestream.bits > bits or (codestream.bits != bits and codestream.signed != signed and signed):
-        says = f"{named('BitsStored')} says {bits}, the compressed pixels have {codestream.bits} bits"
+    if codestream.bits < bits and signed and not codestream.signed:
+        says = f"{named('BitsStored')} says {bits}, the compressed pixels have {codestream.bits} bits and no sign"
         doubts = (*doubts, f"{says}; values may be wrong.")
     return notes, doubts
 

@@ -17,6 +17,7 @@ from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
 from scipy import ndimage
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.dicom.attributes import named
 from sgan_core.imaging.dicom.headers import Header, Plane, Slice, damaged, quiet
 from sgan_core.imaging.guards import BoundedReader
 
@@ -46,19 +47,22 @@ class Frame(NamedTuple):
 
     values: np.ndarray  # padding is air in CT, else the lowest value of the rest
     padded: np.ndarray | None  # which are padding; None where none is
+    doubt: str = ""
 
 
 def value_frames(slices: Sequence[Slice]) -> Iterator[Frame]:
     """Each slice's values."""
     for one in slices:
         raw = _raw(one)
-        stored = _without_unused_bits(raw, one.header)
+        stored = _stored(raw, one.header)
         values = _values(one, stored)
         padded = _padded(raw, stored, one.header)
         if padded is not None:
             rest = values[~padded]
             values[padded] = AIR_HU if says_hu(one) else rest.min() if rest.size else 0
-        yield Frame(values, padded)
+        exceeds = _exceeds_stored_bits(raw, one.header)
+        doubt = f"{named('BitsStored')} has no room for all of the compressed values; some may be wrong."
+        yield Frame(values, padded, doubt if exceeds else "")
 
 
 def _values(one: Slice, stored: np.ndarray) -> np.ndarray:
@@ -87,7 +91,7 @@ def stored_frames(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
     """The decoded pixels of each slice: (rows, columns) integers, (rows, columns, 3) RGB for colour."""
     for one in slices:
         raw = _raw(one)
-        yield raw if one.header.samples == 3 else _without_unused_bits(raw, one.header)
+        yield raw if one.header.samples == 3 else _stored(raw, one.header)
 
 
 def _raw(one: Slice) -> np.ndarray:
@@ -215,16 +219,29 @@ def cannot_decode(header: Header) -> InputError:
     )
 
 
-def _without_unused_bits(raw: np.ndarray, header: Header) -> np.ndarray:
-    """The stored bits as a number: what lies above and below them (old overlays) is not part of the image.
+def _stored(raw: np.ndarray, header: Header) -> np.ndarray:
+    """Words or numbers of a codestream as stored values.
 
-    Codecs give numbers, not bit fields. Those whose sign is not the header's are read in its bits and sign, as
-    GDCM does.
+    Codestreams whose sign is not the header's, or that have none, are read in its bits and sign, as GDCM does.
     """
-    native = not header.syntax.is_encapsulated or header.syntax == RLELossless
     if header.codestream is not None and header.codestream.signed == header.signed:
         return raw
-    high_bit = header.high_bit if native else header.bits_stored - 1
+    return _in_stored_bits(raw, header)
+
+
+def _in_stored_bits(raw: np.ndarray, header: Header) -> np.ndarray:
+    """The stored bits as a number: what lies above and below them (old overlays) is not part of the image."""
+    native = not header.syntax.is_encapsulated or header.syntax == RLELossless
+    high_bit = header.high_bit if native else header.bits_stored - 1  # codecs give numbers, not bit fields
     size = max(raw.dtype.itemsize, header.bits_allocated // 8)
     lifted = raw.astype(f"{'i' if header.signed else 'u'}{size}") << (8 * size - 1 - high_bit)
     return lifted >> (8 * size - header.bits_stored)
+
+
+def _exceeds_stored_bits(raw: np.ndarray, header: Header) -> bool:
+    """Whether the codestream has numbers that Bits Stored has no room for. More bits alone are usual."""
+    coded = header.codestream
+    if coded is None or coded.bits <= header.bits_stored:
+        return False
+    lost = _in_stored_bits(raw, header).astype(np.int64) - raw.astype(np.int64)
+    return bool((lost & ((1 << coded.bits) - 1)).any())

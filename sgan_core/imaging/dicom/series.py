@@ -415,7 +415,8 @@ def _read_picture(slices: list[Slice]) -> Picture:
     if header.is_colour:
         pixels, said = _rgb(next(stored_frames([one])), header)
         return Picture(pixels, (*notes, *(f"{path.name}: {note}" for note in said)), doubts)
-    values, padded = next(value_frames([one]))
+    values, padded, doubt = next(value_frames([one]))
+    doubts += (f"{path.name}: {doubt}",) if doubt else ()
     notes += _padding_note([one], 0 if padded is None else int(np.count_nonzero(padded)), values.size, path)
     return Picture(
         _compact(values, one)[None], notes, doubts, padded=None if padded is None else padded[None]
@@ -606,9 +607,10 @@ def _refuse_missing(keyword: str, missing: int, count: int, place: Path) -> NoRe
     )
 
 
-def _doubts(stack: _Stack, array: np.ndarray) -> tuple[str, ...]:
-    """Why the values of a volume may not be what they seem."""
+def _doubts(stack: _Stack, array: np.ndarray, found: set[str]) -> tuple[str, ...]:
+    """Why the values of a volume may not be what they seem; found: what frames say."""
     doubts = _sentences(stack.slices, "doubts", stack.place)
+    doubts += tuple(f"{stack.place.name}: {doubt}" for doubt in sorted(found - {""}))
     of_ct = [one for one in stack.slices if one.header.modality == "CT"]
     if of_ct and not all(says_hu(one) for one in of_ct) and array.min() > _AIR_BELOW_HU:
         missing = f"{named('RescaleIntercept')} is missing, and no value is as low as air"
@@ -674,11 +676,13 @@ def _filled(stack: _Stack, step_mm: float, notes: tuple[str, ...]) -> Volume:
     shape = (len(stack.slices), header.rows, header.columns)
     array = _empty(shape, np.int16 if whole else np.float32, stack.place)  # (K, J, I)
     padded: np.ndarray | None = None  # (K, J, I)
+    found: set[str] = set()
     for k, frame in enumerate(value_frames(stack.slices)):
         # Most scans fit int16; widening on the way keeps them at half the memory of what their bits allow.
         if (wide := _wide_enough(array.dtype, frame.values)) != array.dtype:
             array = array.astype(wide)
         array[k] = frame.values
+        found.add(frame.doubt)
         if frame.padded is not None:
             padded = np.zeros(shape, bool) if padded is None else padded
             padded[k] = frame.padded
@@ -692,7 +696,7 @@ def _filled(stack: _Stack, step_mm: float, notes: tuple[str, ...]) -> Volume:
             padded = padded.transpose(2, 1, 0)
     array = array.transpose(2, 1, 0)  # (K, J, I) -> (I, J, K)
     grid = stack.grid((shape[2], shape[1], shape[0]), step_mm)
-    return Volume(array, grid, notes, _doubts(stack, array), padded)
+    return Volume(array, grid, notes, _doubts(stack, array, found), padded)
 
 
 def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
@@ -712,7 +716,8 @@ def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
         )
     shape = (count, header.rows + int(wider[1]), header.columns + int(wider[0]))
     array = _empty(shape, np.float32, stack.place)  # (K, J, I)
-    frames = _shifted(stack, shifts - corner, shape[1:])
+    found: set[str] = set()
+    frames = _shifted(stack, shifts - corner, shape[1:], found)
     # The slices on either side of each target: distances[upper - 1] < target <= distances[upper].
     upper, above = 0, next(frames)
     below, between = above, 0
@@ -732,13 +737,21 @@ def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
         largest_mm = np.diff(stack.distances_mm).max()
         notes += (f"{name}: {between} of {count} slices are interpolated (gaps up to {largest_mm:.1f} mm).",)
     grid = stack.grid((shape[2], shape[1], shape[0]), step_mm, (int(corner[0]), int(corner[1])))
-    return Volume(array.transpose(2, 1, 0), grid, notes, _doubts(stack, array))  # (K, J, I) -> (I, J, K)
+    return Volume(
+        array.transpose(2, 1, 0), grid, notes, _doubts(stack, array, found)
+    )  # (K, J, I) -> (I, J, K)
 
 
-def _shifted(stack: _Stack, shifts: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Each slice (J, I) moved by ``shifts`` (N, 2) pixels (i, j) inside a wider one; air around it."""
+def _shifted(
+    stack: _Stack, shifts: np.ndarray, shape: tuple[int, ...], found: set[str]
+) -> Iterator[np.ndarray]:
+    """Each slice (J, I) moved by ``shifts`` (N, 2) pixels (i, j) inside a wider one; air around it.
+
+    found: gets the doubts of the slices.
+    """
     air = None
-    for (frame, _), (right, down) in zip(value_frames(stack.slices), shifts, strict=True):
+    for (frame, _, doubt), (right, down) in zip(value_frames(stack.slices), shifts, strict=True):
+        found.add(doubt)
         air = np.float32(frame.min()) if air is None else air
         wider = np.full(shape, air, np.float32)
         wider[: frame.shape[0], : frame.shape[1]] = frame

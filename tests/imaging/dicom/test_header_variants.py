@@ -610,8 +610,24 @@ def test_compressed_pixels_of_another_sign_or_depth_are_gdcms(
     same(volume.array, by_itk_file(path))
     contradicts = syntax == JPEG2000Lossless and signed != coded_signed
     assert ("Pixel Representation (0028,0103)" in said(volume)) == contradicts
-    if coded_bits > bits:
-        assert "Bits Stored (0028,0101)" in " ".join(volume.doubts)
+    assert ("Bits Stored (0028,0101)" in " ".join(volume.doubts)) == (
+        coded_bits > bits or (coded_bits < bits and signed and not coded_signed)
+    )
+
+
+@table(CODES, [False, True])
+def test_more_bits_than_needed_are_no_fault(dicom_files: Files, tmp_path: Path, variant: Any) -> None:
+    (syntax, coded_signed), signed = variant
+    values = pixels(10, signed and coded_signed, shape=(40, 36))
+    values = values if signed == coded_signed or not signed else values.astype(np.int16) - 512
+    (image,) = dicom_files.stack(np.zeros((36, 40, 1), np.uint16), modality="MR", SliceThickness=2)
+    image.BitsStored, image.HighBit, image.PixelRepresentation = 12, 11, int(signed)
+    path = tmp_path / "x.dcm"
+    codes = values.astype(np.int16 if coded_signed else np.uint16)
+    compressed(image, codes, 16, syntax).save_as(path, enforce_file_format=True)
+    volume = read_image(path)
+    same(volume.array[..., 0].T, values)
+    assert not volume.doubts
 
 
 def by_itk_file(path: Path) -> np.ndarray:
