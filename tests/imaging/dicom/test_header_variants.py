@@ -17,7 +17,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
@@ -25,6 +25,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -632,6 +633,58 @@ def test_more_bits_than_needed_are_no_fault(dicom_files: Files, tmp_path: Path, 
 
 def by_itk_file(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose()
+
+
+def jpeg_lossless(codes: np.ndarray, folder: Path) -> bytes:
+    """A frame of JPEG Lossless, which pydicom alone cannot decode, by SimpleITK."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    writer.SetFileName(str(folder / "code.dcm"))
+    writer.Execute(sitk.GetImageFromArray(codes[None]))
+    return next(generate_frames(pydicom.dcmread(folder / "code.dcm").PixelData, number_of_frames=1))
+
+
+@table(
+    ["slices", "enhanced"],
+    ["MONOCHROME1", "MONOCHROME2"],
+    ["0.25", "1"],
+    ["rescale", "lut"],
+    [12, 16],
+    [0, 1],
+)
+def test_jpeg_lossless_means_what_its_plain_pixels_mean(
+    dicom_files: Files, tmp_path: Path, variant: Any
+) -> None:
+    kind, photometric, slope, how, bits, signed = variant
+    stored = pixels(bits, bool(signed), shape=(16, 18, 3))
+    if kind == "slices":
+        images = dicom_files.stack(stored, modality="MR")
+    else:
+        images = [dicom_files.enhanced(stored, "MR")]
+        del images[0].SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence
+    for image in images:
+        image.PhotometricInterpretation, image.BitsStored, image.HighBit = photometric, bits, bits - 1
+        image.RescaleSlope, image.RescaleIntercept, image.PixelPaddingValue = (
+            slope,
+            "-1000",
+            int(stored[0, 0, 0]),
+        )
+        if how == "lut":
+            image.ModalityLUTSequence = lut(np.arange(4000, dtype=np.uint16)[::-1], 0, "OW", bool(signed))
+    plain = read_image(write(tmp_path / "plain", images))
+    (tmp_path / "jpeg").mkdir()
+    for number, image in enumerate(images):
+        frames = np.frombuffer(image.PixelData, stored.dtype).reshape(-1, 18, 16)
+        image.PixelData = encapsulate([jpeg_lossless(frame, tmp_path) for frame in frames])
+        image["PixelData"].is_undefined_length = True
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+        image.save_as(tmp_path / "jpeg" / f"{number}.dcm", enforce_file_format=True)
+    found = read_image(tmp_path / "jpeg")
+    np.testing.assert_array_equal(found.array, plain.array)
+    np.testing.assert_array_equal(found.grid.affine, plain.grid.affine)
 
 
 @table([("FloatPixelData", "f4", 0x7FE00008), ("DoubleFloatPixelData", "f8", 0x7FE00009)], ["CT", "MR", "DX"])
