@@ -19,6 +19,7 @@ class Volume:
     doubts: tuple[
         str, ...
     ] = ()  # why it may not be what it seems: its mask is for review, whatever it looks like
+    padded: np.ndarray | None = None  # (I, J, K) bool: voxels that do not count for black and white
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,3 +29,4 @@ class Picture:
     array: np.ndarray  # (C, H, W), C in {1, 3}
     warnings: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()  # as of a Volume
+    padded: np.ndarray | None = None  # (1, H, W), as of a Volume

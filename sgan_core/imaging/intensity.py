@@ -78,7 +78,8 @@ def prepare_intensities(image: Volume | Picture, intensity: Intensity) -> Volume
         grey = _grey(image)
         across = int(np.argmin(grey.shape))  # the channel, or the thin axis of an X-ray stored as volume
         planes = np.moveaxis(grey, across, 0)
-        low, high = intensity_range(planes, intensity)
+        padded = None if image.padded is None else np.moveaxis(image.padded, across, 0)
+        low, high = intensity_range(planes, intensity, padded)
         image = replace(image, array=np.moveaxis(equalise(planes, low, high), 0, across))
     if intensity.colour_constancy and isinstance(image, Picture) and len(image.array) == 3:
         image = replace(image, array=remove_colour_cast(image.array))
@@ -197,12 +198,15 @@ def remove_colour_cast(rgb: np.ndarray) -> np.ndarray:
 # --- black and white -------------------------------------------------------------------------------
 
 
-def intensity_range(native: np.ndarray, intensity: Intensity) -> tuple[float, float]:
+def intensity_range(
+    native: np.ndarray, intensity: Intensity, padded: np.ndarray | None = None
+) -> tuple[float, float]:
     """The intensities that become -1 and 1: the rule's range, or its percentiles over (N, H, W).
 
     Percentiles (0.5 and 99.5 when the rule says nothing) are of the finite values of all slices, of their
     ``central`` part when the rule has one. Where that part is even, of the whole; where that is nearly even,
-    the extremes. Raises InputError: an empty range, a constant image, no finite value.
+    the extremes. padded: (N or 1, H, W) bool, pixels that do not count.
+    Raises InputError: an empty range, a constant image, no finite value.
     """
     if intensity.percentiles is None and intensity.low is not None and intensity.high is not None:
         low, high = intensity.low, intensity.high
@@ -210,14 +214,20 @@ def intensity_range(native: np.ndarray, intensity: Intensity) -> tuple[float, fl
             raise InputError(f"intensity range {low:g} to {high:g} is empty; low must be below high.")
         return float(low), float(high)
     percentiles = intensity.percentiles or DEFAULT_PERCENTILES
-    attempts = [(native, percentiles), (native, (0.0, 100.0))]  # the extremes show rare structures at least
+    attempts = [(1.0, percentiles), (1.0, (0.0, 100.0))]  # the extremes show rare structures at least
     if intensity.central is not None:
-        attempts.insert(0, (_central(native, intensity.central), percentiles))
-    for values, wanted in attempts:
+        attempts.insert(0, (intensity.central, percentiles))
+    for share, wanted in attempts:
+        values = _central(native, share)
+        if padded is not None:
+            image = ~np.broadcast_to(_central(padded, share), values.shape)
+            values = values[image].reshape(1, -1)
+        if not values.size:
+            continue
         low, high = _percentiles(values, wanted)
         if low < high:
             return low, high
-    raise InputError(f"every value of the image is {low:g}; there is nothing to segment.")
+    raise InputError(f"every value of the image is {native.flat[0]:g}; there is nothing to segment.")
 
 
 def _central(native: np.ndarray, share: float) -> np.ndarray:

@@ -80,11 +80,13 @@ def to_model(
     if isinstance(image, Picture):
         native = _with_channels(image.array, channels)  # (C, H, W)
         shape, grid, spacing_mm = native.shape[1:], None, (1.0, 1.0)
+        padded = image.padded
     else:
         native = _axial_view(image.array, image.grid)  # (N, H, W)
         _, row_mm, column_mm = _axial_view_spacing(image.grid)
         shape, grid, spacing_mm = image.array.shape, image.grid, (row_mm, column_mm)
-    low, high = intensity_range(native, intensity)
+        padded = None if image.padded is None else _axial_view(image.padded, image.grid)
+    low, high = intensity_range(native, intensity, padded)
     plane = (native.shape[1], native.shape[2])
     transform = _model_transform(plane, _squashed_spacing(plane) if squash else spacing_mm, size)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,59 @@ from pydicom.uid import (
 )
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.dicom.attributes import named
+from sgan_core.imaging.dicom.attributes import numbers as _numbers
+from sgan_core.imaging.dicom.attributes import optional_number as _optional_number
+from sgan_core.imaging.dicom.attributes import text as _text
+from sgan_core.imaging.dicom.codestreams import Codestream, first_codestream
 from sgan_core.imaging.dicom.traits import KEYWORDS, traits_of
+from sgan_core.imaging.dicom.values import (
+    ModalityLut,
+    Padding,
+    find_modality_lut,
+    find_padding,
+    find_rescale,
+    first_numbers,
+    picture_doubts,
+    shape_doubt,
+)
 from sgan_core.imaging.guards import BoundedReader
 
 # Blank slices compress to a few hundred bytes; what claims to unpack to more than this is a damaged header.
 _LARGEST_COMPRESSION = 4096
 _SMALLEST_LIMIT = 1 << 20
-LARGEST_VALUE = 1e30  # far beyond any unit, well within float32
 
 _PIXEL_DATA = 0x7FE00010
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, _PIXEL_DATA)  # float, double, integer: one of them in a file
+# One of them in a file.
+_PIXEL_TAGS = {
+    0x7FE00008: "Float Pixel Data (7FE0,0008)",
+    0x7FE00009: "Double Float Pixel Data (7FE0,0009)",
+    _PIXEL_DATA: "Pixel Data (7FE0,0010)",
+}
 _UNDEFINED = 0xFFFFFFFF
 
-_WANTED = (
+# What is read, by what it decides. docs/data.md says of each of GEOMETRY and VALUES what is done with it.
+IDENTITY = (
     "SOPClassUID SOPInstanceUID Modality StudyInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber "
-    "InstanceNumber EchoTime "
+    "InstanceNumber EchoTime"
+)
+GEOMETRY = (
     "SliceThickness SpacingBetweenSlices ImagePositionPatient ImageOrientationPatient PixelSpacing "
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated "
-    "BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope ExtendedOffsetTable "
-    "ExtendedOffsetTableLengths SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
+    "ImagerPixelSpacing PixelAspectRatio PatientOrientation GantryDetectorTilt NumberOfFrames Rows Columns "
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelMeasuresSequence "
+    "PlaneOrientationSequence PlanePositionSequence"
+)
+VALUES = (
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored HighBit "
+    "PixelRepresentation RescaleIntercept RescaleSlope RescaleType PixelValueTransformationSequence "
+    "ModalityLUTSequence RealWorldValueMappingSequence PixelPaddingValue PixelPaddingRangeLimit "
+    "PresentationLUTShape PixelPresentation ExtendedOffsetTable ExtendedOffsetTableLengths "
     "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
 )
+_WANTED = f"{IDENTITY} {GEOMETRY} {VALUES}"
 # How many images there should be.
 ANNOUNCED = (
     "ImagesInAcquisition",
@@ -68,8 +97,6 @@ COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
 UNUSUAL = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420")
 
-EXPORT_AGAIN = "Export the series again."
-
 
 @dataclass(frozen=True)
 class Plane:
@@ -83,6 +110,9 @@ class Plane:
     echo_time_ms: float | None
     slope: float
     intercept: float
+    unsaid: tuple[str, ...] = ()  # of Rescale Slope and Rescale Intercept, which the header does not say
+    notes: tuple[str, ...] = ()  # what was read otherwise than expected
+    doubts: tuple[str, ...] = ()  # why values or places may be wrong
     traits: Mapping[str, Hashable] = field(default_factory=dict)  # what may tell it from others in its place
 
 
@@ -112,6 +142,14 @@ class Header:
     offsets: tuple[bytes, bytes] | None  # Extended Offset Table with its lengths
     palette: Dataset | None
     planes: tuple[Plane, ...]  # one a frame, or a single one
+    pixel_vr: str  # of Pixel Data: OB or OW
+    lut: ModalityLut | None
+    padding: Padding | None
+    codestream: Codestream | None  # of the first frame, where it is compressed
+    tilt_degrees: float | None  # Gantry/Detector Tilt
+    notes: tuple[str, ...]  # as of a plane
+    doubts: tuple[str, ...]
+    picture_doubts: tuple[str, ...]  # which count where it is no slice of a volume
     sop_uid: str
     instance: int | None  # Instance Number
     image_type: tuple[str, ...]  # Image Type, upper case
@@ -233,12 +271,12 @@ def read_header(path: Path) -> Header | Other:
 
     Raises InputError when the file is damaged, or its sizes do not fit its pixels.
     """
-    pixels: list[tuple[int, int, int]] = []
+    pixels: list[tuple[int, int, int, str]] = []
     with quiet(path), BoundedReader(path) as stream:
 
-        def at_pixels(tag: int, _vr: str | None, length: int) -> bool:
+        def at_pixels(tag: int, vr: str | None, length: int) -> bool:
             if tag in _PIXEL_TAGS:
-                pixels.append((int(tag), stream.tell(), length))
+                pixels.append((int(tag), stream.tell(), length, vr or "OW"))
             return tag in _PIXEL_TAGS
 
         _refuse_deflated(stream, path)
@@ -246,12 +284,18 @@ def read_header(path: Path) -> Header | Other:
         sop_class = UID(_text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID"))
         if other := _other(dataset, sop_class):
             return other
-        tag, offset, length = pixels[0] if pixels else (0, 0, 0)
+        tag, offset, length, vr = pixels[0] if pixels else (0, 0, 0, "OW")
         if sop_class.name == sop_class != "" and not pixels and "Rows" not in dataset:
             return Other("private object")
-        if tag != _PIXEL_DATA:
+        if tag and tag != _PIXEL_DATA:
+            raise InputError(
+                f"{path}: its values are in {_PIXEL_TAGS[tag]}, which is not read. Export the image as integers."
+            )
+        if not tag:
             raise damaged(path)
-        header = _header(path, dataset, sop_class.name, offset)
+        stream.seek(offset)
+        codestream = first_codestream(stream, _syntax(dataset))
+        header = _header(path, dataset, sop_class.name, offset, vr, codestream)
         _refuse_impossible_size(header, length, stream.limit)
         return header
 
@@ -278,7 +322,14 @@ def _refuse_deflated(stream: BoundedReader, path: Path) -> None:
         raise InputError(f"{path}: a deflated file. Convert it to Explicit VR Little Endian.")
 
 
-def _header(path: Path, dataset: Dataset, sop_class: str, pixel_offset: int) -> Header:
+def _header(
+    path: Path,
+    dataset: Dataset,
+    sop_class: str,
+    pixel_offset: int,
+    pixel_vr: str,
+    codestream: Codestream | None,
+) -> Header:
     def count(keyword: str, default: int | None = None) -> int:
         number = _numbers(dataset, keyword, 1, path)
         if number is None and default is not None:
@@ -294,8 +345,17 @@ def _header(path: Path, dataset: Dataset, sop_class: str, pixel_offset: int) -> 
     samples, photometric = count("SamplesPerPixel", 1), _text(dataset, "PhotometricInterpretation")
     sizes_fit = 1 <= bits_stored <= high_bit + 1 <= bits_allocated and samples in (1, 3)
     rows, columns = count("Rows"), count("Columns")
-    if not sizes_fit or min(rows, columns) < 1:
+    signed = count("PixelRepresentation", 0)
+    if not sizes_fit or min(rows, columns) < 1 or signed not in (0, 1):
         raise damaged(path)
+    syntax = _syntax(dataset)
+    lut = None
+    if samples == 1 and photometric != PALETTE:
+        lut = find_modality_lut(dataset, path, signed=signed == 1, little=syntax.is_little_endian)
+    padding = find_padding(dataset, path, allocated=bits_allocated, bits=bits_stored, signed=signed == 1)
+    notes, doubts = _said(dataset, path, samples, photometric, lut)
+    if codestream is not None:
+        notes, doubts = _contradictions(codestream, bits_stored, signed == 1, notes, doubts)
     tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     return Header(
         path=path,
@@ -314,12 +374,20 @@ def _header(path: Path, dataset: Dataset, sop_class: str, pixel_offset: int) -> 
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
         high_bit=high_bit,
-        signed=count("PixelRepresentation", 0) == 1,
-        syntax=_syntax(dataset),
+        signed=signed == 1,
+        syntax=syntax,
         pixel_offset=pixel_offset,
         offsets=tables if all(isinstance(table, bytes) for table in tables) else None,
         palette=dataset if photometric == PALETTE else None,
-        planes=_planes(dataset, frames, path),
+        planes=_planes(dataset, frames, path, lut),
+        pixel_vr=pixel_vr,
+        lut=lut,
+        padding=padding if samples == 1 and photometric != PALETTE else None,
+        codestream=codestream,
+        tilt_degrees=_optional_number(dataset, "GantryDetectorTilt"),
+        notes=notes,
+        doubts=doubts,
+        picture_doubts=picture_doubts(dataset, path),
         sop_uid=_text(dataset, "SOPInstanceUID"),
         instance=_optional_whole(dataset, "InstanceNumber"),
         image_type=_image_type(dataset),
@@ -329,6 +397,43 @@ def _header(path: Path, dataset: Dataset, sop_class: str, pixel_offset: int) -> 
             if (number := _optional_whole(dataset, keyword)) is not None
         },
     )
+
+
+def _said(
+    dataset: Dataset, path: Path, samples: int, photometric: str, lut: ModalityLut | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes and doubts about the values of one file."""
+    notes, doubts = [], []
+    modality = _text(dataset, "Modality")
+    if "PixelRepresentation" not in dataset:
+        doubts.append(f"no {named('PixelRepresentation')}; values are taken as unsigned.")
+    if samples == 3 and "PlanarConfiguration" not in dataset and not _syntax(dataset).is_encapsulated:
+        doubts.append(f"no {named('PlanarConfiguration')}; colours are taken pixel by pixel.")
+    if modality != "CT" and (doubt := shape_doubt(dataset, photometric)):
+        doubts.append(doubt)
+    if photometric in GREY and _text(dataset, "PixelPresentation") in ("COLOR", "MIXED"):
+        doubts.append(f"{named('PixelPresentation')}: part of it is shown in colour; it is read as grey.")
+    if lut is not None:
+        notes.append(f"the {named('ModalityLUTSequence')} is applied.")
+        if "RescaleSlope" in dataset or "RescaleIntercept" in dataset:
+            notes.append("it excludes the rescale that is there too (PS3.3 C.11.1).")
+        if modality == "CT" and _text(dataset.ModalityLUTSequence[0], "ModalityLUTType") != "HU":
+            doubts.append(f"the {named('ModalityLUTSequence')} does not say HU; its values are taken as HU.")
+    return tuple(notes), tuple(doubts)
+
+
+def _contradictions(
+    codestream: Codestream, bits: int, signed: bool, notes: tuple[str, ...], doubts: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the header says otherwise than the compressed pixels."""
+    if codestream.signed is not None and codestream.signed != signed:
+        kind = "signed" if codestream.signed else "unsigned"
+        says = f"{named('PixelRepresentation')} says otherwise than the compressed pixels, which are {kind}"
+        notes = (*notes, f"{says}; their bits are read as it says (two's complement).")
+    if codestream.bits < bits and signed and not codestream.signed:
+        says = f"{named('BitsStored')} says {bits}, the compressed pixels have {codestream.bits} bits and no sign"
+        doubts = (*doubts, f"{says}; values may be wrong.")
+    return notes, doubts
 
 
 def _syntax(dataset: Dataset) -> UID:
@@ -358,38 +463,83 @@ def _refuse_impossible_size(header: Header, length: int, file_size: int) -> None
         )
 
 
-def _planes(dataset: Dataset, frames: int, path: Path) -> tuple[Plane, ...]:
+def _planes(dataset: Dataset, frames: int, path: Path, lut: ModalityLut | None) -> tuple[Plane, ...]:
     """One plane a frame of an enhanced (multi-frame) object; a single one otherwise."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    if not per_frame and not shared:
-        traits = traits_of(lambda sequence: Dataset(), dataset)
-        return (replace(_plane(lambda sequence: dataset, path), traits=traits),)
     if per_frame and len(per_frame) != frames:
         raise damaged(path)
-
-    def finder(item: Dataset) -> Callable[[str], Dataset]:
-        def find(sequence: str) -> Dataset:
-            macros = (holder.get(sequence) for holder in (item, *shared[:1]))
-            return next((macro[0] for macro in macros if macro), Dataset())
-
-        return find
-
-    finders = [finder(item) for item in per_frame or [Dataset()]]
-    return tuple(replace(_plane(find, path), traits=traits_of(find, dataset)) for find in finders)
+    enhanced = bool(per_frame or shared)
+    return tuple(
+        _plane(_Places((item, *shared[:1]), dataset, enhanced), frames, path, lut)
+        for item in per_frame or [Dataset()]
+    )
 
 
-def _plane(group: Callable[[str], Dataset], path: Path) -> Plane:
-    """group: the data set that holds the attributes of a functional group, by the group's keyword."""
-    measures, echo = group("PixelMeasuresSequence"), group("MREchoSequence")
+@dataclass(frozen=True)
+class _Places:
+    """Where the attributes of a frame may stand, the nearest first."""
+
+    groups: tuple[Dataset, ...]  # its functional groups, those shared by all frames
+    top: Dataset
+    enhanced: bool
+
+    def of(self, sequence: str) -> list[Dataset]:
+        """The data sets for the attributes of a functional group: its macros, then the top level."""
+        macros = [holder.get(sequence) for holder in (*self.groups, self.top)]
+        return [*(macro[0] for macro in macros if macro), self.top]
+
+    def mappings(self) -> list[Dataset]:
+        name = "RealWorldValueMappingSequence"
+        return next((list(found) for holder in (*self.groups, self.top) if (found := holder.get(name))), [])
+
+    def notes(self, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the top level of an enhanced object says that belongs into its groups: notes, and doubts."""
+        if not self.enhanced:
+            return (), ()
+        used, contradicting = [], []
+        for sequence, keyword, count in _GROUPED:
+            top = _numbers(self.top, keyword, count, path)
+            if top is None:
+                continue
+            grouped = first_numbers(self.of(sequence)[:-1], keyword, count, path)
+            if grouped is None:
+                used.append(named(keyword))
+            elif not np.allclose(grouped, top):
+                contradicting.append(named(keyword))
+        notes = (f"taken from the top level, not in the functional groups: {', '.join(used)}.",)
+        doubts = (f"the functional groups count, the top level contradicts: {', '.join(contradicting)}.",)
+        return notes if used else (), doubts if contradicting else ()
+
+
+_GROUPED = (
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+    ("PixelMeasuresSequence", "SliceThickness", 1),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PixelValueTransformationSequence", "RescaleSlope", 1),
+    ("PixelValueTransformationSequence", "RescaleIntercept", 1),
+)
+
+
+def _plane(places: _Places, frames: int, path: Path, lut: ModalityLut | None) -> Plane:
+    measures, echo = places.of("PixelMeasuresSequence"), places.of("MREchoSequence")
+    positions = places.of("PlanePositionSequence")
+    if places.enhanced and frames > 1:
+        positions = positions[:-1]  # one position is not that of every frame
     unknown = (np.nan,) * 6
-    orientation = _numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6, path) or unknown
-    position = _numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3, path) or unknown[:3]
-    spacing = _numbers(measures, "PixelSpacing", 2, path)
-    values = group("PixelValueTransformationSequence")
-    slope, intercept = (_numbers(values, f"Rescale{name}", 1, path) for name in ("Slope", "Intercept"))
-    thicknesses = [_optional_number(measures, name) for name in ("SpacingBetweenSlices", "SliceThickness")]
-    times = [_optional_number(echo, name) for name in ("EffectiveEchoTime", "EchoTime")]
+    orientation = first_numbers(places.of("PlaneOrientationSequence"), "ImageOrientationPatient", 6, path)
+    orientation = orientation or unknown
+    position = first_numbers(positions, "ImagePositionPatient", 3, path) or unknown[:3]
+    spacing = first_numbers(measures, "PixelSpacing", 2, path)
+    values = places.of("PixelValueTransformationSequence")
+    rescale = find_rescale(values, places.mappings(), _text(places.top, "Modality"), path)
+    thicknesses = (
+        _optional_number(source, name)
+        for name in ("SpacingBetweenSlices", "SliceThickness")
+        for source in measures
+    )
+    times = [_optional_number(source, name) for source in echo for name in ("EffectiveEchoTime", "EchoTime")]
+    notes, doubts = places.notes(path)
     return Plane(
         position_mm=np.array(position),
         row=np.array(orientation[:3]),
@@ -397,33 +547,13 @@ def _plane(group: Callable[[str], Dataset], path: Path) -> Plane:
         spacing_mm=None if spacing is None else (spacing[1], spacing[0]),  # stored: between rows first
         thickness_mm=next((abs(mm) for mm in thicknesses if mm), None),
         echo_time_ms=next((time for time in times if time is not None), None),
-        slope=1.0 if slope is None else slope[0],
-        intercept=0.0 if intercept is None else intercept[0],
+        slope=rescale.slope if lut is None else 1.0,
+        intercept=rescale.intercept if lut is None else 0.0,
+        unsaid=rescale.unsaid if lut is None else (),
+        notes=(*notes, *rescale.notes) if lut is None else notes,
+        doubts=(*doubts, *rescale.doubts) if lut is None else doubts,
+        traits=traits_of(lambda sequence: (places.of(sequence)[:-1] or [Dataset()])[0], places.top),
     )
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int, path: Path) -> tuple[float, ...] | None:
-    """The attribute's values; None when it is absent or empty. InputError when they are no such numbers."""
-    if keyword not in dataset:
-        return None
-    try:
-        value = dataset[keyword].value
-        if value is None or value == "":
-            return None
-        numbers = tuple(float(part) for part in (value if isinstance(value, Sequence) else [value]))
-        if len(numbers) >= count and all(abs(number) < LARGEST_VALUE for number in numbers):
-            return numbers[:count]
-    except Exception:  # noqa: BLE001  pydicom raises nearly anything on garbage
-        pass
-    raise InputError(f"{path}: the DICOM attribute {keyword} does not hold {count} number(s). {EXPORT_AGAIN}")
-
-
-def _optional_number(dataset: Dataset, keyword: str) -> float | None:
-    try:
-        numbers = _numbers(dataset, keyword, 1, Path())
-    except InputError:
-        return None
-    return numbers[0] if numbers else None
 
 
 def _optional_whole(dataset: Dataset, keyword: str) -> int | None:
@@ -438,16 +568,6 @@ def _image_type(dataset: Dataset) -> tuple[str, ...]:
         return ()
     words = [value] if isinstance(value, str) else list(value or [])
     return tuple(str(word).strip().upper() for word in words)
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    """The attribute as one printable line; empty when it is absent or cannot be read."""
-    try:
-        value = dataset.get(keyword)
-    except Exception:  # noqa: BLE001  see _numbers
-        return ""
-    text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() else " " for c in text)[:64].strip()
 
 
 # --- pydicom on files from anywhere ---

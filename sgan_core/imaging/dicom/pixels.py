@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import (
-    UID,
-    RLELossless,
-)
+from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
+from scipy import ndimage
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.dicom.attributes import named
 from sgan_core.imaging.dicom.headers import Header, Plane, Slice, damaged, quiet
 from sgan_core.imaging.guards import BoundedReader
+
+AIR_HU = (
+    -1000
+)  # by the definition of the Hounsfield unit; scanners store the padding of CT far below or above
 
 
 def is_whole(plane: Plane) -> bool:
@@ -30,20 +36,50 @@ def keeps_units(header: Header) -> bool:
     return header.photometric == "MONOCHROME1" and header.modality == "CT"
 
 
-def value_frames(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
-    """(rows, columns) of each slice in its unit: int64, or float64 where the rescale asks for it."""
-    for one, stored in zip(slices, stored_frames(slices), strict=True):
-        header, plane = one.header, one.plane
-        values: np.ndarray = stored.astype(np.int64)
-        if header.photometric == "MONOCHROME1" and not keeps_units(header):
-            # The standard turns MONOCHROME1 round at the very end, for display (PS3.3 C.7.6.3.1.2), and viewers
-            # do so after the window. A model sees what a reader sees, so it is done here, on the stored range:
-            # brightness is all that such values mean. HU mean density however they are shown.
-            values = _mirror(header) - values
-        if is_whole(plane):
-            yield values + int(plane.intercept)
-        else:
-            yield values * plane.slope + plane.intercept
+def says_hu(one: Slice) -> bool:
+    """Whether the header says how its values become HU."""
+    is_ct = one.header.modality == "CT"
+    return is_ct and (one.header.lut is not None or "RescaleIntercept" not in one.plane.unsaid)
+
+
+class Frame(NamedTuple):
+    """(rows, columns) of a slice in its unit: int64, or float64 where the rescale asks for it."""
+
+    values: np.ndarray  # padding is air in CT, else the lowest value of the rest
+    padded: np.ndarray | None  # which are padding; None where none is
+    doubt: str = ""
+
+
+def value_frames(slices: Sequence[Slice]) -> Iterator[Frame]:
+    """Each slice's values."""
+    for one in slices:
+        raw = _raw(one)
+        stored = _stored(raw, one.header)
+        values = _values(one, stored)
+        padded = _padded(raw, stored, one.header)
+        if padded is not None:
+            rest = values[~padded]
+            values[padded] = AIR_HU if says_hu(one) else rest.min() if rest.size else 0
+        exceeds = _exceeds_stored_bits(raw, one.header)
+        doubt = f"{named('BitsStored')} has no room for all of the compressed values; some may be wrong."
+        yield Frame(values, padded, doubt if exceeds else "")
+
+
+def _values(one: Slice, stored: np.ndarray) -> np.ndarray:
+    header, plane = one.header, one.plane
+    values: np.ndarray = stored.astype(np.int64)
+    if header.lut is not None:
+        values = header.lut.apply(values)
+        turn = header.photometric == "MONOCHROME1" and not keeps_units(header)
+        return header.lut.highest - values if turn else values
+    if header.photometric == "MONOCHROME1" and not keeps_units(header):
+        # The standard turns MONOCHROME1 round at the very end, for display (PS3.3 C.7.6.3.1.2), and viewers
+        # do so after the window. A model sees what a reader sees, so it is done here, on the stored range:
+        # brightness is all that such values mean. HU mean density however they are shown.
+        values = _mirror(header) - values
+    if is_whole(plane):
+        return values + int(plane.intercept)
+    return values * plane.slope + plane.intercept
 
 
 def _mirror(header: Header) -> int:
@@ -53,17 +89,44 @@ def _mirror(header: Header) -> int:
 
 def stored_frames(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
     """The decoded pixels of each slice: (rows, columns) integers, (rows, columns, 3) RGB for colour."""
-    for header, run in itertools.groupby(slices, key=lambda one: one.header):
-        itk_frames: np.ndarray | None = None
-        for one in run:
-            frame = None if itk_frames is not None else _decoded(header, one.frame)
-            if frame is None:
-                itk_frames = _read_by_itk(header) if itk_frames is None else itk_frames
-                frame = itk_frames[one.frame]
-            wanted = (header.rows, header.columns) + ((3,) if header.samples == 3 else ())
-            if frame.shape != wanted:
-                raise damaged(header.path)
-            yield frame if header.samples == 3 else _without_unused_bits(frame, header)
+    for one in slices:
+        raw = _raw(one)
+        yield raw if one.header.samples == 3 else _stored(raw, one.header)
+
+
+def _raw(one: Slice) -> np.ndarray:
+    """The words of a frame as they are stored, or the numbers of its codestream."""
+    header = one.header
+    frame = _decoded(header, one.frame)
+    if frame is None:
+        frame = _read_by_itk(header, one.frame)
+    if frame.shape != (header.rows, header.columns) + ((3,) if header.samples == 3 else ()):
+        raise damaged(header.path)
+    return frame
+
+
+def _padded(raw: np.ndarray, stored: np.ndarray, header: Header) -> np.ndarray | None:
+    """(rows, columns): which pixels are padding; None where none is.
+
+    raw: words, stored: their bits that are stored; a padding value may need more bits than are stored.
+    """
+    padding = header.padding
+    if padding is None:
+        return None
+    lowest = -(1 << (header.bits_stored - 1)) if header.signed else 0
+    fits = lowest <= padding.low and padding.high < lowest + (1 << header.bits_stored)
+    words = stored if fits else raw.astype(f"{'i' if header.signed else 'u'}{raw.dtype.itemsize}")
+    padded: np.ndarray = (padding.low <= words) & (words <= padding.high)
+    if not padded.any():
+        return None
+    rest = words[~padded]
+    if rest.size and rest.min() < padding.low and padding.high < rest.max():
+        # Values of the image lie on both sides: inside the image they are its own, as 0 HU where a converter
+        # left a padding value of 0.
+        regions, _ = ndimage.label(padded, structure=np.ones((3, 3)))
+        edges = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+        padded &= np.isin(regions, edges)
+    return padded if padded.any() else None
 
 
 def _decoded(header: Header, frame: int) -> np.ndarray | None:
@@ -82,9 +145,12 @@ def _decoded(header: Header, frame: int) -> np.ndarray | None:
         "bits_stored": header.bits_stored,
         "pixel_representation": int(header.signed),
         "pixel_keyword": "PixelData",
-        "pixel_vr": "OW",
+        "pixel_vr": header.pixel_vr,
         "correct_unused_bits": False,  # done here: pydicom does not know about the high bit
     }
+    if header.codestream is not None and header.samples == 1:
+        options["bits_stored"] = header.codestream.bits
+        options["pixel_representation"] = int(bool(header.codestream.signed))
     if header.offsets:
         options["extended_offsets"] = header.offsets
     try:
@@ -106,31 +172,43 @@ def _decoder(syntax: UID) -> Decoder | None:
     return decoder if decoder.is_available else None
 
 
-def _read_by_itk(header: Header) -> np.ndarray:
-    """All stored frames (frames, rows, columns[, 3]) by SimpleITK's GDCM.
+def _read_by_itk(header: Header, frame: int) -> np.ndarray:
+    """A frame (rows, columns[, 3]) decoded by SimpleITK's GDCM.
 
-    It rescales and turns MONOCHROME1 round by itself; both are taken back.
+    From a file with the frame and its sizes alone: GDCM would rescale and turn MONOCHROME1 round by rules of
+    its own.
     """
-    plane = header.planes[0]
-    if any((other.slope, other.intercept) != (plane.slope, plane.intercept) for other in header.planes):
-        raise cannot_decode(header)
+    alone = Dataset()
+    alone.file_meta = FileMetaDataset()
+    alone.file_meta.TransferSyntaxUID = header.syntax
+    alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    alone.Rows, alone.Columns, alone.SamplesPerPixel = header.rows, header.columns, header.samples
+    alone.PhotometricInterpretation = header.photometric if header.samples == 3 else "MONOCHROME2"
+    if header.samples == 3:
+        alone.PlanarConfiguration = header.planar
+    alone.BitsAllocated, alone.BitsStored = header.bits_allocated, header.bits_stored
+    alone.HighBit, alone.PixelRepresentation = header.bits_stored - 1, int(header.signed)
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # warnings may quote the header
     try:
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(header.path))
-        image = reader.Execute()
-    except RuntimeError:
+        with tempfile.TemporaryDirectory() as folder, quiet(header.path):
+            with BoundedReader(header.path) as stream:
+                stream.seek(header.pixel_offset)
+                content = get_frame(
+                    stream, frame, number_of_frames=header.frames, extended_offsets=header.offsets
+                )
+            alone.PixelData = encapsulate([content])
+            alone["PixelData"].is_undefined_length = True
+            alone.save_as(Path(folder) / "frame.dcm", enforce_file_format=True)
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(Path(folder) / "frame.dcm"))
+            array = sitk.GetArrayFromImage(reader.Execute())
+    except InputError:
         raise cannot_decode(header) from None
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-    array = sitk.GetArrayFromImage(image)
-    array = array.reshape(header.frames, *array.shape[-3 if header.samples == 3 else -2 :])
-    if header.samples == 3:
-        return array
-    array = np.round((array.astype(np.float64) - plane.intercept) / plane.slope).astype(np.int64)
-    return _mirror(header) - array if header.photometric == "MONOCHROME1" else array
+    return array.reshape(array.shape[-3 if header.samples == 3 else -2 :])  # one frame: (1, ...) -> (...)
 
 
 def cannot_decode(header: Header) -> InputError:
@@ -141,11 +219,29 @@ def cannot_decode(header: Header) -> InputError:
     )
 
 
-def _without_unused_bits(stored: np.ndarray, header: Header) -> np.ndarray:
+def _stored(raw: np.ndarray, header: Header) -> np.ndarray:
+    """Words or numbers of a codestream as stored values.
+
+    Codestreams whose sign is not the header's, or that have none, are read in its bits and sign, as GDCM does.
+    """
+    if header.codestream is not None and header.codestream.signed == header.signed:
+        return raw
+    return _in_stored_bits(raw, header)
+
+
+def _in_stored_bits(raw: np.ndarray, header: Header) -> np.ndarray:
     """The stored bits as a number: what lies above and below them (old overlays) is not part of the image."""
     native = not header.syntax.is_encapsulated or header.syntax == RLELossless
     high_bit = header.high_bit if native else header.bits_stored - 1  # codecs give numbers, not bit fields
-    width = 8 * stored.dtype.itemsize
-    container = np.dtype(f"{'i' if header.signed else 'u'}{stored.dtype.itemsize}")
-    lifted = stored.astype(container) << (width - 1 - high_bit)
-    return lifted >> (width - header.bits_stored)
+    size = max(raw.dtype.itemsize, header.bits_allocated // 8)
+    lifted = raw.astype(f"{'i' if header.signed else 'u'}{size}") << (8 * size - 1 - high_bit)
+    return lifted >> (8 * size - header.bits_stored)
+
+
+def _exceeds_stored_bits(raw: np.ndarray, header: Header) -> bool:
+    """Whether the codestream has numbers that Bits Stored has no room for. More bits alone are usual."""
+    coded = header.codestream
+    if coded is None or coded.bits <= header.bits_stored:
+        return False
+    lost = _in_stored_bits(raw, header).astype(np.int64) - raw.astype(np.int64)
+    return bool((lost & ((1 << coded.bits) - 1)).any())

@@ -10,28 +10,33 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from pydicom.pixels import apply_color_lut
 from scipy import ndimage
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.dicom.attributes import EXPORT_AGAIN, LARGEST_VALUE, named
 from sgan_core.imaging.dicom.headers import (
     COLOUR,
-    EXPORT_AGAIN,
     GREY,
-    LARGEST_VALUE,
     PALETTE,
     UNUSUAL,
     Header,
     Other,
     Plane,
     Slice,
-    quiet,
     read_header,
 )
-from sgan_core.imaging.dicom.pixels import is_whole, keeps_units, stored_frames, value_frames
+from sgan_core.imaging.dicom.palettes import palette_rgb
+from sgan_core.imaging.dicom.pixels import (
+    AIR_HU,
+    is_whole,
+    keeps_units,
+    says_hu,
+    stored_frames,
+    value_frames,
+)
 from sgan_core.imaging.dicom.stacks import (
     DIRECTION_TOLERANCE,
     SAME_POSITION_MM,
@@ -49,6 +54,8 @@ from sgan_core.imaging.image import Picture, Volume
 _STEP_TOLERANCE = 0.01  # of the slice distance: how far a slice may be from where a regular grid has it ...
 _ROUNDING_MM = 0.02  # ... or this much, where that is less than a tenth of the slice distance
 _SIDEWAYS_MM = 0.05  # how far slices may lie beside the line along the normal
+_TILT_DEGREES = 0.5  # of the gantry, from which slices are out of line
+_AIR_BELOW_HU = -500.0  # a scan in HU holds air, around the patient if nowhere else
 _MISSING = 1.5  # slice distances from which a gap is a missing slice rather than an uneven one
 
 
@@ -224,25 +231,42 @@ def _read_picture(slices: list[Slice]) -> Picture:
             f"{path}: {header.frames} frames without positions (a clip?); one image is needed. "
             "Export a single frame."
         )
+    notes = _sentences([one], "notes", path)
+    doubts = (
+        *_sentences([one], "doubts", path),
+        *(f"{path.name}: {doubt}" for doubt in header.picture_doubts),
+    )
     if header.is_colour:
-        return Picture(_rgb(next(stored_frames([one])), header))
-    values = next(value_frames([one]))
+        pixels, said = _rgb(next(stored_frames([one])), header)
+        return Picture(pixels, (*notes, *(f"{path.name}: {note}" for note in said)), doubts)
+    values, padded, doubt = next(value_frames([one]))
+    doubts += (f"{path.name}: {doubt}",) if doubt else ()
+    notes += _padding_note([one], 0 if padded is None else int(np.count_nonzero(padded)), values.size, path)
+    return Picture(
+        _compact(values, one)[None], notes, doubts, padded=None if padded is None else padded[None]
+    )
+
+
+def _compact(values: np.ndarray, one: Slice) -> np.ndarray:
+    """The values in a small type that holds them."""
+    header = one.header
     if values.dtype.kind == "f":
-        return Picture(values.astype(np.float32)[None])
+        return values.astype(np.float32)
     unscaled = not header.signed and (one.plane.slope, one.plane.intercept) == (1.0, 0.0)
-    if unscaled and header.bits_stored <= 16:
-        return Picture(values.astype(np.uint8 if header.bits_stored <= 8 else np.uint16)[None])
-    return Picture(values.astype(_wide_enough(np.dtype(np.int16), values))[None])
+    if unscaled and header.bits_stored <= 16 and header.lut is None:
+        return values.astype(np.uint8 if header.bits_stored <= 8 else np.uint16)
+    return values.astype(_wide_enough(np.dtype(np.int16), values))
 
 
-def _rgb(pixels: np.ndarray, header: Header) -> np.ndarray:
-    """(3, H, W) uint8 of decoded pixels: (H, W, 3), or (H, W) indices into a palette."""
-    bits = header.bits_stored
-    if header.palette is not None:
-        with quiet(header.path):
-            bits = int(header.palette.RedPaletteColorLookupTableDescriptor[2])
-            pixels = apply_color_lut(pixels, header.palette)[..., :3]  # (H, W) -> (H, W, 3)
-    return np.ascontiguousarray((pixels >> max(bits - 8, 0)).astype(np.uint8).transpose(2, 0, 1))
+def _rgb(pixels: np.ndarray, header: Header) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(3, H, W) uint8 of decoded pixels, (H, W, 3) or (H, W) indices into a palette; what is to be said."""
+    notes: tuple[str, ...] = ()
+    if header.palette is None:
+        pixels = (pixels >> max(header.bits_stored - 8, 0)).astype(np.uint8)
+    else:
+        little = header.syntax.is_little_endian
+        pixels, notes = palette_rgb(pixels, header.palette, header.path, little=little)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), notes
 
 
 # --- volumes ---------------------------------------------------------------------------------------
@@ -284,6 +308,7 @@ class _Stack:
 
 def _read_volume(slices: list[Slice], place: Path, resample_gaps: bool) -> Volume:
     stack, notes = _without_copies(_stack(slices, place))
+    _refuse_partial_rescale(stack.slices, place)
     notes += _remarks(stack)
     if len(stack.slices) == 1:
         step_mm = stack.slices[0].plane.thickness_mm
@@ -341,7 +366,7 @@ def _without_copies(stack: _Stack) -> tuple[_Stack, tuple[str, ...]]:
     for index in np.flatnonzero(~new):
         beside_mm = np.abs(stack.offsets_mm[index] - stack.offsets_mm[index - 1]).max()
         pair = stack.slices[index - 1 : index + 1]
-        first, second = (next(value_frames([one])) for one in pair)
+        first, second = (next(value_frames([one])).values for one in pair)
         if beside_mm > SAME_POSITION_MM or not np.array_equal(first, second):
             raise InputError(
                 f"{stack.place}: two different images at {_where(pair[0])} ({pair[0].header.path.name} and "
@@ -360,7 +385,76 @@ def _remarks(stack: _Stack) -> tuple[str, ...]:
         remarks.append(f"{name}: echo times of {min(times):g} to {max(times):g} ms in one stack of slices.")
     if any(keeps_units(one.header) for one in stack.slices):
         remarks.append(f"{name}: MONOCHROME1 is about display; HU are kept as they are.")
-    return tuple(remarks)
+    tilts = {abs(one.header.tilt_degrees or 0.0) for one in stack.slices}
+    if (
+        min(tilts) > _TILT_DEGREES
+        and stack.sideways_mm <= _SIDEWAYS_MM
+        and np.abs(stack.axes[:, 2]).max() > 0.9999
+    ):
+        remarks.append(
+            f"{name}: {named('GantryDetectorTilt')} is {max(tilts):g} degrees, the positions show none; they count."
+        )
+    return (*remarks, *_sentences(stack.slices, "notes", stack.place))
+
+
+def _sentences(slices: Sequence[Slice], kind: str, place: Path) -> tuple[str, ...]:
+    """The notes or doubts of headers and planes, each once."""
+    counts: dict[str, int] = {}
+    for one in slices:
+        for sentence in dict.fromkeys((*getattr(one.header, kind), *getattr(one.plane, kind))):
+            counts[sentence] = counts.get(sentence, 0) + 1
+    return tuple(
+        f"{place.name}: {sentence}" + (f" ({count} of {len(slices)} images)" if count < len(slices) else "")
+        for sentence, count in counts.items()
+    )
+
+
+def _refuse_partial_rescale(slices: Sequence[Slice], place: Path) -> None:
+    """Raise InputError where some slices say a rescale and others do not: beside 40 HU would stand 1064.
+
+    Which of the two is right is not known: the others may hold HU already, or have lost the attribute.
+    """
+    for keyword, plain in (("RescaleIntercept", 0.0), ("RescaleSlope", 1.0)):
+        said = [one.plane for one in slices if keyword not in one.plane.unsaid]
+        values = {plane.intercept if keyword == "RescaleIntercept" else plane.slope for plane in said}
+        if len(said) < len(slices) and values - {plain}:
+            _refuse_missing(keyword, len(slices) - len(said), len(slices), place)
+    without_lut = sum(one.header.lut is None for one in slices)
+    if 0 < without_lut < len(slices):
+        _refuse_missing("ModalityLUTSequence", without_lut, len(slices), place)
+
+
+def _refuse_missing(keyword: str, missing: int, count: int, place: Path) -> NoReturn:
+    raise InputError(
+        f"{place}: {named(keyword)} is missing in {missing} of {count} images, so their values are unknown. "
+        f"{EXPORT_AGAIN}"
+    )
+
+
+def _doubts(stack: _Stack, array: np.ndarray, found: set[str]) -> tuple[str, ...]:
+    """Why the values of a volume may not be what they seem; found: what frames say."""
+    doubts = _sentences(stack.slices, "doubts", stack.place)
+    doubts += tuple(f"{stack.place.name}: {doubt}" for doubt in sorted(found - {""}))
+    of_ct = [one for one in stack.slices if one.header.modality == "CT"]
+    if of_ct and not all(says_hu(one) for one in of_ct) and array.min() > _AIR_BELOW_HU:
+        missing = f"{named('RescaleIntercept')} is missing, and no value is as low as air"
+        doubts += (f"{stack.place.name}: {missing}: probably stored values, not HU.",)
+    return doubts
+
+
+def _padding_note(slices: Sequence[Slice], padded: int, count: int, place: Path) -> tuple[str, ...]:
+    if not padded:
+        return ()
+    if padded == count:
+        raise InputError(
+            f"{place}: every pixel is padding ({named('PixelPaddingValue')}); there is nothing to segment. "
+            "Export the image again."
+        )
+    value = f"air ({AIR_HU} HU)" if says_hu(slices[0]) else "the lowest value"
+    share = f"{100.0 * padded / count:.2g} %"
+    return (
+        f"{place.name}: {share} of the pixels are padding ({named('PixelPaddingValue')}); set to {value}.",
+    )
 
 
 def _tolerance_mm(step_mm: float) -> float:
@@ -405,13 +499,28 @@ def _filled(stack: _Stack, step_mm: float, notes: tuple[str, ...]) -> Volume:
     whole = all(is_whole(one.plane) for one in stack.slices)
     shape = (len(stack.slices), header.rows, header.columns)
     array = _empty(shape, np.int16 if whole else np.float32, stack.place)  # (K, J, I)
+    padded: np.ndarray | None = None  # (K, J, I)
+    found: set[str] = set()
     for k, frame in enumerate(value_frames(stack.slices)):
         # Most scans fit int16; widening on the way keeps them at half the memory of what their bits allow.
-        if (wide := _wide_enough(array.dtype, frame)) != array.dtype:
+        if (wide := _wide_enough(array.dtype, frame.values)) != array.dtype:
             array = array.astype(wide)
-        array[k] = frame
+        array[k] = frame.values
+        found.add(frame.doubt)
+        if frame.padded is not None:
+            padded = np.zeros(shape, bool) if padded is None else padded
+            padded[k] = frame.padded
+    if padded is not None:
+        count = int(np.count_nonzero(padded))
+        notes += _padding_note(stack.slices, count, padded.size, stack.place)
+        if all(says_hu(one) for one in stack.slices):
+            padded = None  # air like the air around the patient, and HU have a fixed range
+        else:
+            array[padded] = array.min(where=~padded, initial=array.max())
+            padded = padded.transpose(2, 1, 0)
     array = array.transpose(2, 1, 0)  # (K, J, I) -> (I, J, K)
-    return Volume(array, stack.grid((shape[2], shape[1], shape[0]), step_mm), notes)
+    grid = stack.grid((shape[2], shape[1], shape[0]), step_mm)
+    return Volume(array, grid, notes, _doubts(stack, array, found), padded)
 
 
 def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
@@ -431,7 +540,8 @@ def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
         )
     shape = (count, header.rows + int(wider[1]), header.columns + int(wider[0]))
     array = _empty(shape, np.float32, stack.place)  # (K, J, I)
-    frames = _shifted(stack, shifts - corner, shape[1:])
+    found: set[str] = set()
+    frames = _shifted(stack, shifts - corner, shape[1:], found)
     # The slices on either side of each target: distances[upper - 1] < target <= distances[upper].
     upper, above = 0, next(frames)
     below, between = above, 0
@@ -451,13 +561,21 @@ def _resampled(stack: _Stack, notes: tuple[str, ...]) -> Volume:
         largest_mm = np.diff(stack.distances_mm).max()
         notes += (f"{name}: {between} of {count} slices are interpolated (gaps up to {largest_mm:.1f} mm).",)
     grid = stack.grid((shape[2], shape[1], shape[0]), step_mm, (int(corner[0]), int(corner[1])))
-    return Volume(array.transpose(2, 1, 0), grid, notes)  # (K, J, I) -> (I, J, K)
+    return Volume(
+        array.transpose(2, 1, 0), grid, notes, _doubts(stack, array, found)
+    )  # (K, J, I) -> (I, J, K)
 
 
-def _shifted(stack: _Stack, shifts: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Each slice (J, I) moved by ``shifts`` (N, 2) pixels (i, j) inside a wider one; air around it."""
+def _shifted(
+    stack: _Stack, shifts: np.ndarray, shape: tuple[int, ...], found: set[str]
+) -> Iterator[np.ndarray]:
+    """Each slice (J, I) moved by ``shifts`` (N, 2) pixels (i, j) inside a wider one; air around it.
+
+    found: gets the doubts of the slices.
+    """
     air = None
-    for frame, (right, down) in zip(value_frames(stack.slices), shifts, strict=True):
+    for (frame, _, doubt), (right, down) in zip(value_frames(stack.slices), shifts, strict=True):
+        found.add(doubt)
         air = np.float32(frame.min()) if air is None else air
         wider = np.full(shape, air, np.float32)
         wider[: frame.shape[0], : frame.shape[1]] = frame

@@ -70,7 +70,8 @@ class Part:
 def split(group: Sequence[Slice]) -> list[Part]:
     """The volumes in the placed slices of one series; what sets one apart from the others is its words."""
     stacks: list[list[Slice]] = []
-    for one in group:
+    # Whatever the files are called and wherever they lie.
+    for one in sorted(group, key=lambda one: (one.header.instance or 0, one.header.sop_uid, one.frame)):
         fitting = next((stack for stack in stacks if not difference(stack[0], one, traits=True)), None)
         if fitting is None:
             stacks.append([one])
