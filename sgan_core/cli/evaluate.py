@@ -42,10 +42,10 @@ PREDICTIONS and REFERENCE are two files, or two folders (searched with their sub
 X.* is paired with X.*. All files of a patient are pooled before dividing. A figure is undefined, shown as a
 dash and left out of the mean, which then says how often: DICE, Jaccard and NSD when both masks are empty,
 HD95 and ASSD when one is, RAVD when the reference is. Pictures have no voxel size, hence no mm and no mL,
-unless --dicom names the scan whose slices they are. Label maps stored in another order of axes are brought into the
-reference's. Label values mean the same in both (see --map); a black-and-white picture has none and is taken for the one
-label of the other side. A surface is the voxels of a mask that touch its outside
-with a face; ASSD is the mean over both surfaces of the distance to the other, in the patient."""
+unless --dicom names the scan whose slices they are. Label maps stored in another order of axes are brought
+into the reference's. Label values mean the same in both (see --map); a picture in black and white has none and
+is taken for the one label of the other side. A surface is the voxels of a mask that touch its outside with a
+face; ASSD is the mean over both surfaces of the distance to the other, in the patient."""
 
 # (heading, metric, digits)
 _COLUMNS = (
@@ -115,9 +115,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from sgan_core.evaluation.tables import print_table, write_text
 
-    print_table(_table(evaluation.results()), file=sys.stdout)
-    if options.output is not None:
+    if options.output is not None:  # before anything is printed: a console may refuse a name
         write_text(options.output, _file_text(options.output, evaluation, pairs, unpaired, mapped))
+    print_table(_table(evaluation.results()), file=sys.stdout)
 
 
 def _label_map(text: str) -> list[tuple[int, int]]:

@@ -88,7 +88,7 @@ def _header(path: Path) -> dict[str, str]:
 
 def _in_mm(unit: str, path: Path) -> float:
     name = unit.strip().lower()
-    mm = _MM.get(name, _MM.get(name.removesuffix("s")))
+    mm = _MM.get(name.removesuffix("s") if len(name) > 2 else name)
     if mm is None:
         raise InputError(f"{path}: its unit of length is none of mm, cm, m, um. Export it again in mm.")
     return mm
