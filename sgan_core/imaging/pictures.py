@@ -94,9 +94,20 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
         return "a TIFF of real numbers whose white is zero"
     if opened.mode in ("LAB", "La", "HSV"):
         return f"a picture in {opened.mode} colours"
+    if opened.format == "BMP" and opened.mode == "1" and _bmp_bits(opened) > 1:
+        return "a BMP of two colours in more than one bit"  # Pillow takes its bytes for bits
     if any("LA;16" in str(tile) for tile in getattr(opened, "tile", ())):
         return "a 16-bit grey picture with transparency"
     return ""
+
+
+def _bmp_bits(opened: Image.Image) -> int:
+    """Bits a pixel of a BMP file, by its header of 12 bytes (OS/2) or more."""
+    with open(opened.filename, "rb") as stream:  # type: ignore[attr-defined]
+        start = stream.read(30)
+    (size,) = struct.unpack_from("<I", start, 14)
+    bits: int = struct.unpack_from("<H", start, 24 if size == 12 else 28)[0]
+    return bits
 
 
 def grey_or_rgb(picture: Image.Image) -> np.ndarray:
