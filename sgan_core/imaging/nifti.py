@@ -105,7 +105,6 @@ def _header(path: Path, stream: BoundedReader) -> tuple[nib.Nifti1Header, np.nda
     """The header, mended where nibabel can, and its fields as they stand in the file."""
     paired = image_suffix(path) in PAIR_SUFFIXES
     start = stream.read(Nifti2Header.sizeof_hdr)
-    stream.seek(0)
     kinds = (nib.nifti1.Nifti1PairHeader, Nifti2PairHeader) if paired else (nib.Nifti1Header, Nifti2Header)
     kind = next((kind for kind in kinds if kind.may_contain_header(start)), None)
     if kind is None and paired and nib.AnalyzeHeader.may_contain_header(start):
@@ -117,7 +116,7 @@ def _header(path: Path, stream: BoundedReader) -> tuple[nib.Nifti1Header, np.nda
         raise InputError(
             f"{path}: truncated, damaged or not a NIfTI file. Copy or export it again, or convert it to .nii.gz."
         )
-    header = kind.from_fileobj(stream, check=False)
+    header = kind(start[: kind.sizeof_hdr], check=False)  # extensions stay unread
     raw = header.structarr.copy()
     header.check_fix(logger=_QUIET, error_level=40)
     if (header["magic"].item()[:2] == b"ni") is not paired:

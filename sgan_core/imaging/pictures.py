@@ -233,7 +233,7 @@ def _grey_labels(
     margin = top // 8
     between = int(np.count_nonzero((pixels > margin) & (pixels < top - margin)))
     white = int(np.count_nonzero(pixels >= top - margin))
-    few = len(levels) < (5 if label in levels else fewest_levels)
+    few = len(levels) < (5 if label in levels and label != top else fewest_levels)
     if pixels.dtype.kind == "f" or levels[0] < 0 or levels[-1] > top or not white or few:
         return pixels
     if between > _MOST_BETWEEN * pixels.size or (values is None and between > white):
