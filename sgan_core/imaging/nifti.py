@@ -39,6 +39,7 @@ _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # a unit of xyzt_units; 0, unknown,
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 _LONG_QUATERNION = 1e-3  # b2 + c2 + d2 - 1 of numbers rounded to four digits; float32 alone gives 1e-7
 _SPACING_TOLERANCE = 0.01  # between the sform's columns and pixdim
+_SMALLEST_SLOPE = 1e-20  # ITK takes less for no scaling
 _QUIET = logging.Logger("nibabel", logging.CRITICAL + 1)  # its remarks about mended fields go to stderr
 
 
@@ -134,7 +135,8 @@ def _header(path: Path, stream: BoundedReader) -> tuple[nib.Nifti1Header, np.nda
 def _scaling(raw: np.ndarray, path: Path) -> tuple[tuple[str, ...], type[np.float32] | None]:
     """Warnings, and the type of the scaled voxels; None: as stored. A slope of 0 or NaN means no scaling."""
     slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
-    if math.isinf(slope) or (math.isfinite(slope) and slope and not math.isfinite(inter)):
+    tiny = 0 < abs(slope) < _SMALLEST_SLOPE
+    if tiny or math.isinf(slope) or (math.isfinite(slope) and slope and not math.isfinite(inter)):
         raise InputError(
             f"{path}: scl_slope {slope:g} and scl_inter {inter:g} give no values. Convert it again."
         )

@@ -239,10 +239,50 @@ def test_slope_of_zero_or_nan_scales_nothing(
     assert bool(volume.warnings) is warned
 
 
-@pytest.mark.parametrize(("slope", "inter"), [(np.inf, 0), (2, np.nan), (1, np.inf)])
+@pytest.mark.parametrize(("slope", "inter"), [(np.inf, 0), (2, np.nan), (1, np.inf), (1e-38, 0)])
 def test_scaling_without_a_number_is_refused(tmp_path: Path, slope: float, inter: float) -> None:
     with pytest.raises(InputError, match="scl_slope"):
         read_volume(nifti(tmp_path / "scan.nii", scl_slope=slope, scl_inter=inter))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_header_is_refused_or_read_as_a_reference_reads_it(tmp_path: Path) -> None:
+    """Whatever is read without a word is what nibabel or SimpleITK reads."""
+    path = nifti(tmp_path / "scan.nii")
+    content, outcomes = path.read_bytes(), []
+    bytes_of_numbers = np.array([0, 1, 2, 3, 4, 0x3F, 0x40, 0x7F, 0x80, 0xBF, 0xFF], np.uint8)
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        mutated = bytearray(content)
+        for _ in range(rng.integers(1, 4)):
+            at, count = int(rng.integers(40, 348)), int(rng.integers(1, 5))
+            mutated[at : at + count] = rng.choice(bytes_of_numbers, count).tobytes()
+        path.write_bytes(mutated)
+        try:
+            volume = read_volume(path)
+        except InputError:
+            continue
+        if not volume.warnings and not volume.doubts:
+            outcomes.append(seed)
+            assert _as_nibabel(path, volume) or _as_itk(path, volume), f"seed {seed}"
+    assert len(outcomes) > 100
+
+
+def _as_nibabel(path: Path, volume: Volume) -> bool:
+    image = nib.load(path)
+    array = np.asarray(image.dataobj).reshape(volume.array.shape, order="A")
+    return np.allclose(array, volume.array, rtol=1e-4) and np.allclose(
+        image.affine, volume.grid.affine, atol=0.01
+    )
+
+
+def _as_itk(path: Path, volume: Volume) -> bool:
+    array = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose().reshape(volume.array.shape, order="A")
+    )
+    return np.allclose(array, volume.array, rtol=1e-4) and np.allclose(
+        itk_affine(path), volume.grid.affine, atol=0.01
+    )
 
 
 # --- files ----------------------------------------------------------------------------------------
