@@ -14,7 +14,7 @@ from sgan_core.cohort import Case, Cohort
 from sgan_core.errors import InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import require_same_grid
-from sgan_datasets.pairs import OnProgress, for_each_case, read_case_image, read_case_label
+from sgan_datasets.pairs import OnProgress, for_each_case, looks_inverted, read_case_image, read_case_label
 from sgan_datasets.source import DataSet, Problem
 
 
@@ -26,6 +26,7 @@ class Checked:
     problems: tuple[Problem, ...]
     label_values: dict[int, int]  # stored value: number of label maps that hold it
     sizes: dict[tuple[int, ...], int]  # (H, W) or (I, J, K): number of images
+    remarks: tuple[str, ...] = ()  # what is no fault, such as masks with grey edges
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class _Facts:
     digest: bytes = b""
     shape: tuple[int, ...] = ()
     values: tuple[int, ...] = ()
+    covered: float = 0.0  # labelled part of the image
+    remarks: tuple[str, ...] = ()
 
 
 def check(data_set: DataSet, root: str | Path, *, on_progress: OnProgress | None = None) -> Checked:
     """Open every image and label of a data set's folder.
 
     Problems: missing pairs, files that cannot be read, labels of another size than their image, unexpected
-    label values, the same image under two names, patients or images in two splits.
+    label values, the same image under two names, patients or images in two splits, masks that seem inverted.
     Raises InputError when the folder is not this data set.
     """
     scan = data_set.scan(Path(root))
@@ -62,7 +65,13 @@ def check(data_set: DataSet, root: str | Path, *, on_progress: OnProgress | None
             values[value] += 1
         if fact.shape:
             sizes[fact.shape] += 1
-    return Checked(cohort, tuple(problems), dict(sorted(values.items())), dict(sorted(sizes.items())))
+    if looks_inverted([fact.covered for fact in facts], cohort.modality):
+        text = "the labels cover more than half of most images. Are black and white exchanged?"
+        problems.append(Problem("inverted?", text))
+    remarks = tuple(remark for fact in facts for remark in fact.remarks)
+    return Checked(
+        cohort, tuple(problems), dict(sorted(values.items())), dict(sorted(sizes.items())), remarks
+    )
 
 
 def _examine(data_set: DataSet, case: Case, cohort: Cohort) -> _Facts:
@@ -72,8 +81,9 @@ def _examine(data_set: DataSet, case: Case, cohort: Cohort) -> _Facts:
         return _Facts([Problem("unreadable", str(error))])
     shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
     digest = _digest(image)
+    remarks: list[str] = []
     try:
-        label = read_case_label(data_set, case, cohort)
+        label = read_case_label(data_set, case, cohort, remarks)
     except InputError as error:
         kind = "value" if "unknown label value" in str(error) else "unreadable"
         return _Facts([Problem(kind, str(error))], digest, shape)
@@ -85,7 +95,10 @@ def _examine(data_set: DataSet, case: Case, cohort: Cohort) -> _Facts:
     except InputError as error:
         problems.append(Problem("size", f"{case.id}: {error}"))
     array = label.array if isinstance(label, Volume) else label
-    return _Facts(problems, digest, shape, tuple(int(value) for value in np.unique(array)))
+    values, counts = np.unique(array, return_counts=True)
+    background = np.isin(values, [0, *cohort.ignored_values])
+    covered = float(counts[~background].sum()) / array.size
+    return _Facts(problems, digest, shape, tuple(int(value) for value in values), covered, tuple(remarks))
 
 
 def _digest(image: Volume | Picture) -> bytes:

@@ -22,11 +22,13 @@ from sgan_core.cohort import (
     validate,
 )
 from sgan_core.errors import InputError
+from sgan_core.imaging.endings import PAIR_SUFFIXES, PICTURE_SUFFIXES, image_suffix
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.intensity import CT_WINDOWS_HU
-from sgan_core.imaging.readers import PICTURE_SUFFIXES, image_suffix, read_labels
+from sgan_core.imaging.readers import read_labels
 from sgan_core.names import natural
 from sgan_datasets.anatomy import named_label
+from sgan_datasets.pairs import looks_inverted
 from sgan_datasets.patients import merge_patients, split_patients
 from sgan_datasets.source import About
 
@@ -113,7 +115,14 @@ def prepare_custom(
     check_corrections(intensity, modality, source=str(root))
     pairs, warnings = find_pairs(root, images=images, labels=labels)
     alias = merge_patients(_patients([pair.image for pair in pairs], patient), same_patient)
-    found = _label_values(root, [pair.label for pair in pairs if pair.label], on_progress)
+    ignored_values = [v for rule in label_rules if rule.name == BACKGROUND for v in rule.stored_values]
+    label_files = [pair.label for pair in pairs if pair.label]
+    found, covered, remarks = _label_values(root, label_files, ignored_values, on_progress)
+    warnings += _some(remarks, "label files have grey edges")
+    if looks_inverted(covered, modality):
+        warnings.append(
+            f"the labels of {labels} cover more than half of most images. Are black and white exchanged?"
+        )
     if not found:
         reason = (
             f"the files of --labels {labels} hold nothing but 0" if labels else "--labels GLOB is missing"
@@ -229,6 +238,9 @@ def _matches(files: Iterable[str], glob: str, folder: Path, option: str) -> dict
     except re.error as error:
         raise InputError(f"{option} {glob}: not a usable glob ({error}).") from None
     found = {file: match.groups() for file in files if (match := pattern.fullmatch(file))}
+    for header in [file for file in found if image_suffix(file) in PAIR_SUFFIXES]:  # two files are one image
+        suffix = image_suffix(header)
+        found.pop(header[: -len(suffix)] + PAIR_SUFFIXES[suffix], None)
     if not found:
         raise InputError(
             f"{option} {glob}: matches no file below {folder}. The glob is relative to that folder; "
@@ -306,21 +318,33 @@ def _intensity(modality: str, limits: tuple[float, float] | None, window: str | 
 
 
 def _label_values(
-    root: Path, labels: Sequence[str], on_progress: Callable[[int, int, str], object] | None
-) -> dict[int, str]:
-    """Values other than 0 in the label files, each with the first file that holds it."""
+    root: Path,
+    labels: Sequence[str],
+    ignored_values: Sequence[int],
+    on_progress: Callable[[int, int, str], object] | None,
+) -> tuple[dict[int, str], list[float], list[str]]:
+    """Values other than 0 in the label files, each with the first file that holds it; the share of each file that is
+    labelled; what is odd about files."""
     found: dict[int, str] = {}
+    covered: list[float] = []
+    remarks: list[str] = []
     for done, label in enumerate(labels, 1):
-        stored = read_labels(root / label, values=None)
+        stored = read_labels(root / label, values=None, remarks=remarks)
         array = stored.array if isinstance(stored, Volume) else stored
         occurs = np.zeros(256, bool)  # far less memory than np.unique or np.bincount on a large volume
         occurs[array] = True
         for value in np.flatnonzero(occurs):
             found.setdefault(int(value), label)
+        foreground = ~np.isin(np.arange(256), [0, *ignored_values])
+        covered.append(np.count_nonzero(foreground[array]) / array.size)
         if on_progress:
             on_progress(done, len(labels), "reading labels")
     found.pop(0, None)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), covered, remarks
+
+
+def _some(remarks: Sequence[str], what: str) -> list[str]:
+    return [f"{len(remarks)} {what}, e.g. {remarks[0]}"] if remarks else []
 
 
 def _classes(found: dict[int, str], rules: Sequence[LabelRule]) -> tuple[tuple[Label, ...], tuple[int, ...]]:

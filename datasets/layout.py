@@ -14,6 +14,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from sgan_core.errors import InputError
+from sgan_core.imaging import guards
+from sgan_core.imaging.pictures import open_picture
 from sgan_core.names import natural
 from sgan_datasets.source import Problem
 
@@ -148,12 +150,12 @@ def without(files: Mapping[str, Path], others: Collection[str], what: str) -> li
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Where a mask picture is bright (grey > 127, palettes resolved): (H, W) bool.
+    """Where a mask picture is bright (grey > 127, palettes resolved): (H, W) bool, upright as images are.
 
-    Raises InputError: missing or damaged file.
+    Raises InputError: missing or damaged file, several pages.
     """
-    with _opened(path) as picture:
-        return np.asarray(picture.convert("L")) > 127
+    guards.require_file(Path(path))
+    return np.asarray(open_picture(Path(path))[0].convert("L")) > 127
 
 
 def read_union(paths: Iterable[str | Path], value: int = 1) -> np.ndarray:

@@ -23,8 +23,10 @@ def read_case_image(data_set: DataSet, case: Case) -> Volume | Picture:
     return data_set.read_image(case) if data_set.read_image else read_image(case.image)
 
 
-def read_case_label(data_set: DataSet, case: Case, cohort: Cohort) -> Volume | np.ndarray | None:
-    """The stored label values, (I, J, K) or (H, W) uint8; None without a label file.
+def read_case_label(
+    data_set: DataSet, case: Case, cohort: Cohort, remarks: list[str] | None = None
+) -> Volume | np.ndarray | None:
+    """The stored label values, (I, J, K) or (H, W) uint8; None without a label file. remarks: as ``read_labels``.
 
     Raises InputError for a file that cannot be read and for values that the data set does not know.
     """
@@ -33,7 +35,7 @@ def read_case_label(data_set: DataSet, case: Case, cohort: Cohort) -> Volume | n
     return (
         data_set.read_label(case)
         if data_set.read_label
-        else read_labels(case.label, values=cohort.stored_values)
+        else read_labels(case.label, values=cohort.stored_values, remarks=remarks)
     )
 
 
@@ -53,3 +55,12 @@ def for_each_case(
                 yield result
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def looks_inverted(covered: Sequence[float], modality: str) -> bool:
+    """Whether masks, given as the share of each image that is labelled, seem to label the background.
+
+    Most of those with any label cover more than half: no organ or lesion does, a face does.
+    """
+    labelled = [share for share in covered if share > 0]
+    return modality != "face" and 2 * sum(share > 0.5 for share in labelled) > len(labelled)

@@ -40,7 +40,8 @@ Show the data sets; with NAME, all about one: size, terms, how to get it, citati
 CHECK_DESCRIPTION = """\
 Open every image and label below DIR, which holds the data set as it was published, and say what is wrong: missing
 pairs, unreadable files, labels of another size than their image, unexpected label values, images that occur twice,
-patients or images in two splits. Exit code 0: nothing found; 1: something found."""
+patients or images in two splits, labels that cover more than half of most images. Exit code 0: nothing found;
+1: something found."""
 PUBLIC_DESCRIPTION = """\
 Write the cohort of the data set {name}.
 
@@ -350,6 +351,8 @@ def check_source(options: argparse.Namespace) -> int:
     if found.label_values:
         values = ", ".join(f"{value} ({count})" for value, count in found.label_values.items())
         print(f"label values (in how many label maps): {values}")
+    if found.remarks:
+        print(f"remarks: {len(found.remarks)}, e.g. {found.remarks[0]}")
     _print_problems(found.problems)
     print(f"{len(found.problems)} problems found" if found.problems else "no problems found")
     return app.PARTLY_FAILED if found.problems else app.DONE

@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 EXAMPLES = """\
   sgan-evaluate demo-out/segmentations demo-out/references
   sgan-evaluate predicted.nii.gz truth.nii.gz --output scores.json
+  sgan-evaluate predicted truth --map 2=1,3=0
+      label 2 of the predictions is label 1 of the reference, their label 3 does not count
   sgan-evaluate masks truth --patient "(P[0-9]+)_slice" --output scores.csv
       PNG slices P07_slice12.png ...: all slices of P07 are one patient
   sgan-evaluate CT_3_Segmentation CT/3/Ground --dicom CT/3/DICOM_anon
@@ -40,8 +42,10 @@ PREDICTIONS and REFERENCE are two files, or two folders (searched with their sub
 X.* is paired with X.*. All files of a patient are pooled before dividing. A figure is undefined, shown as a
 dash and left out of the mean, which then says how often: DICE, Jaccard and NSD when both masks are empty,
 HD95 and ASSD when one is, RAVD when the reference is. Pictures have no voxel size, hence no mm and no mL,
-unless --dicom names the scan whose slices they are. A surface is the voxels of a mask that touch its outside
-with a face; ASSD is the mean over both surfaces of the distance to the other, in the patient."""
+unless --dicom names the scan whose slices they are. Label maps stored in another order of axes are brought
+into the reference's. Label values mean the same in both (see --map); a picture in black and white has none and
+is taken for the one label of the other side. A surface is the voxels of a mask that touch its outside with a
+face; ASSD is the mean over both surfaces of the distance to the other, in the patient."""
 
 # (heading, metric, digits)
 _COLUMNS = (
@@ -85,6 +89,14 @@ def main(argv: list[str] | None = None) -> int:
         help="PREDICTIONS and REFERENCE are folders of pictures, each a slice of this DICOM series in the order "
         "of its file names",
     )
+    parser.add_argument(
+        "--map",
+        type=_label_map,
+        action="extend",
+        default=[],
+        metavar="A=B",
+        help="read the value A of the predictions as B (0: background); may be repeated, or a list A=B,C=D",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the scores: .json or .csv")
     return app.run(evaluate, parser, argv)
 
@@ -94,17 +106,38 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output is not None and options.output.suffix.lower() not in (".json", ".csv"):
         raise InputError(f"--output {options.output}: the name must end in .json or .csv.")
     pattern = _compiled(options.patient)
+    mapped = _as_map(options.map)
     pair = pair_files if options.dicom is None else _slices_of_one_scan
     pairs, unpaired = pair(options.predictions, options.reference)
     for warning in unpaired:
         log.warning(warning)
-    evaluation = _score(pairs, pattern, options.dicom)
+    evaluation = _score(pairs, pattern, options.dicom, mapped)
 
     from sgan_core.evaluation.tables import print_table, write_text
 
+    if options.output is not None:  # before anything is printed: a console may refuse a name
+        write_text(options.output, _file_text(options.output, evaluation, pairs, unpaired, mapped))
     print_table(_table(evaluation.results()), file=sys.stdout)
-    if options.output is not None:
-        write_text(options.output, _file_text(options.output, evaluation, pairs, unpaired))
+
+
+def _label_map(text: str) -> list[tuple[int, int]]:
+    found = [re.fullmatch(r"\s*(\d{1,3})\s*=\s*(\d{1,3})\s*", part) for part in text.split(",")]
+    pairs = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(pairs) < len(found) or not all(0 < old < 256 and new < 256 for old, new in pairs):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not A=B with A in 1 .. 255, B in 0 .. 255, e.g. 2=1 or 2=1,3=0"
+        )
+    return pairs
+
+
+def _as_map(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+    mapped: dict[int, int] = {}
+    for old, new in pairs:
+        if mapped.setdefault(old, new) != new:
+            raise InputError(
+                f"--map {old}={mapped[old]} and {old}={new}: a value is read as one other. Keep one."
+            )
+    return mapped
 
 
 # --- pairing ---------------------------------------------------------------------------------------
@@ -158,13 +191,13 @@ def _slices_of_one_scan(predictions: Path, reference: Path) -> tuple[list[Pair],
 
 def _label_files(folder: Path) -> dict[str, Path]:
     """The label maps below a folder by relative path without ending."""
-    from sgan_core.imaging.readers import image_suffix
+    from sgan_core.imaging.endings import VOXEL_SUFFIXES, image_suffix
 
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or not image_suffix(path) or not path.is_file():
+        if hidden or image_suffix(path) in ("", *VOXEL_SUFFIXES) or not path.is_file():
             continue
         stem = relative.with_name(_stem(path.name)).as_posix()
         if stem in found:
@@ -175,7 +208,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
 
 def _stem(name: str) -> str:
     """A file name without its ending: ``a.nii.gz`` -> ``a``, ``a.seg.nrrd`` -> ``a``."""
-    from sgan_core.imaging.readers import image_suffix
+    from sgan_core.imaging.endings import image_suffix
 
     return name[: len(name) - len(image_suffix(name))].removesuffix(".seg")
 
@@ -200,20 +233,20 @@ def _patient(case: str, pattern: re.Pattern[str] | None) -> str:
 # --- scoring ---------------------------------------------------------------------------------------
 
 
-def _score(pairs: Sequence[Pair], pattern: re.Pattern[str] | None, scan: Path | None) -> Evaluation:
+def _score(
+    pairs: Sequence[Pair], pattern: re.Pattern[str] | None, scan: Path | None, mapped: Mapping[int, int]
+) -> Evaluation:
     from sgan_core.imaging.image import Volume
     from sgan_core.metrics.per_patient import Evaluation
 
     patients = [_patient(pair.case, pattern) for pair in pairs]  # wrong expressions fail before the long work
-    read = _read_pair if scan is None else _reader_of_slices(scan)
-    labels, rename = _labels_in(pairs, read)
+    read = _reader_of_files() if scan is None else _reader_of_slices(scan)
+    labels, table = _labels_in(pairs, read, mapped)
     evaluation = Evaluation(labels)
     for number, (pair, patient) in enumerate(zip(pairs, patients, strict=True), start=1):
         log.debug("%d/%d %s", number, len(pairs), pair.case)
         prediction, reference = read(pair)
-        found = _array(prediction)
-        for old, new in rename.items():
-            found = (found == old) * found.dtype.type(new)
+        found = table[_array(prediction)]
         grid = reference.grid if isinstance(reference, Volume) else None
         evaluation.add(
             patient,
@@ -225,30 +258,71 @@ def _score(pairs: Sequence[Pair], pattern: re.Pattern[str] | None, scan: Path | 
     return evaluation
 
 
-def _labels_in(pairs: Sequence[Pair], read: _Reader) -> tuple[set[int], Mapping[int, int]]:
-    """The label values to score, and those of the predictions to read as others.
+def _labels_in(
+    pairs: Sequence[Pair], read: _Reader, mapped: Mapping[int, int]
+) -> tuple[set[int], np.ndarray]:
+    """The label values to score, and what each value of a prediction is read as, (256,).
 
-    Masks of one organ come as 1, 255 or whatever a tool liked: one value on either side means the same label.
+    Over all files together: one alone may lack a label. Raises InputError when the predictions hold a label that no
+    reference holds while a label of the references, or all of them, is in no prediction: then values mean
+    different things, unless --map speaks of them or one side is black and white.
     """
     import numpy as np
 
-    predicted: set[int] = set()
+    table = np.arange(256, dtype=np.uint8)
+    for old, new in mapped.items():
+        table[old] = new
+    stored: set[int] = set()
     wanted: set[int] = set()
     for pair in pairs:
         prediction, reference = read(pair)
-        predicted.update(np.unique(_array(prediction)).tolist())
+        stored.update(np.unique(_array(prediction)).tolist())
         wanted.update(np.unique(_array(reference)).tolist())
-    predicted.discard(0)
     wanted.discard(0)
-    if len(predicted) == len(wanted) == 1 and predicted != wanted:
-        (old,), (new,) = predicted, wanted
-        log.warning("predictions use the value %d, references %d: taken for the same label.", old, new)
-        return wanted, {old: new}
+    for value in sorted(set(mapped) - stored):
+        log.warning("--map %d=%d: no prediction holds the value %d.", value, mapped[value], value)
+    predicted = {int(table[value]) for value in stored} - {0}
     if not predicted | wanted:
         raise InputError(
             "No label in any prediction or reference: every voxel is 0. Are these the right files?"
         )
-    return predicted | wanted, {}
+    extra, missing = sorted(predicted - wanted - set(mapped.values())), sorted(wanted - predicted)
+    if len(predicted) == len(wanted) == 1 and extra and missing and _without_label(pairs):
+        (old,), (new,) = extra, missing
+        log.warning("predictions use the value %d, references %d: taken for the same label.", old, new)
+        table[table == old] = new
+        return wanted, table
+    if extra and missing:
+        hint = ",".join(f"{old}={new}" for old, new in zip(extra, missing, strict=False))
+        raise InputError(
+            f"label values differ: {_listed(extra)} only in predictions, {_listed(missing)} only in references. "
+            f"If they mean the same, add --map {hint}; if not, --map {extra[0]}={extra[0]} scores them as they are."
+        )
+    if extra and wanted:
+        log.warning(
+            "no reference holds the label %s of the predictions, so nothing of it is right; "
+            "--map %d=0 leaves it out.",
+            _listed(extra),
+            extra[0],
+        )
+    return predicted | wanted, table
+
+
+def _without_label(pairs: Sequence[Pair]) -> bool:
+    """Whether all predictions, or all references, are pictures in black and white, which name no label."""
+    from sgan_core.imaging.endings import PICTURE_SUFFIXES, image_suffix
+    from sgan_core.imaging.pictures import black_and_white
+
+    def all_white(paths: Iterable[Path]) -> bool:
+        files = (file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+        pictures = [file for file in files if not file.is_dir() and image_suffix(file)]
+        return all(image_suffix(file) in PICTURE_SUFFIXES and black_and_white(file) for file in pictures)
+
+    return all_white(pair.reference for pair in pairs) or all_white(pair.prediction for pair in pairs)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _array(labels: Volume | np.ndarray) -> np.ndarray:
@@ -270,35 +344,41 @@ def _reader_of_slices(scan: Path) -> _Reader:
     )
 
 
-def _read(path: Path) -> Volume | np.ndarray:
+def _reader_of_files() -> _Reader:
+    """Reads label maps; what is odd about a file is said once, however often it is read."""
+    said: set[str] = set()
+    return lambda pair: _read_pair(pair, said)
+
+
+def _read_pair(pair: Pair, said: set[str]) -> tuple[Volume | np.ndarray, Volume | np.ndarray]:
+    """Prediction and reference of one case, on the reference's grid. Raises InputError when they lie apart."""
+    from sgan_core.imaging.readers import on_grid_of
+
+    prediction, reference = _read(pair.prediction, said), _read(pair.reference, said)
+    names, mend = (
+        f"{pair.prediction} and {pair.reference}",
+        "Resample one onto the other, or pair the right files.",
+    )
+    return on_grid_of(prediction, reference, names, mend), reference
+
+
+def _read(path: Path, said: set[str]) -> Volume | np.ndarray:
     from sgan_core.imaging.dicom.seg import read_dicom_seg
-    from sgan_core.imaging.readers import DICOM_SUFFIXES, image_suffix, read_labels
-
-    dicom = image_suffix(path) in DICOM_SUFFIXES
-    return read_dicom_seg(path) if dicom else read_labels(path, values=None)
-
-
-def _read_pair(pair: Pair) -> tuple[Volume | np.ndarray, Volume | np.ndarray]:
-    """Prediction and reference of one case, on one grid. Raises InputError when they are not."""
-    from sgan_core.imaging.grid import corner_distance_mm
+    from sgan_core.imaging.endings import DICOM_SUFFIXES, image_suffix
     from sgan_core.imaging.image import Volume
-    from sgan_core.imaging.readers import GRID_TOLERANCE_MM
+    from sgan_core.imaging.readers import read_labels
 
-    prediction, reference = _read(pair.prediction), _read(pair.reference)
-    mend = "Resample one onto the other, or pair the right files."
-    shapes = [" x ".join(map(str, _array(labels).shape)) for labels in (prediction, reference)]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"{pair.prediction} and {pair.reference} differ in shape: {shapes[0]} against {shapes[1]}. {mend}"
-        )
-    if isinstance(prediction, Volume) and isinstance(reference, Volume):
-        distance_mm = corner_distance_mm(prediction.grid, reference.grid)
-        if not distance_mm <= GRID_TOLERANCE_MM:
-            raise InputError(
-                f"{pair.prediction} and {pair.reference} lie {distance_mm:.4g} mm apart "
-                f"(allowed: {GRID_TOLERANCE_MM:g} mm). {mend}"
-            )
-    return prediction, reference
+    if image_suffix(path) in DICOM_SUFFIXES:
+        return read_dicom_seg(path)
+    remarks: list[str] = []
+    labels = read_labels(path, values=None, remarks=remarks)
+    if isinstance(labels, Volume):
+        remarks += labels.doubts
+    for remark in remarks:
+        if remark not in said:
+            log.warning(remark)
+    said.update(remarks)
+    return labels
 
 
 # --- results ---------------------------------------------------------------------------------------
@@ -334,7 +414,13 @@ def _table(results: Sequence[PatientScores]) -> Table:
     return Table(title, header, tuple(rows), numbers_from=1)
 
 
-def _file_text(path: Path, evaluation: Evaluation, pairs: Sequence[Pair], unpaired: Sequence[str]) -> str:
+def _file_text(
+    path: Path,
+    evaluation: Evaluation,
+    pairs: Sequence[Pair],
+    unpaired: Sequence[str],
+    mapped: Mapping[int, int],
+) -> str:
     from sgan_core.evaluation.tables import csv_text, json_text
     from sgan_core.metrics.per_patient import METRICS, mean_iou, mean_without_nan
 
@@ -359,6 +445,7 @@ def _file_text(path: Path, evaluation: Evaluation, pairs: Sequence[Pair], unpair
             "mean": means,
             "nan": left_out,
             "mean_iou": mean_iou(results),
+            "map": {str(old): new for old, new in mapped.items()},
             "pairs": [
                 {"case": p.case, "prediction": str(p.prediction), "reference": str(p.reference)}
                 for p in pairs

@@ -10,6 +10,11 @@ import numpy as np
 # Part of the spacing product that the voxel volume may lose to shear before the axes count as one plane.
 _SINGULAR = 1e-4
 
+# Headers of one scan written by two programs differ by rounded directions, 1e-4 of 500 voxels. A convention that
+# differs (corner or centre of a voxel) shifts by half a voxel.
+SAME_VOXELS = 0.1
+SAME_MM = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -50,6 +55,22 @@ def corner_distance_mm(first: Grid, second: Grid) -> float:
     Corners, not matrix entries: a small rotation matters by what it moves, and everything inside moves less.
     """
     return float(np.linalg.norm(first.corners_mm - second.corners_mm, axis=1).max())
+
+
+def largest_offset(grid: Grid, onto: Grid) -> tuple[float, float]:
+    """How far the corners of a grid lie from those of another of its shape, along the axes of the other.
+
+    Returns the largest offset in voxels and the largest in mm.
+    """
+    ijk = (grid.corners_mm - onto.affine[:3, 3]) @ np.linalg.inv(onto.affine[:3, :3]).T
+    offset = np.abs(ijk - Grid(onto.shape, np.eye(4)).corners_mm).max(axis=0)  # (3,) voxels
+    return float(offset.max()), float((offset * onto.spacing_mm).max())
+
+
+def same_place(grid: Grid, onto: Grid) -> bool:
+    """Whether two grids of one shape are one: within ``SAME_VOXELS`` along each axis, ``SAME_MM`` at most."""
+    voxels, mm = largest_offset(grid, onto)
+    return voxels <= SAME_VOXELS and mm <= SAME_MM
 
 
 def ras_from_lps(affine_lps: np.ndarray) -> np.ndarray:

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import math
-import struct
-import zlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from PIL import Image, ImageOps
+from PIL.Image import Image
 
 from sgan_core.errors import InputError
 from sgan_core.imaging.dicom import choose_series, find_series, is_dicom, read_series
-from sgan_core.imaging.grid import Grid, corner_distance_mm, ras_from_lps
-from sgan_core.imaging.guards import BoundedReader, refuse_constant
+from sgan_core.imaging.endings import (
+    DICOM_SUFFIXES,
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    VOXEL_SUFFIXES,
+    image_suffix,
+)
+from sgan_core.imaging.grid import SAME_MM, SAME_VOXELS, Grid, corner_distance_mm, same_place
+from sgan_core.imaging.guards import impossible_size, refuse_constant, require_file, times
 from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.itk_files import load_itk
+from sgan_core.imaging.nifti import load_nifti
+from sgan_core.imaging.pictures import grey_or_rgb, label_pixels, open_picture
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-VOLUME_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # usual, not needed: DICOM is known by its content
+__all__ = [
+    "DICOM_SUFFIXES",
+    "ITK_SUFFIXES",
+    "NIFTI_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "image_suffix",
+    "read_image",
+    "read_labels",
+    "read_picture",
+    "read_volume",
+    "require_same_grid",
+]
 
-# Header entries of two files of one scan differ by float32 rounding; a shift that matters is far larger.
-GRID_TOLERANCE_MM = 1e-3
 _INTEGER_TOLERANCE = 1e-3  # label values after scl_slope in float32
-# What nibabel raises on garbage, beside its own errors.
-_NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ArithmeticError, ValueError)
-
-
-def image_suffix(path: str | Path) -> str:
-    """The supported ending of a file name in lower case, e.g. ``.nii.gz``; ``""`` when it has none."""
-    name = Path(path).name.lower()
-    known = VOLUME_SUFFIXES + PICTURE_SUFFIXES + DICOM_SUFFIXES
-    return next((suffix for suffix in known if name.endswith(suffix)), "")
 
 
 def read_image(path: str | Path) -> Volume | Picture:
@@ -52,7 +56,7 @@ def read_image(path: str | Path) -> Volume | Picture:
     suffix = image_suffix(path)
     if path.is_dir() or suffix in DICOM_SUFFIXES or not suffix:
         if suffix in DICOM_SUFFIXES and not path.is_dir():
-            _require_file(path)
+            require_file(path)
         if suffix in DICOM_SUFFIXES or path.is_dir() or is_dicom(path):
             return read_series(choose_series(find_series(path), None, path))
     return read_picture(path) if _checked_suffix(path) in PICTURE_SUFFIXES else read_volume(path)
@@ -68,10 +72,10 @@ def read_volume(path: str | Path) -> Volume:
     constant image.
     """
     path = Path(path)
-    array, grid, warnings = _load_volume(path)
-    array, replaced = _replace_not_finite(array, path)
+    volume = _load_volume(path)
+    array, replaced = _replace_not_finite(volume.array, path)
     refuse_constant(array, path)
-    return Volume(array, grid, (*warnings, *replaced))
+    return replace(volume, array=array, warnings=(*volume.warnings, *replaced))
 
 
 def read_picture(path: str | Path) -> Picture:
@@ -83,156 +87,95 @@ def read_picture(path: str | Path) -> Picture:
     """
     path = Path(path)
     picture, warnings = _load_picture(path)
-    array = _grey_or_rgb(picture)
+    array = grey_or_rgb(picture)
     array, replaced = _replace_not_finite(array, path)
     refuse_constant(array, path)
     return Picture(array, (*warnings, *replaced))
 
 
-def read_labels(path: str | Path, *, values: Collection[int] | None) -> Volume | np.ndarray:
+def read_labels(
+    path: str | Path, *, values: Collection[int] | None, remarks: list[str] | None = None
+) -> Volume | np.ndarray:
     """Read a label map: a Volume of uint8 (I, J, K), or uint8 (H, W) from a picture.
 
     ``values`` are the label values that may occur beside background 0; None allows any from 0 to 255.
+    ``remarks`` gets a sentence for what the owner of a picture should know (grey edges).
     Pictures: a palette file's indices are its labels, and where one label is known a black-and-white
-    mask (0 and 255 only) means that label.
+    mask means that label; what else counts stands in ``pictures.label_pixels``.
     Raises InputError: as ``read_image`` (but one constant value is fine: no label), colour pictures,
     values that are not whole numbers, or not in ``values``.
     """
     path = Path(path)
     if _checked_suffix(path) in PICTURE_SUFFIXES:
         picture, _ = _load_picture(path)
-        return _checked_labels(_label_pixels(picture, path, values), path, values)
-    array, grid, warnings = _load_volume(path)
-    return Volume(_checked_labels(array, path, values), grid, warnings)
+        return _checked_labels(label_pixels(picture, path, values, remarks), path, values)
+    volume = _load_volume(path)
+    return replace(volume, array=_checked_labels(volume.array, path, values))
 
 
 def require_same_grid(
     labels: Volume | np.ndarray, image: Volume | Picture, *, label_path: str | Path, image_path: str | Path
-) -> None:
-    """Refuse a label map that does not lie on its image voxel for voxel.
+) -> Volume | np.ndarray:
+    """The label map, voxel for voxel on its image: in the image's order of axes where it was stored in another.
 
-    Compares shapes, then for volumes the corners in the patient (tolerance ``GRID_TOLERANCE_MM``).
+    Compares shapes, then for volumes the corners in the patient (``grid.same_place``).
     Raises InputError naming both files and the difference, in voxels or mm.
     """
-    image_shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
-    label_shape = labels.array.shape if isinstance(labels, Volume) else labels.shape
-    pair = f"label {Path(label_path).name} and image {Path(image_path).name}"
-    if label_shape != image_shape:
-        raise InputError(
-            f"{pair} differ in shape: {_times(label_shape)} against {_times(image_shape)}. "
-            "Resample the label onto the image, or pair the right files."
-        )
+    names = f"label {Path(label_path).name} and image {Path(image_path).name}"
+    return on_grid_of(labels, image, names, "Resample the label onto the image, or pair the right files.")
+
+
+def on_grid_of(
+    labels: Volume | np.ndarray, image: Volume | Picture | np.ndarray, names: str, mend: str
+) -> Volume | np.ndarray:
+    """As ``require_same_grid``, for a pair called ``names``; ``mend`` says what to do about a difference."""
+    shape = image.array.shape[1:] if isinstance(image, Picture) else _array(image).shape
     if isinstance(labels, Volume) and isinstance(image, Volume):
-        distance_mm = corner_distance_mm(labels.grid, image.grid)
-        if not distance_mm <= GRID_TOLERANCE_MM:
-            raise InputError(
-                f"{pair} lie {distance_mm:.4g} mm apart (allowed: {GRID_TOLERANCE_MM:g} mm). "
-                "Resample the label onto the image, or pair the right files."
-            )
+        labels = _in_order_of(labels, image.grid)
+    found = _array(labels).shape
+    if found != shape:
+        raise InputError(f"{names} differ in shape: {times(found)} against {times(shape)}. {mend}")
+    if isinstance(labels, Volume) and isinstance(image, Volume) and not same_place(labels.grid, image.grid):
+        raise InputError(
+            f"{names} lie {corner_distance_mm(labels.grid, image.grid):.4g} mm apart "
+            f"(allowed: {SAME_VOXELS:g} voxel, {SAME_MM:g} mm). {mend}"
+        )
+    return labels
+
+
+def _array(labels: Volume | np.ndarray) -> np.ndarray:
+    return labels.array if isinstance(labels, Volume) else labels
+
+
+def _in_order_of(labels: Volume, grid: Grid) -> Volume:
+    """The label map with its axes exchanged and turned as those of the grid run; no voxel moves in the patient."""
+    turn = nib.io_orientation(np.linalg.inv(grid.affine) @ labels.grid.affine)
+    if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        return labels
+    array = np.ascontiguousarray(nib.apply_orientation(labels.array, turn))
+    affine = labels.grid.affine @ nib.orientations.inv_ornt_aff(turn, labels.array.shape)
+    return replace(labels, array=array, grid=Grid((array.shape[0], array.shape[1], array.shape[2]), affine))
 
 
 # --- volumes ---------------------------------------------------------------------------------------
 
 
-def _load_volume(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
+def _load_volume(path: Path) -> Volume:
     suffix = _checked_suffix(path)
-    if suffix not in VOLUME_SUFFIXES:
+    if suffix not in VOLUME_SUFFIXES + VOXEL_SUFFIXES:
         kind = "DICOM" if suffix in DICOM_SUFFIXES else "a 2-D picture"
         raise InputError(f"{path}: a volume is needed ({', '.join(VOLUME_SUFFIXES)}), this is {kind}.")
-    _require_file(path)
-    if suffix in NIFTI_SUFFIXES:
-        array, affine, warnings = _load_nifti(path)
-    else:
-        array, affine, warnings = _load_itk(path)
-    grid = Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
-    if grid.is_singular:
+    require_file(path)
+    volume = load_itk(path) if suffix in ITK_SUFFIXES else load_nifti(path)
+    if volume.grid.is_singular:
         raise InputError(
             f"{path}: the affine in the header is singular, so voxels have no place in the patient. "
             "Convert the scan again from its DICOM series."
         )
-    return _compact(array, path), grid, warnings
-
-
-def _load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    try:
-        with BoundedReader(path) as stream:
-            image = _nifti_image(path, stream)
-            shape = _scalar_shape(image.shape, path)
-            scaling = (getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0))
-            dtype = None if scaling == (1.0, 0.0) else np.float32  # None: as stored, no copy in float64
-            offset = getattr(image.dataobj, "offset", 0)
-            announced = offset + math.prod(shape) * image.header.get_data_dtype().itemsize
-            if announced > stream.limit:
-                raise ImageFileError(f"{_times(shape)} voxels are announced, the file holds fewer")
-            array = np.asanyarray(image.dataobj, dtype=dtype)
-    except _NIFTI_ERRORS as error:
-        raise _damaged(path, "NIfTI", error) from error
-    except MemoryError as error:
-        raise InputError(f"{path}: no memory for its voxels. Crop the scan.") from error
-    affine = np.asarray(image.affine, dtype=np.float64)
-    return array.reshape(shape, order="A"), affine, _nifti_warnings(image, path, shape)
-
-
-def _nifti_image(path: Path, stream: BoundedReader) -> nib.Nifti1Image:
-    """The image, its voxels still in the file."""
-    kind = next((kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.path_maybe_image(path)[0]), None)
-    if kind is None:
-        raise InputError(
-            f"{path}: truncated, damaged or not a NIfTI file. Copy or export it again, or convert it to .nii.gz."
-        )
-    # No memory map: it would keep the file open (Windows) and fault on a truncated file.
-    image = kind.from_file_map({"image": nib.FileHolder(fileobj=stream)}, mmap=False)
-    if image.header.get_data_dtype().fields is not None:
-        raise InputError(f"{path}: a colour volume; one value a voxel is needed. Convert it to grey values.")
-    return image
-
-
-def _nifti_warnings(image: nib.Nifti1Image, path: Path, shape: tuple[int, int, int]) -> tuple[str, ...]:
-    sform, sform_code = image.get_sform(coded=True)
-    qform, qform_code = image.get_qform(coded=True)
-    if not sform_code and not qform_code:
-        return (f"{path.name}: the header holds no orientation; left and right are a guess.",)
-    if sform_code and qform_code and qform is not None:
-        distance_mm = corner_distance_mm(Grid(shape, sform), Grid(shape, qform))
-        if distance_mm > 1.0:
-            return (f"{path.name}: sform and qform differ by {distance_mm:.1f} mm; the sform is used.",)
-    return ()
-
-
-def _load_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise _damaged(path, "NRRD or MetaImage", error) from error
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{path}: {image.GetNumberOfComponentsPerPixel()} values a voxel; one is needed. "
-            "Export a single channel (a segmentation without overlapping segments)."
-        )
-    array = sitk.GetArrayFromImage(image).transpose()  # (..., K, J, I) -> (I, J, K, ...)
-    shape = _scalar_shape(array.shape, path)
-    axes = min(image.GetDimension(), 3)
-    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)
-    affine_lps = np.eye(4)
-    affine_lps[:axes, :axes] = direction[:axes, :axes] * image.GetSpacing()[:axes]
-    affine_lps[:axes, 3] = image.GetOrigin()[:axes]
-    return array.reshape(shape, order="A"), ras_from_lps(affine_lps), ()
-
-
-def _scalar_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
-    """(I, J, K) of a file's shape: axes of length 1 added or taken off at the end."""
-    shortest = min(shape, default=0)
-    if shortest < 1:
-        raise InputError(
-            f"{path}: the image has an axis of length {shortest} ({_times(shape)}); it holds no voxel."
-        )
-    if any(size != 1 for size in shape[3:]):
-        raise InputError(
-            f"{path}: {len(shape)}-D ({_times(shape)}); one 3-D volume is needed. "
-            "Export a single phase, echo or time point."
-        )
-    first, second, third = (*shape, 1, 1, 1)[:3]
-    return first, second, third
+    doubts = volume.doubts
+    if odd := impossible_size(volume.grid):
+        doubts += (f"{path.name}: {odd}; is its unit of length mm?",)
+    return replace(volume, array=_compact(volume.array, path), doubts=doubts)
 
 
 def _compact(array: np.ndarray, path: Path) -> np.ndarray:
@@ -252,57 +195,14 @@ def _compact(array: np.ndarray, path: Path) -> np.ndarray:
 # --- pictures --------------------------------------------------------------------------------------
 
 
-def _load_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
+def _load_picture(path: Path) -> tuple[Image, tuple[str, ...]]:
     if _checked_suffix(path) not in PICTURE_SUFFIXES:
         raise InputError(f"{path}: a picture is needed ({', '.join(PICTURE_SUFFIXES)}).")
-    _require_file(path)
-    try:
-        with Image.open(path) as opened:
-            pages = getattr(opened, "n_frames", 1)
-            upright = ImageOps.exif_transpose(opened)  # a loaded copy
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {error} Save a smaller picture.") from error
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-        raise _damaged(path, "picture", error) from error
-    return upright, (f"{path.name}: holds {pages} pages; the first is used.",) if pages > 1 else ()
+    require_file(path)
+    return open_picture(path)
 
 
-def _grey_or_rgb(picture: Image.Image) -> np.ndarray:
-    """(C, H, W) of a picture in any PIL mode."""
-    if picture.mode == "1":
-        return np.asarray(picture.convert("L"))[None]
-    if picture.mode == "L" or picture.mode[0] in "IF":
-        pixels = np.asarray(picture)
-        return pixels.astype(pixels.dtype.newbyteorder("="))[None]
-    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        picture = Image.new("RGB", rgba.size)
-        picture.paste(rgba, mask=rgba.getchannel("A"))
-    # (H, W, 3) -> (3, H, W)
-    return np.ascontiguousarray(np.asarray(picture.convert("RGB")).transpose(2, 0, 1))
-
-
-def _label_pixels(picture: Image.Image, path: Path, values: Collection[int] | None) -> np.ndarray:
-    """(H, W) label values of a picture: palette indices, grey values, or equal colour channels."""
-    if picture.mode == "1":
-        white = next(iter(values)) if values and len(values) == 1 else 1
-        return np.asarray(picture).astype(np.uint8) * np.uint8(white)
-    pixels = np.asarray(picture)
-    if pixels.ndim == 3:
-        alpha = picture.mode in ("LA", "PA", "RGBA")
-        channels = pixels[..., :-1] if alpha else pixels
-        if (channels != channels[..., :1]).any():
-            raise InputError(
-                f"{path}: a colour picture; label values are needed. "
-                "Save the label map as grey or palette PNG whose pixels are the label values."
-            )
-        pixels = channels[..., 0]
-    foreground = set(values or ()) - {0}
-    if picture.mode != "P" and len(foreground) == 1 and 255 not in foreground:
-        levels = np.unique(pixels)
-        if levels[-1] == 255 and set(levels.tolist()) <= {0, 255}:
-            return (pixels == 255) * np.uint8(foreground.pop())
-    return pixels
+# --- checks ----------------------------------------------------------------------------------------
 
 
 def _checked_labels(array: np.ndarray, path: Path, values: Collection[int] | None) -> np.ndarray:
@@ -331,32 +231,12 @@ def _checked_labels(array: np.ndarray, path: Path, values: Collection[int] | Non
     return array.astype(np.uint8)
 
 
-# --- checks ----------------------------------------------------------------------------------------
-
-
 def _checked_suffix(path: str | Path) -> str:
     suffix = image_suffix(path)
     if not suffix:
         known = "DICOM, " + ", ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)
         raise InputError(f"{path}: unknown kind of file; supported are {known}.")
     return suffix
-
-
-def _require_file(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"{path}: no such file. Check the path.")
-    if not path.is_file():
-        raise InputError(f"{path}: a folder, not an image file. Name one file inside it.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty (0 bytes). Copy or export it again.")
-
-
-def _damaged(path: Path, kind: str, error: Exception) -> InputError:
-    if isinstance(error, PermissionError):
-        return InputError(f"{path}: not allowed to read the file. Change its permissions.")
-    reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = f" ({reasons[-1][:160]})" if reasons else ""
-    return InputError(f"{path}: truncated, damaged or not a {kind} file{reason}. Copy or export it again.")
 
 
 def _replace_not_finite(array: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -374,7 +254,3 @@ def _replace_not_finite(array: np.ndarray, path: Path) -> tuple[np.ndarray, tupl
         f"replaced by the lowest value, {lowest:g}."
     )
     return np.where(finite, array, lowest), (warning,)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

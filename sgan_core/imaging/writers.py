@@ -15,8 +15,14 @@ from PIL import Image
 from sgan_core.cohort import Label
 from sgan_core.errors import InputError
 from sgan_core.files import replacing
+from sgan_core.imaging.endings import (
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    PAIR_SUFFIXES,
+    VOLUME_SUFFIXES,
+    image_suffix,
+)
 from sgan_core.imaging.grid import Grid, ras_from_lps
-from sgan_core.imaging.readers import ITK_SUFFIXES, NIFTI_SUFFIXES, VOLUME_SUFFIXES, image_suffix
 from sgan_core.imaging.terminology import slicer_terminology
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
@@ -101,7 +107,7 @@ def _as_uint8(labelmap: np.ndarray) -> np.ndarray:
 
 def _volume_suffix(path: str | Path) -> str:
     suffix = image_suffix(path)
-    if suffix not in VOLUME_SUFFIXES:
+    if suffix not in VOLUME_SUFFIXES or suffix in PAIR_SUFFIXES:
         raise InputError(f"{path}: cannot write a volume of this kind; use {', '.join(VOLUME_SUFFIXES)}.")
     return suffix
 

@@ -100,7 +100,7 @@ def read_case(case: Case, cohort: Cohort) -> tuple[Volume | Picture, np.ndarray 
     if case.label is None:
         return image, np.zeros(shape, np.uint8) if case.empty else None
     stored = read_labels(case.label, values=cohort.stored_values)
-    require_same_grid(stored, image, label_path=case.label, image_path=case.image)
+    stored = require_same_grid(stored, image, label_path=case.label, image_path=case.image)
     return image, _to_classes(stored.array if isinstance(stored, Volume) else stored, cohort)
 
 

@@ -301,6 +301,36 @@ def test_empty_label_files_are_no_labels(folder: Path, capsys: pytest.CaptureFix
     assert "no labelled case, the files of --labels" in capsys.readouterr().err
 
 
+def test_masks_in_black_and_white_of_any_kind_are_one_class(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Grey edges and a palette with white first; what covers most of the pictures is questioned."""
+    smooth = np.clip(np.arange(128)[:, None] * 8 - 300, 0, 255).astype(np.uint8).repeat(128, axis=1)
+    for patient in range(1, 7):
+        Image.fromarray(smooth).save(folder / f"seg/P{patient}_1_mask.png")
+    cohort = prepared(folder, f"{PNG} --label 255=liver")
+    assert [label.stored for label in cohort.labels] == [(255,)]
+    err = capsys.readouterr().err
+    assert "6 label files have grey edges, e.g. P1_1_mask.png: a mask with" in err
+    assert "cover more than half of most images. Are black and white exchanged?" in err
+    mask = Image.fromarray((smooth > 200) * np.uint8(255)).quantize(2)
+    for patient in range(1, 7):
+        mask.save(folder / f"seg/P{patient}_1_mask.png")
+    assert [label.stored for label in prepared(folder, f"{PNG} --label 1=liver").labels] == [(1,)]
+
+
+def test_pair_of_files_is_one_image(folder: Path) -> None:
+    for patient in range(1, 4):
+        for part in ("ct", "liver"):
+            (folder / part).mkdir(exist_ok=True)
+            labels = np.arange(24).reshape(2, 3, 4).astype(np.int16) // (1 if part == "ct" else 12)
+            nib.save(nib.Nifti1Pair(labels, np.eye(4)), folder / part / f"P{patient}.hdr")
+    cohort = prepared(folder, '--images "ct/P*" --labels "liver/P*" --patient "P[0-9]" --modality ct')
+    assert [(Path(case.image).name, Path(str(case.label)).name) for case in cohort.cases] == [
+        (f"P{patient}.hdr", f"P{patient}.hdr") for patient in range(1, 4)
+    ]
+
+
 def test_damaged_label_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "seg/P3_1_mask.png").write_bytes(b"no picture")
     assert prepare(folder, PNG) == 2

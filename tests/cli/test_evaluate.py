@@ -154,6 +154,112 @@ def test_chaos_example_on_its_scan_gives_the_published_scores(
     assert "0 masks for 78 slices" in capsys.readouterr().err
 
 
+# --- labels and grids that differ by name only -----------------------------------------------------
+
+
+def test_other_label_values_are_an_error_with_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a" / "p.nii.gz", box(2, 6, value=2))
+    save(tmp_path / "b" / "p.nii.gz", box(2, 6))
+    assert call(tmp_path / "a", tmp_path / "b") == 2
+    assert (
+        "2 only in predictions, 1 only in references. If they mean the same, add --map 2=1"
+        in one_error_line(capsys)
+    )
+    assert call(tmp_path / "a", tmp_path / "b", "--map", "2=1", "--output", tmp_path / "out.json") == 0
+    payload = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["label"], row["dice"]) for row in payload["rows"]] == [(1, 1.0)]
+    assert payload["map"] == {"2": 1}
+    assert call(tmp_path / "a", tmp_path / "b", "--map", "2=2") == 0  # they are different
+
+
+def test_one_wrong_label_of_several_is_an_error_over_all_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A case may lack a label; the whole set of predictions does not."""
+    save(tmp_path / "a" / "p.nii.gz", box(2, 4))
+    save(tmp_path / "a" / "q.nii.gz", box(2, 4) + box(5, 8, value=3))
+    save(tmp_path / "b" / "p.nii.gz", box(2, 4) + box(5, 8, value=2))
+    save(tmp_path / "b" / "q.nii.gz", box(5, 8, value=2))
+    assert call(tmp_path / "a", tmp_path / "b") == 2
+    assert "--map 3=2" in one_error_line(capsys)
+    save(tmp_path / "a" / "q.nii.gz", box(5, 8, value=2))
+    assert call(tmp_path / "a", tmp_path / "b") == 0
+
+
+def test_map_exchanges_joins_and_drops_labels(tmp_path: Path) -> None:
+    save(tmp_path / "a.nii.gz", box(2, 4, value=2) + box(5, 8) + box(9, 10, value=3) + box(10, 11, value=7))
+    save(tmp_path / "b.nii.gz", box(2, 4) + box(5, 8, value=2) + box(9, 10, value=1))
+    output = tmp_path / "scores.csv"
+    maps = ("--map", "1=2,2=1", "--map", "3=1", "--map", " 7 = 0")
+    assert call(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", *maps, "--output", output) == 0
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert [(row["label"], float(row["dice"])) for row in rows] == [("1", 1.0), ("2", 1.0)]
+
+
+def test_label_that_no_reference_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a.nii.gz", box(2, 4) + box(5, 8, value=2))
+    save(tmp_path / "b.nii.gz", box(2, 4))
+    assert call(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz") == 0
+    assert "no reference holds the label 2 of the predictions" in capsys.readouterr().err
+    assert call(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--map", "2=0") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("empty", ["predictions", "reference"])
+def test_one_side_without_foreground_is_fine(
+    tmp_path: Path, empty: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side in ("predictions", "reference"):
+        save(tmp_path / side / "p.nii.gz", box(2, 2 if side == empty else 6))
+    assert call(tmp_path / "predictions", tmp_path / "reference") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "0.000" in captured.out
+
+
+@pytest.mark.parametrize("white", ["grey", "bits", "palette"])
+def test_black_and_white_pictures_name_no_label(
+    tmp_path: Path, white: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = box(2, 6)[:, :, 3]
+    save(tmp_path / "a.png", mask * 2)
+    picture = Image.fromarray(mask * 255)
+    {"grey": picture, "bits": picture.convert("1"), "palette": picture.quantize(2)}[white].save(
+        tmp_path / "b.png"
+    )
+    assert call(tmp_path / "a.png", tmp_path / "b.png") == 0
+    captured = capsys.readouterr()
+    assert "taken for the same label" in captured.err
+    assert "1.000" in captured.out
+    save(tmp_path / "b.png", mask)
+    assert call(tmp_path / "a.png", tmp_path / "b.png") == 2
+
+
+def test_prediction_in_another_order_of_axes_is_brought_into_the_references(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    affine = AFFINE + np.array([[0, 0, 0, 30.0], [0, 0, 0, -70], [0, 0, 0, 9], [0, 0, 0, 0]])
+    save(tmp_path / "truth.nii.gz", box(2, 7), affine)
+    stored = nib.load(save(tmp_path / "same.nii.gz", box(2, 7), affine))
+    turn = nib.orientations.axcodes2ornt("LSP")
+    nib.save(stored.as_reoriented(turn), tmp_path / "turned.nii.gz")
+    assert call(tmp_path / "turned.nii.gz", tmp_path / "truth.nii.gz") == 0
+    assert "1.000" in capsys.readouterr().out
+    rounded = affine.copy()
+    rounded[0, 1] = 2e-4
+    save(tmp_path / "rounded.nii.gz", box(2, 7), rounded)
+    assert call(tmp_path / "rounded.nii.gz", tmp_path / "truth.nii.gz") == 0
+
+
+def test_pair_of_files_is_one_label_map(tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        nib.save(nib.Nifti1Pair(box(2, 6), AFFINE), tmp_path / side / "p.hdr")
+    assert call(tmp_path / "a", tmp_path / "b") == 0
+
+
 # --- wrong input -----------------------------------------------------------------------------------
 
 
@@ -223,6 +329,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         ("predictions", "reference", "--output", "reference/p1.nii.gz/x.csv"),
         "p1.nii.gz",
     ),
+    **{
+        f"map {text}": (lambda p: None, ("predictions", "reference", "--map", text), "--map")
+        for text in ("2", "2=", "0=1", "2=256", "-1=1", "2=1;3=1", "a=b", "2=1,2=3")
+    },
     "option": (lambda p: None, ("predictions", "reference", "--shape"), "--shape"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,33 @@ def test_same_picture_twice_and_across_splits(clean: Path) -> None:
 def test_patient_in_two_splits(clean: Path) -> None:
     write(clean, "at", 77)
     assert kinds(clean) == [("leak", "patient faulty-a is in test and in train")]
+
+
+def test_masks_that_cover_most_of_most_images_are_questioned(clean: Path) -> None:
+    for name in "abcd":
+        path = clean / "masks" / f"{name}.png"
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    ((kind, text),) = kinds(clean)
+    assert kind == "inverted?"
+    assert "more than half of most images" in text
+    path = clean / "masks" / "a.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert kinds(clean) == []  # three of six
+
+
+def test_masks_with_grey_edges_are_remarked(clean: Path) -> None:
+    one_label = replace(LUNG, stored_values=(255,))
+    data_set = replace(PLAIN, scan=lambda root: replace_labels(scan(root), (one_label,)))
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:9], mask[4, 4:9], mask[8, 4:9] = 255, 100, 200
+    Image.fromarray(mask).save(clean / "masks" / "a.png")
+    found = check(data_set, clean)
+    assert found.problems == ()
+    assert "a.png: a mask with 10 grey pixels" in found.remarks[0]
+
+
+def replace_labels(found: Scan, labels: tuple[Label, ...]) -> Scan:
+    return replace(found, cohort=replace(found.cohort, labels=labels))
 
 
 def test_prepared_files_stay_where_they_are(clean: Path, tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""NRRD and MetaImage files to voxels with their place in the patient, by SimpleITK.
+
+ITK reads no unit of length, takes a missing orientation for LPS and a missing voxel size for 1 mm: the header is
+asked for these (NRRD: teem.sourceforge.net/nrrd/format.html; MetaImage: itk.org/Wiki/MetaIO/Documentation).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from sgan_core.errors import InputError
+from sgan_core.imaging.endings import image_suffix
+from sgan_core.imaging.grid import Grid, ras_from_lps
+from sgan_core.imaging.guards import damaged, impossible_size, scalar_shape
+from sgan_core.imaging.image import Volume
+
+_MM = {
+    **dict.fromkeys(("", "mm", "millimeter", "millimetre", "?", "???"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
+    **dict.fromkeys(("m", "meter", "metre"), 1000.0),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "micrometer", "micrometre"), 0.001),
+}
+_PATIENT_SPACES = re.compile(
+    r"(ras|las|lps|(right|left)-anterior-superior|left-posterior-superior)(-time|t)?"
+)
+_UNIT_LENGTH = 1e-3  # of the columns of a TransformMatrix
+_LONGEST_HEADER = 10_000  # lines
+
+
+def load_itk(path: Path) -> Volume:
+    """Voxels (I, J, K) as stored on their grid in mm.
+
+    Raises InputError: damaged, colour or 4-D file, a unit that is no length, a header that asks for what ITK ignores.
+    """
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise damaged(path, "NRRD or MetaImage", error) from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{path}: {image.GetNumberOfComponentsPerPixel()} values a voxel; one is needed. "
+            "Export a single channel (a segmentation without overlapping segments)."
+        )
+    array = sitk.GetArrayFromImage(image).transpose()  # (..., K, J, I) -> (I, J, K, ...)
+    shape = scalar_shape(array.shape, path)
+    axes = min(image.GetDimension(), 3)
+    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)
+    affine_lps = np.eye(4)
+    affine_lps[:axes, :axes] = direction[:axes, :axes] * image.GetSpacing()[:axes]
+    affine_lps[:axes, 3] = image.GetOrigin()[:axes]
+    of_kind = _nrrd_facts if image_suffix(path) in (".nrrd", ".nhdr") else _metaimage_facts
+    unit, doubts = of_kind(_header(path), direction[:axes, :axes], path)
+    mm = _in_mm(unit, path)
+    affine_lps[:axes] *= mm
+    grid = Grid(shape, ras_from_lps(affine_lps))
+    warnings: tuple[str, ...] = ()
+    if mm != 1.0:
+        if odd := impossible_size(grid):
+            raise InputError(
+                f"{path}: lengths are not in mm by its header, but then {odd}. Set the unit right."
+            )
+        warnings = (f"{path.name}: lengths in units of {mm:g} mm by its header were converted to mm.",)
+    return Volume(array.reshape(shape, order="A"), grid, warnings, tuple(f"{path.name}: {d}" for d in doubts))
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The entries of the header, names in lower case."""
+    separator = "=" if image_suffix(path) in (".mha", ".mhd") else ":"
+    entries: dict[str, str] = {}
+    with path.open("rb") as stream:
+        for _ in range(_LONGEST_HEADER):
+            line = stream.readline(65536)
+            try:
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError:
+                text = line.decode("latin-1").strip()
+            name, found, value = text.partition(separator)
+            if found and not (separator == ":" and value.startswith("=")):  # key:=value is a note
+                entries.setdefault(name.strip().lower(), value.strip())
+            if not line or (separator == ":" and not text) or "elementdatafile" in entries:
+                break
+    return entries
+
+
+def _in_mm(unit: str, path: Path) -> float:
+    name = unit.strip().lower()
+    mm = _MM.get(name.removesuffix("s") if len(name) > 2 else name)
+    if mm is None:
+        raise InputError(f"{path}: its unit of length is none of mm, cm, m, um. Export it again in mm.")
+    return mm
+
+
+def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tuple[str, list[str]]:
+    """Unit of length and doubts. ``measurement frame`` turns vectors, of which there are none here."""
+    named = header.get("space units") or header.get("units", "")
+    units = {unit for unit in re.findall(r'"([^"]*)"', named) if unit} or {""}
+    if len({_in_mm(unit, path) for unit in units}) > 1:
+        raise InputError(f"{path}: its axes have different units of length. Export it again in mm.")
+    if "nan" in header.get("spacings", "").lower():
+        raise InputError(f"{path}: its header leaves the spacing of an axis open (NaN). Export it again.")
+    if len(direction) < 3:
+        return units.pop(), []
+    doubts = []
+    given = header.get("space directions", "").count("(")
+    if not given or not _PATIENT_SPACES.fullmatch(header.get("space", "").lower()):
+        doubts.append("the header holds no orientation; left and right are a guess.")
+    if given < len(direction) and "spacings" not in header:
+        doubts.append("the header holds no voxel size; 1 mm is a guess.")
+    return units.pop(), doubts
+
+
+def _metaimage_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tuple[str, list[str]]:
+    """Unit of length and doubts. CenterOfRotation does not move the image."""
+    for name, neutral in (
+        ("elementtointensityfunctionslope", 1.0),
+        ("elementtointensityfunctionoffset", 0.0),
+    ):
+        if name in header and _number(header[name]) != neutral:
+            raise InputError(
+                f"{path}: its header asks for a scaling of the values, which no reader does. Scale them."
+            )
+    if (np.abs(np.linalg.norm(direction, axis=0) - 1.0) > _UNIT_LENGTH).any():
+        raise InputError(
+            f"{path}: the rows of its TransformMatrix are not of length 1, so voxels have no sure size."
+        )
+    if len(direction) < 3:
+        return header.get("distanceunits", ""), []
+    doubts = []
+    if not header.keys() & {"transformmatrix", "rotation", "orientation"}:
+        doubts.append("the header holds no orientation; left and right are a guess.")
+    elif not _names_the_axes(header.get("anatomicalorientation", ""), direction):
+        doubts.append("AnatomicalOrientation and TransformMatrix contradict each other; the matrix is used.")
+    if not header.keys() & {"elementspacing", "elementsize"}:
+        doubts.append("the header holds no voxel size; 1 mm is a guess.")
+    return header.get("distanceunits", ""), doubts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _names_the_axes(code: str, direction_lps: np.ndarray) -> bool:
+    """Whether a code like RAI fits the axes: what they come from (as ITK writes) or go to (as MetaIO says)."""
+    code = code.upper()
+    if len(code) != 3 or not set(code) <= set("RLAPIS"):
+        return True  # not given
+    codes = []
+    for letters in (("RL", "AP", "IS"), ("LR", "PA", "SI")):
+        world = np.abs(direction_lps).argmax(axis=0)
+        forward = direction_lps[world, range(3)] > 0
+        codes.append("".join(letters[w][0 if up else 1] for w, up in zip(world, forward, strict=True)))
+    return code in codes

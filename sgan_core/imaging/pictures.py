@@ -1,0 +1,245 @@
+"""Picture files to pixels, as images and as masks."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sgan_core.errors import InputError
+from sgan_core.imaging.guards import damaged
+
+_WIDE = 65535
+# Tags of TIFF 6.0.
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 255, 258, 262, 284, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_MOST_BETWEEN = 0.2  # part of a mask's pixels that may be neither black nor white; of an image most are
+_NEAR_BLACK = 16  # of a palette's colour
+
+
+def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
+    """The one picture of a file, upright as EXIF says, black being 0; with warnings.
+
+    Raises InputError: damaged file, several pages or frames, and pixels that Pillow does not read right.
+    """
+    try:
+        with Image.open(path) as opened:
+            warnings = _only_page(opened, path)
+            tags = _tiff_tags(opened)
+            if reason := _misread(opened, tags):
+                raise InputError(f"{path}: {reason}, which is not read. Save it as 8- or 16-bit PNG.")
+            upright = ImageOps.exif_transpose(opened)  # a loaded copy
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: {error} Save a smaller picture.") from error
+    except (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        raise damaged(path, "picture", error) from error
+    if upright.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        # Pillow inverts such pictures of 1 and 8 bits, not these.
+        upright = Image.fromarray(_WIDE - np.asarray(upright).astype(np.uint16))
+    if upright.mode == "I" and tags.get(_SAMPLE_FORMAT) == 1 and np.asarray(upright).min() < 0:
+        raise InputError(
+            f"{path}: 32-bit values above 2147483647, which are not read. Save it as 16-bit PNG."
+        )
+    return upright, warnings
+
+
+def _only_page(opened: Image.Image, path: Path) -> tuple[str, ...]:
+    """Go to the only full page; thumbnails, smaller copies and transparency masks of TIFF are none."""
+    frames = getattr(opened, "n_frames", 1)
+    if opened.format == "MPO":  # photographs of phones and cameras: the first is the photograph
+        return (f"{path.name}: holds {frames} pages; the first is used.",)
+    if frames == 1:
+        return ()
+    full = list(range(frames))
+    if opened.format == "TIFF":
+        full = []
+        for page in range(frames):
+            opened.seek(page)
+            tags = _tiff_tags(opened)
+            if not int(tags.get(_NEW_SUBFILE_TYPE, 0)) & 5 and tags.get(_SUBFILE_TYPE) != 2:
+                full.append(page)
+    if len(full) > 1:
+        raise InputError(
+            f"{path}: holds {len(full)} pages; one picture is needed. Save the one that is meant, or a stack of slices "
+            "as a volume (NIfTI, NRRD)."
+        )
+    opened.seek(full[0] if full else 0)
+    return ()
+
+
+def _tiff_tags(opened: Image.Image) -> dict[int, int]:
+    """The numbers of a TIFF page's directory, the largest of each; empty for other files."""
+    found = {}
+    for tag in (_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT):
+        value = getattr(opened, "tag_v2", {}).get(tag)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(number, int) for number in numbers) and numbers:
+            found[tag] = max(numbers)
+    if opened.format == "TIFF":
+        found.setdefault(_SAMPLE_FORMAT, 1)
+    return found
+
+
+def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
+    """What of a picture Pillow reads wrongly or not at all, or ``""``."""
+    if tags.get(_BITS) == 8 and tags.get(_SAMPLE_FORMAT) == _SIGNED:
+        return "a TIFF of signed 8-bit values"
+    if tags.get(_BITS) == 16 and tags.get(_PLANAR) == 2 and len(opened.getbands()) > 1:
+        return "a 16-bit TIFF in colour planes"
+    if opened.mode == "F" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        return "a TIFF of real numbers whose white is zero"
+    if opened.mode in ("LAB", "La", "HSV"):
+        return f"a picture in {opened.mode} colours"
+    if opened.format == "BMP" and opened.mode == "1" and _bmp_bits(opened) > 1:
+        return "a BMP of two colours in more than one bit"  # Pillow takes its bytes for bits
+    if any("LA;16" in str(tile) for tile in getattr(opened, "tile", ())):
+        return "a 16-bit grey picture with transparency"
+    return ""
+
+
+def _bmp_bits(opened: Image.Image) -> int:
+    """Bits a pixel of a BMP file, by its header of 12 bytes (OS/2) or more."""
+    with open(opened.filename, "rb") as stream:  # type: ignore[attr-defined]
+        start = stream.read(30)
+    (size,) = struct.unpack_from("<I", start, 14)
+    bits: int = struct.unpack_from("<H", start, 24 if size == 12 else 28)[0]
+    return bits
+
+
+def grey_or_rgb(picture: Image.Image) -> np.ndarray:
+    """(C, H, W) of a picture: C is 1 for grey, as stored, and 3 for colour, uint8.
+
+    16-bit colour keeps its upper 8 bits; transparent pixels blend into black; ICC profiles and gamma do not count.
+    """
+    if picture.mode == "1":
+        return np.asarray(picture.convert("L"))[None]
+    if picture.mode == "L" or picture.mode[0] in "IF":
+        pixels = np.asarray(picture)
+        return pixels.astype(pixels.dtype.newbyteorder("="))[None]
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        picture = Image.new("RGB", rgba.size)
+        picture.paste(rgba, mask=rgba.getchannel("A"))
+    # (H, W, 3) -> (3, H, W)
+    return np.ascontiguousarray(np.asarray(picture.convert("RGB")).transpose(2, 0, 1))
+
+
+# --- masks -----------------------------------------------------------------------------------------
+
+
+def label_pixels(
+    picture: Image.Image, path: Path, values: Collection[int] | None, remarks: list[str] | None = None
+) -> np.ndarray:
+    """(H, W) label values of a picture: palette indices, grey values, equal colour channels, or white.
+
+    White of a 1-bit picture or of a black-and-white palette is the one label of ``values``, else 1. See
+    ``_palette_labels`` and ``_grey_labels`` for the others. Raises InputError for colours.
+    """
+    if picture.mode == "1":
+        return np.asarray(picture).astype(np.uint8) * _label_of_white(values)
+    if picture.mode in ("P", "PA"):
+        return _palette_labels(picture, path, values, remarks)
+    if picture.mode in ("CMYK", "YCbCr"):
+        picture = picture.convert("RGB")
+    pixels = np.asarray(picture)
+    if pixels.ndim == 3:
+        channels = pixels[..., :-1] if picture.mode in ("LA", "RGBA") else pixels
+        if (channels != channels[..., :1]).any():
+            raise InputError(
+                f"{path}: a colour picture; label values are needed. "
+                "Save the label map as grey or palette PNG whose pixels are the label values."
+            )
+        pixels = channels[..., 0]
+    return _grey_labels(pixels, path, values, remarks)
+
+
+def black_and_white(path: Path) -> bool:
+    """Whether a mask picture is black and white, so that it says where the organ is and no label value."""
+    picture, _ = open_picture(path)
+    if picture.mode[0] in "IF":
+        return set(np.unique(np.asarray(picture)).tolist()) <= {0, _WIDE}
+    pixels = np.asarray(picture.convert("RGB"))
+    return bool(((pixels == 0) | (pixels == 255)).all() and (pixels == pixels[..., :1]).all())
+
+
+def _label_of_white(values: Collection[int] | None) -> np.uint8:
+    labels = set(values or ()) - {0}
+    return np.uint8(labels.pop() if len(labels) == 1 else 1)
+
+
+def _palette_labels(
+    picture: Image.Image, path: Path, values: Collection[int] | None, remarks: list[str] | None
+) -> np.ndarray:
+    """Labels of a palette picture: its indices, where index 0 is black or the indices can be nothing else.
+
+    Programs that reduce colours put white first as readily as black, so masks in black and white (or in greys, where
+    the indices are no labels) count by brightness; of two colours black is the background.
+    """
+    indices = np.asarray(picture)
+    indices = indices[..., 0] if indices.ndim == 3 else indices
+    used = np.unique(indices)
+    palette = np.zeros((256, 3), np.int32)
+    stored = np.array(picture.getpalette("RGB"), np.int32).reshape(-1, 3)
+    palette[: len(stored)] = stored
+    colours = palette[used]
+    black = colours.max(axis=1) <= _NEAR_BLACK
+    background_first = palette[0].max() <= _NEAR_BLACK
+    if background_first and (values is None or set(used.tolist()) <= {0, *values}):
+        return indices
+    if (np.ptp(colours, axis=1) == 0).all():
+        grey = palette[:, 0].astype(np.uint8)[indices]
+        if len(used) <= 2 and (black | (colours.min(axis=1) >= 255 - _NEAR_BLACK)).all():
+            return (grey > 127) * _label_of_white(values)
+        return _grey_labels(grey, path, values, remarks, fewest_levels=5)
+    if background_first or len(used) != 2:
+        return indices
+    if black.any():
+        return (indices == used[~black][0]) * _label_of_white(values)
+    if colours[0].sum() > colours[1].sum():
+        raise InputError(
+            f"{path}: a palette of two colours, neither of them black, the brighter first; which is the background? "
+            "Save the mask in black and white."
+        )
+    return indices
+
+
+def _grey_labels(
+    pixels: np.ndarray,
+    path: Path,
+    values: Collection[int] | None,
+    remarks: list[str] | None,
+    *,
+    fewest_levels: int = 3,
+) -> np.ndarray:
+    """Labels of a grey picture: its values; or, of a black-and-white mask, the one label where it is white.
+
+    A mask may have grey edges (smoothed, JPEG): more than half is the label, and a remark counts the grey pixels,
+    which are few. Where no label is known such a mask has many levels, and white is 255.
+    """
+    levels = np.unique(pixels)
+    top = _WIDE if pixels.dtype.itemsize == 2 and levels[-1] > 255 else 255
+    labels = set(values or ()) - {0}
+    if values is not None and (len(labels) != 1 or set(levels.tolist()) <= {0, *labels}):
+        return pixels
+    if values is None and top == 255 and len(levels) <= 16:
+        return pixels
+    label = np.uint8(labels.pop() if labels else 255)
+    if set(levels.tolist()) <= {0, top}:
+        return (pixels == top) * label
+    margin = top // 8
+    between = int(np.count_nonzero((pixels > margin) & (pixels < top - margin)))
+    white = int(np.count_nonzero(pixels >= top - margin))
+    few = len(levels) < (5 if label in levels and label != top else fewest_levels)
+    if pixels.dtype.kind == "f" or levels[0] < 0 or levels[-1] > top or not white or few:
+        return pixels
+    if between > _MOST_BETWEEN * pixels.size or (values is None and between > white):
+        return pixels
+    if remarks is not None and between:
+        remarks.append(
+            f"{path.name}: a mask with {between} grey pixels between black and white; more than half counts as white."
+        )
+    return (pixels > top // 2) * label
