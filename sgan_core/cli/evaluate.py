@@ -102,9 +102,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from sgan_core.evaluation.tables import print_table, write_text
 
-    print_table(_table(evaluation.results()), file=sys.stdout)
     if options.output is not None:
         write_text(options.output, _file_text(options.output, evaluation, pairs, unpaired))
+    print_table(_table(evaluation.results()), file=sys.stdout)
 
 
 # --- pairing ---------------------------------------------------------------------------------------
