@@ -390,7 +390,7 @@ def _write_groups(header: Dataset, source: _Source, count: int) -> None:
     thickness = _find(header, source.numbers[0], "PixelMeasuresSequence", "SliceThickness")
     shared, measures, orientation = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = _decimals(first.spacing)
-    measures.SliceThickness = _decimals([float(thickness or 0) or 1.0])[0]
+    measures.SliceThickness = _decimals([thickness])[0] if thickness else None
     orientation.ImageOrientationPatient = _decimals(first.orientation)
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     # A frame is found by its place: those of another volume in the file are out of the way.
@@ -582,8 +582,10 @@ def _geometry(grid: Grid, source: _Source) -> dict[str, Any]:
             "or export the series again with its positions."
         )
     header = source.headers[0]
-    if "SharedFunctionalGroupsSequence" not in header and not header.get("SliceThickness"):
-        header.SliceThickness = DSfloat(_slice_step_mm(grid), auto_format=True)
+    groups = header.get("SharedFunctionalGroupsSequence")
+    measures = groups[0].PixelMeasuresSequence[0] if groups else header
+    if not measures.get("SliceThickness"):
+        measures.SliceThickness = DSfloat(_slice_step_mm(grid), auto_format=True)
     same_size = grid.shape[1::-1] == source.size
     found = _source_of_slices(grid, places, *source.size) if same_size else None
     if found is not None:
