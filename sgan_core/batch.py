@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.files import all_or_none
 from sgan_core.imaging.dicom import Series, choose_series, read_series
 from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.image import Volume
 from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.slices import images_to_volume, in_input_units, slice_centres_mm
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_picture, write_volume
@@ -154,6 +155,12 @@ def _segment_case(
         )
     gaps = config.resample_gaps
     image = read_series(series, resample_gaps=gaps) if series else read_image(one.path)
+    if series is not None and config.format == "dicom-seg":
+        from sgan_core.imaging.dicom.seg import check_dicom_seg  # highdicom takes a while to load
+
+        where = image.grid if isinstance(image, Volume) else _pixel_grid(*image.array.shape[1:])
+        facts = _seg_facts(bundle)
+        check_dicom_seg(where, bundle.config.labels, series.files, frames=series.frames, **facts)
     found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
     volumes = label_volumes(found, bundle)
     section = report_case(found, bundle, one.name) if config.report else None
@@ -276,20 +283,35 @@ def _beside(stem: Path, what: str, grid: Grid | None, config: BatchConfig) -> Pa
     return stem.with_name(f"{stem.name}_{what}{'.png' if grid is None else _SUFFIX[config.format]}")
 
 
+def _pixel_grid(rows: int, columns: int) -> Grid:
+    """A picture is one slice (I, J, 1) that lies nowhere in particular."""
+    return Grid((columns, rows, 1), np.eye(4))
+
+
+def _seg_facts(bundle: Bundle) -> dict[str, Any]:
+    return {"model_name": bundle.name, "seed": bundle.config.seed}
+
+
 def _write_labels(
     found: Segmentation, bundle: Bundle, stem: Path, config: BatchConfig, series: Series | None
 ) -> Path:
-    """Write the label map in the format asked for. stem: folder and name of the case."""
+    """Write the label map in the format asked for. stem: folder and name of the case.
+
+    When a DICOM segmentation cannot be written after all, the work is kept as NIfTI or PNG; the InputError says where.
+    """
     labels, grid = bundle.config.labels, found.stack.grid
     if config.format == "dicom-seg" and series is not None:
         target = stem.with_name(f"{stem.name}_seg.dcm")
         from sgan_core.imaging.dicom.seg import write_dicom_seg  # highdicom takes a while to load
 
-        # A picture (H, W) is one slice (I, J, 1) that lies nowhere in particular.
-        labelmap = found.labels.T[..., None] if grid is None else found.labels
-        where = Grid((*found.labels.T.shape, 1), np.eye(4)) if grid is None else grid
-        facts: dict[str, Any] = {"model_name": bundle.name, "seed": bundle.config.seed}
-        write_dicom_seg(target, labelmap, where, labels, series.files, **facts)
+        labelmap = found.labels.T[..., None] if grid is None else found.labels  # (H, W) -> (I, J, 1)
+        where = _pixel_grid(*found.labels.shape) if grid is None else grid
+        try:
+            facts = _seg_facts(bundle)
+            write_dicom_seg(target, labelmap, where, labels, series.files, frames=series.frames, **facts)
+        except InputError as error:
+            kept = _write_labels(found, bundle, stem, replace(config, format="nifti"), series)
+            raise InputError(f"{error} The label map is kept as {kept}.") from error
     elif grid is None:
         target = stem.with_name(f"{stem.name}_seg.png")
         write_mask_png(target, found.labels, labels)

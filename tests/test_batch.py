@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -330,6 +331,61 @@ def test_dicom_picture_gets_a_dicom_segmentation(
     inputs = find_inputs([tmp_path / "pictures"])
     case = run_batch(inputs, bundle, tmp_path / "out", config, options={}).record["cases"][0]
     np.testing.assert_array_equal(read_dicom_seg(case["output"]), np.full((7, 9), 2))
+
+
+def test_what_no_dicom_segmentation_can_say_is_refused_before_the_work(
+    dicom_files: Any, bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = dicom_files.stack(np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16))
+    for image in images:
+        image.SOPClassUID = "1.2.840.113619.4.30"  # of a maker
+    dicom_files.save_all(tmp_path / "scan", images)
+    monkeypatch.setattr(batch, "segment_volume", lambda *_, **__: pytest.fail("it was segmented"))
+    with pytest.raises(InputError, match="--format nifti"):
+        run_batch(
+            find_inputs([tmp_path / "scan"]),
+            bundle,
+            tmp_path / "out",
+            BatchConfig(format="dicom-seg"),
+            options={},
+        )
+
+
+@pytest.mark.parametrize(("modality", "kept"), [("CT", "scan_seg.nii.gz"), ("DX", "0000_seg.png")])
+def test_mask_that_fails_as_dicom_is_kept(
+    modality: str,
+    kept: str,
+    dicom_files: Any,
+    bundle: Any,
+    scans: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sgan_core.imaging.dicom import seg
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise InputError("a reason.")
+
+    monkeypatch.setattr(seg, "write_dicom_seg", fails)
+    if modality == "CT":
+        write_series(dicom_files, tmp_path / "scan")
+    else:
+        pixels = np.arange(63, dtype=np.uint16).reshape(7, 9)
+        dicom_files.save_all(tmp_path / "scan", [dicom_files.image(pixels, modality)])
+    config = BatchConfig(format="dicom-seg", report=False)
+    with pytest.raises(InputError, match=f"a reason. The label map is kept as .*{kept}"):
+        run_batch(find_inputs([tmp_path / "scan"]), bundle, tmp_path / "out", config, options={})
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [kept]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_name_that_is_not_utf_8_costs_nothing(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
+    odd = scans[0].with_name(os.fsdecode(b"M\xfcller.nii.gz"))
+    scans[0].rename(odd)
+    run_batch(find_inputs([odd]), bundle, tmp_path / "out", BatchConfig(), options={})
+    (case,) = cases(tmp_path / "out")
+    assert Path(case["output"]).exists()
+    assert "M\\udcfcller" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_slice_exported_twice_does_not_disturb_the_dicom_segmentation(

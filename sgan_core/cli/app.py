@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import re
@@ -88,6 +89,7 @@ def run(
     Returns 0 done, 1 partly failed, 2 wrong input (InputError, options, a place that cannot be written),
     3 cancelled (Cancelled, Ctrl-C, SIGTERM), 70 anything else; never raises.
     """
+    _escape_what_cannot_be_printed()
     _add_shared_options(parser)
     try:
         options = parser.parse_args(argv)
@@ -95,6 +97,13 @@ def run(
         return leaving.code if isinstance(leaving.code, int) else DONE
     with _logging_to_stderr(parser.prog, debug=options.debug), _sigterm_interrupts():
         return _outcome(main, options, parser.prog)
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """No file name costs results because the console's encoding lacks its letters."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _add_shared_options(parser: argparse.ArgumentParser) -> None:

@@ -196,8 +196,11 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file (UTF-8) whole or not at all, making its folder when needed. Raises OSError."""
+    """Write a text file (UTF-8) whole or not at all, making its folder when needed. Raises OSError.
+
+    Bytes of a file name that are not UTF-8 (surrogates in Python) become escapes, which JSON reads back.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import logging
 import shutil
@@ -466,3 +467,18 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "examples:" in done.stdout
+
+
+def test_console_that_lacks_a_letter_costs_no_scores(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in folders:
+        (file,) = folder.glob("p1*")
+        file.rename(file.with_name(file.name.replace("p1", "患者")))
+    buffer = io.BytesIO()
+    console = io.TextIOWrapper(buffer, encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert main([*map(str, folders), "--output", str(tmp_path / "scores.json")]) == 0
+    console.flush()
+    assert b"\\u60a3" in buffer.getvalue()
+    assert (tmp_path / "scores.json").exists()

@@ -6,10 +6,11 @@ BINARY segmentations of the Segmentation IOD (DICOM PS3.3 A.51), by highdicom.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ import pydicom
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom import Dataset
 from pydicom.config import RAISE
-from pydicom.datadict import keyword_dict
+from pydicom.datadict import dictionary_VM
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as SrCode
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import DSfloat, validate_value
+from pydicom.valuerep import DA, TM, DSfloat, validate_value
 
 from sgan_core import __version__
 from sgan_core.cohort import Label
@@ -54,7 +55,9 @@ _PATIENT_AND_STUDY = (
     "StudyID",
     "AccessionNumber",
 )
-_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "Rows", "Columns")
+_FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_FAR_AWAY_MM = 1e6  # where no slice of a patient lies
 
 
 def write_dicom_seg(
@@ -64,6 +67,7 @@ def write_dicom_seg(
     labels: Sequence[Label],
     source_files: Sequence[str | Path],
     *,
+    frames: Sequence[tuple[int, int]] = (),
     description: str = "",
     model_name: str = "",
     seed: int | None = None,
@@ -73,18 +77,21 @@ def write_dicom_seg(
     labelmap: (I, J, K) integers, 0 is background, others are values of ``labels``; i counts columns and j
     rows of the source's slices. grid: where it lies. labels: in the order of the segments 1, 2, ...; one
     that the label map lacks is listed all the same. source_files: the DICOM files of the source series in
-    any order, or one multi-frame file; only headers are read.
+    any order, or one multi-frame file; only headers are read. frames: of them, those of the segmented
+    volume, as (index in source_files, frame in that file from 0); empty: all.
     description: of the series, at most 64 characters count. model_name: what drew the labels; seed: with
     which seed. Both are told as the algorithm's.
 
     Slices find their source by position (``SLICE_TOLERANCE_VOXELS``), take over its exact position and
-    refer to its SOP instance. When the grid has slices that the source has not (interpolated ones), every
-    frame gets the grid's own position and the file refers to the series as a whole. A single image without
-    positions (an X-ray) is referred to by its pixels. Frames without any pixel of their label are left out,
+    refer to its SOP instance. When the grid has slices that the source has not (interpolated ones), or is wider
+    (a straightened gantry), every frame gets the grid's own position and the file refers to the series as a
+    whole. A single image without positions (an X-ray) is referred to by its pixels, and the result says no pixel
+    size. Frames without any pixel of their label are left out,
     except in the first and the last slice, which tell a reader the extent: an empty label map is a valid
     file of two empty frames.
-    Patient and study attributes are the source's (text becomes UTF-8), invalid values left out. UIDs come
-    from a hash of all arguments and the source's UIDs: the same result has the same UIDs.
+    Patient and study attributes are the source's (text becomes UTF-8), invalid values left out; a missing study,
+    series or frame of reference gets a UID from a hash of the source's. UIDs of the result
+    come from a hash of all arguments and the source's UIDs: the same result has the same UIDs.
     The file appears whole or not at all. Raises InputError: a source file that is not readable DICOM, files
     of several series, slices of another size, a series without positions, oblique voxel axes, a folder that
     cannot be written.
@@ -92,27 +99,72 @@ def write_dicom_seg(
     if labelmap.shape != grid.shape:
         raise ValueError(f"label map {labelmap.shape} and grid {grid.shape} differ in shape")
     with _quiet():
-        source = _read_source(source_files)
-        rows, columns = source.size
-        if labelmap.shape[:2] != (columns, rows):
-            raise InputError(
-                f"{source.folder}: the label map has {labelmap.shape[0]} x {labelmap.shape[1]} pixels a slice, "
-                f"the DICOM series {columns} x {rows}. Give the series that was segmented."
-            )
-        frames = _segment_numbers(labelmap, labels)
-        text = header_text(description) or f"{PRODUCT} segmentation"
-        algorithm = _algorithm(model_name, seed)
-        uids = _uids(frames, grid, [*labels, text, model_name, seed], source)
-        try:
-            segmentation = _segmentation(frames, grid, labels, source, uids, text, algorithm)
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-            # The library's message may quote the header, so it stays inside.
-            raise InputError(
-                f"{source.folder}: a DICOM segmentation cannot refer to this series ({type(error).__name__}: a "
-                "header entry that it needs is missing or invalid). Use --format nifti."
-            ) from None
+        source = _read_source(source_files, frames)
+        _refuse_smaller(grid, source)
+        numbers = _segment_numbers(labelmap, labels)
+        facts = (description, model_name, seed)
+        segmentation = _segmentation(numbers, grid, labels, source, *facts)
         with writing(path, ".dcm") as partial:
             segmentation.save_as(partial, enforce_file_format=True)
+
+
+def check_dicom_seg(
+    grid: Grid,
+    labels: Sequence[Label],
+    source_files: Sequence[str | Path],
+    *,
+    frames: Sequence[tuple[int, int]] = (),
+    description: str = "",
+    model_name: str = "",
+    seed: int | None = None,
+) -> None:
+    """Raise what ``write_dicom_seg`` would raise for any label map on this grid, before there is one.
+
+    Arguments as there. An empty segmentation of one pixel a slice is made in memory and read back by highdicom.
+    """
+    with _quiet():
+        source = _read_source(source_files, frames)
+        _refuse_smaller(grid, source)
+        empty = np.zeros((grid.shape[2], 1, 1), np.uint8)
+        segmentation = _segmentation(empty, grid, labels, source, description, model_name, seed)
+        with _describable(source), io.BytesIO() as file:
+            segmentation.save_as(file, enforce_file_format=True)
+            file.seek(0)
+            hd.seg.segread(file)
+
+
+def _refuse_smaller(grid: Grid, source: _Source) -> None:
+    rows, columns = source.size
+    if (
+        grid.shape[0] < columns
+        or grid.shape[1] < rows
+        or (not source.is_placed and grid.shape[:2] != (columns, rows))
+    ):
+        raise InputError(
+            f"{source.folder}: the label map has {grid.shape[0]} x {grid.shape[1]} pixels a slice, "
+            f"the DICOM series {columns} x {rows}. Give the series that was segmented."
+        )
+
+
+@contextmanager
+def _describable(source: _Source) -> Iterator[None]:
+    """Headers that highdicom cannot take make it raise errors of many types: InputError for all of them."""
+    try:
+        yield
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
+        # The library's message may quote the header, so it stays inside.
+        raise InputError(
+            f"{source.folder}: a DICOM segmentation cannot refer to this series ({type(error).__name__}: a "
+            "header entry that it needs is missing or invalid). Use --format nifti."
+        ) from None
 
 
 def read_dicom_seg(path: str | Path) -> Volume | np.ndarray:
@@ -187,25 +239,36 @@ class _Source:
 
     folder: Path  # what messages name
     headers: list[Dataset]  # one a file
-    places: list[_Place | None]  # one a frame
+    places: list[_Place | None]  # one a frame of interest
+    numbers: list[int]  # of these among all frames of all headers, from 0
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns."""
         return int(self.headers[0].Rows), int(self.headers[0].Columns)
 
+    @property
+    def is_placed(self) -> bool:
+        return bool(self.places) and None not in self.places
 
-def _read_source(files: Sequence[str | Path]) -> _Source:
+
+def _read_source(files: Sequence[str | Path], frames: Sequence[tuple[int, int]] = ()) -> _Source:
     if not files:
         raise InputError("no DICOM file to refer to; give the files of the series that was segmented.")
     paths = [Path(file) for file in files]
     folder = paths[0].parent if len(paths) > 1 else paths[0]
-    by_uid: dict[str, Dataset] = {}
-    for path in paths:
+    wanted: dict[int, list[int]] = {}  # of a file, its frames
+    for file, frame in frames:
+        wanted.setdefault(file, []).append(frame)
+    by_uid: dict[str, tuple[Dataset, list[int]]] = {}
+    for number, path in enumerate(paths):
+        if wanted and number not in wanted:
+            continue
         header = _read_header(path)
-        by_uid.setdefault(str(header.SOPInstanceUID), header)
+        by_uid.setdefault(str(header.SOPInstanceUID), (header, wanted.get(number, [])))
     # The order of the files on the disk must not show in the result.
-    headers = [by_uid[uid] for uid in sorted(by_uid)]
+    chosen = [by_uid[uid] for uid in sorted(by_uid)]
+    headers = [header for header, _ in chosen]
     with _readable(folder, "DICOM series"):
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
             if len({header.get(keyword) for header in headers}) > 1:
@@ -213,12 +276,21 @@ def _read_source(files: Sequence[str | Path]) -> _Source:
                     f"{folder}: the DICOM files belong to several series or differ in size ({keyword} differs). "
                     "Give the files of one series."
                 )
-        _mend(headers)
-        counts = [int(header.get("NumberOfFrames") or 1) for header in headers]
+        counts = [_frame_count(header) for header in headers]
         if len(headers) > 1 and max(counts) > 1:
             raise InputError(f"{folder}: several multi-frame files; give the one that was segmented.")
-        places = [_place(header, index) for header in headers for index in range(counts[0])]
-    return _Source(folder, headers, places)
+        numbers, places = [], []
+        for n, (header, own) in enumerate(chosen):
+            for frame in sorted(set(own)) or range(counts[n]):
+                numbers.append(n + frame)
+                places.append(_place(header, frame))
+        source = _Source(folder, headers, places, numbers)
+        _mend(source)
+    return source
+
+
+def _frame_count(header: Dataset) -> int:
+    return max(int(header.get("NumberOfFrames") or 1), 1)
 
 
 def _read_header(path: Path) -> Dataset:
@@ -262,38 +334,102 @@ def _find(header: Dataset, index: int, sequence: str, keyword: str) -> Any:
     return header.get(keyword)
 
 
-def _mend(headers: list[Dataset]) -> None:
+def _mend(source: _Source) -> None:
     """Bring headers into the form that highdicom takes: nothing needed missing, nothing invalid."""
+    headers = source.headers
     first = headers[0]  # patient and study are taken from this one
+    count = _frame_count(first)
     _drop_invalid(first)
+    first.SpecificCharacterSet = "ISO_IR 192"  # all text is decoded by now; the source's may be unknown
     for keyword in _PATIENT_AND_STUDY:
         if keyword not in first:
             setattr(first, keyword, None)
     if first.PatientSex not in ("M", "F", "O"):
         first.PatientSex = None
-    # Anonymisers drop it, though every scan needs one; highdicom insists. Other results get the same one.
-    reference = first.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[str(first.SeriesInstanceUID)])
+    if first.get("LossyImageCompression") not in ("00", "01"):
+        first.LossyImageCompression = "00"
+    entropy = sorted(str(header.SOPInstanceUID) for header in headers)
     for header in headers:
-        if header.get("ImagePositionPatient") and not header.get("FrameOfReferenceUID"):
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+            if not header.get(keyword):
+                setattr(header, keyword, generate_uid(entropy_srcs=[keyword, *entropy]))
+    if source.is_placed:
+        # Anonymisers drop it, though every scan needs one; highdicom insists. Other results get the same one.
+        reference = first.get("FrameOfReferenceUID") or generate_uid(
+            entropy_srcs=[str(first.SeriesInstanceUID)]
+        )
+        for header in headers:
             header.FrameOfReferenceUID = reference
-        # Cosines of one series may differ in the last digit, which is the same orientation.
-        ours, theirs = header.get("ImageOrientationPatient"), first.get("ImageOrientationPatient")
-        if ours and theirs and np.allclose(np.array(ours, float), np.array(theirs, float), atol=_PARALLEL):
-            header.ImageOrientationPatient = theirs
+        if count > 1 or any(keyword in first for keyword in _FUNCTIONAL_GROUPS):
+            _write_groups(first, source, count)
+        else:
+            for header, place in zip(headers, source.places, strict=True):
+                _write_place(header, place, source.places[0])
+    else:
+        # highdicom takes a frame of reference for a place in the patient, and cannot read back a pixel spacing
+        # without a thickness: the result has the image's pixels.
+        for keyword in ("FrameOfReferenceUID", "PixelSpacing", *_FUNCTIONAL_GROUPS):
+            if keyword in first:
+                delattr(first, keyword)
+
+
+def _write_place(header: Dataset, place: _Place | None, first: _Place | None) -> None:
+    assert place is not None
+    assert first is not None
+    # Cosines of one series may differ in the last digit, which is the same orientation.
+    alike = np.allclose(place.orientation, first.orientation, atol=_PARALLEL)
+    header.ImagePositionPatient = _decimals(place.position)
+    header.ImageOrientationPatient = _decimals((first if alike else place).orientation)
+    header.PixelSpacing = _decimals(place.spacing)
+
+
+def _write_groups(header: Dataset, source: _Source, count: int) -> None:
+    """Functional groups of a multi-frame header anew, wherever it says its places (PS3.3 C.7.6.16)."""
+    first = source.places[0]
+    assert first is not None
+    thickness = _find(header, source.numbers[0], "PixelMeasuresSequence", "SliceThickness")
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = _decimals(first.spacing)
+    measures.SliceThickness = _decimals([thickness])[0] if thickness else None
+    orientation.ImageOrientationPatient = _decimals(first.orientation)
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    # A frame is found by its place: those of another volume in the file are out of the way.
+    positions = {
+        number: place.position for number, place in zip(source.numbers, source.places, strict=True) if place
+    }
+    groups = []
+    for number in range(count):
+        group, place = Dataset(), Dataset()
+        place.ImagePositionPatient = _decimals(positions.get(number, np.full(3, _FAR_AWAY_MM + number)))
+        group.PlanePositionSequence = [place]
+        groups.append(group)
+    header.NumberOfFrames = count
+    header.SharedFunctionalGroupsSequence, header.PerFrameFunctionalGroupsSequence = [shared], groups
+
+
+def _decimals(values: Iterable[float]) -> list[DSfloat]:
+    return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 def _drop_invalid(dataset: Dataset) -> None:
     """Decode the text that is copied into the result; delete what is no valid value of its kind."""
     for tag in list(dataset.keys()):
-        if tag.group in (0x0018, 0x0020, 0x0028, 0x5200) and tag != keyword_dict["StudyID"]:
-            continue  # geometry: checked where it is used
         try:
             element = dataset[tag]
+            if element.keyword in _FUNCTIONAL_GROUPS:
+                continue  # written anew where they are used
             if element.VR == "SQ":
                 for item in element.value:
                     _drop_invalid(item)
             elif element.VR != "UI":
-                validate_value(element.VR, element.value, RAISE)
+                if element.VM > 1 and dictionary_VM(tag) == "1":
+                    raise ValueError("several values instead of one")
+                if element.VR not in ("IS", "DS"):  # numbers by now
+                    validate_value(element.VR, element.value, RAISE)
+                if element.VR == "PN":
+                    element.value = str(element.value)
+                elif element.VR in ("DA", "TM") and element.VM == 1 and element.value:
+                    (DA if element.VR == "DA" else TM)(element.value)
         except Exception:  # whatever a broken value makes pydicom raise
             del dataset[tag]
 
@@ -339,11 +475,31 @@ def _segmentation(
     grid: Grid,
     labels: Sequence[Label],
     source: _Source,
+    description: str,
+    model_name: str,
+    seed: int | None,
+) -> hd.seg.Segmentation:
+    """frames: (K, J, I) segment numbers; (K, 1, 1) to try it, whatever the size of the slices."""
+    text = header_text(description) or f"{PRODUCT} segmentation"
+    algorithm = _algorithm(model_name, seed)
+    uids = _uids(frames, grid, [*labels, text, model_name, seed], source)
+    with _describable(source):
+        return _filled(frames, grid, labels, source, uids, text, algorithm)
+
+
+def _filled(
+    frames: np.ndarray,
+    grid: Grid,
+    labels: Sequence[Label],
+    source: _Source,
     uids: dict[str, str],
     text: str,
     algorithm: hd.AlgorithmIdentificationSequence,
 ) -> hd.seg.Segmentation:
     geometry = _geometry(grid, source)
+    if frames.shape[1:] == (1, 1):
+        for header in source.headers:
+            header.Rows = header.Columns = 1
     marked = _mark_extent(frames)
     segmentation = hd.seg.Segmentation(
         source_images=source.headers,
@@ -410,7 +566,7 @@ def _series_number(header: Dataset) -> int:
     """100 more than the source's, so that viewers list the result after the images."""
     try:
         number = 100 + max(0, int(header.get("SeriesNumber") or 0))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 100
     return number if number < 2**31 else 100  # the range of IS
 
@@ -426,9 +582,12 @@ def _geometry(grid: Grid, source: _Source) -> dict[str, Any]:
             "or export the series again with its positions."
         )
     header = source.headers[0]
-    if "SharedFunctionalGroupsSequence" not in header and header.get("SliceThickness") is None:
-        header.SliceThickness = DSfloat(_slice_step_mm(grid), auto_format=True)
-    found = _source_of_slices(grid, places, *source.size)
+    groups = header.get("SharedFunctionalGroupsSequence")
+    measures = groups[0].PixelMeasuresSequence[0] if groups else header
+    if not measures.get("SliceThickness"):
+        measures.SliceThickness = DSfloat(_slice_step_mm(grid), auto_format=True)
+    same_size = grid.shape[1::-1] == source.size
+    found = _source_of_slices(grid, places, *source.size) if same_size else None
     if found is not None:
         return {"plane_positions": [hd.PlanePositionSequence("PATIENT", p.position.tolist()) for p in found]}
     affine_lps = ras_from_lps(grid.affine)

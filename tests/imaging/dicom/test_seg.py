@@ -24,7 +24,12 @@ from sgan_core import __version__
 from sgan_core.cohort import Label
 from sgan_core.errors import InputError
 from sgan_core.imaging.dicom import seg
-from sgan_core.imaging.dicom.seg import read_dicom_seg, read_dicom_seg_labels, write_dicom_seg
+from sgan_core.imaging.dicom.seg import (
+    check_dicom_seg,
+    read_dicom_seg,
+    read_dicom_seg_labels,
+    write_dicom_seg,
+)
 from sgan_core.imaging.grid import Grid, corner_distance_mm
 
 LIVER = Label(1, "liver", (221, 130, 101), "10200004")
@@ -529,6 +534,111 @@ def test_nothing_of_the_patient_is_told(
     assert "Verylong" not in said
     assert generate_uid(entropy_srcs=["slice", "0"]) not in said
     assert logging.getLogger("highdicom").level == level
+
+
+ODD_HEADERS: dict[str, dict[str, Any]] = {
+    "unknown character set": {"SpecificCharacterSet": "ISO_IR 999"},
+    "empty character set": {"SpecificCharacterSet": ""},
+    "character sets that are none": {"SpecificCharacterSet": ["x", "y"]},
+    "no study": {"StudyInstanceUID": None},
+    "UIDs that are none": {"StudyInstanceUID": "1.2.3.abc", "SeriesInstanceUID": "1.2.003"},
+    "a UID that is too long": {"FrameOfReferenceUID": "1." + "2" * 80},
+    "series number out of range": {"SeriesNumber": "99999999999"},
+    "a date of former days": {"StudyDate": "2020.01.02"},
+    "two names": {"PatientName": ["A^B", "C^D"]},
+    "no thickness": {"SliceThickness": "0"},
+    "no such compression": {"LossyImageCompression": "yes"},
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADERS)
+def test_odd_headers_are_no_reason_to_lose_a_mask(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images = [ct_slice(k, **ODD_HEADERS[name]) for k in range(4)]
+        pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+        try:
+            files = write_series(tmp_path / "series", images)
+        finally:
+            pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
+        labels = labelmap()[:, :, 6:10]
+        check_dicom_seg(grid(4), LABELS, files)
+        segmentation = written(tmp_path, labels, grid(4), LABELS, files)
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labels)
+    assert all(len(sources) == 1 for sources in sources_of(segmentation))
+    kept = ODD_HEADERS[name].get("StudyInstanceUID")
+    assert not kept or segmentation.StudyInstanceUID == kept
+
+
+@pytest.mark.parametrize("spacing", [None, [0.14, 0.14]])
+def test_an_x_ray_with_a_pixel_spacing_is_read_back(spacing: list[float] | None, tmp_path: Path) -> None:
+    image = dx_image()
+    del image.SliceThickness
+    if spacing:
+        image.PixelSpacing = spacing
+    labels = labelmap()[:, :, 7:8]
+    written(tmp_path, labels, grid(1), LABELS, write_series(tmp_path / "dx", [image]))
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm"), labels[:, :, 0].T)
+
+
+@pytest.mark.parametrize("change", ["no frame of reference", "measures of each frame", "measures on top"])
+def test_enhanced_headers_may_say_it_anywhere(change: str, tmp_path: Path) -> None:
+    image = enhanced_ct()
+    if change == "no frame of reference":
+        del image.FrameOfReferenceUID
+    else:
+        measures = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+        del image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+        if change == "measures on top":
+            image.PixelSpacing, image.SliceThickness = measures[0].PixelSpacing, measures[0].SliceThickness
+        else:
+            for frame in image.PerFrameFunctionalGroupsSequence:
+                frame.PixelMeasuresSequence = measures
+    files = write_series(tmp_path / "enhanced", [image])
+    segmentation = written(tmp_path, labelmap(), grid(), LABELS, files)
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labelmap())
+    assert all(len(sources) == 1 for sources in sources_of(segmentation))
+
+
+def test_one_of_two_volumes_in_a_file_is_referred_to(tmp_path: Path) -> None:
+    """Frames 1 to 20 and 21 to 40 lie at the same places."""
+    image = enhanced_ct()
+    image.PerFrameFunctionalGroupsSequence = [
+        frame for _ in range(2) for frame in image.PerFrameFunctionalGroupsSequence
+    ]
+    image.NumberOfFrames, image.PixelData = 2 * SLICES, image.PixelData * 2
+    files = write_series(tmp_path / "two", [image])
+    second = [(0, SLICES + number) for number in reversed(range(SLICES))]
+    segmentation = written(tmp_path, labelmap(), grid(), LABELS, files, frames=second)
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        here = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
+        number = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        np.testing.assert_allclose(here, position(2 * SLICES - number), atol=1e-6)
+
+
+def test_a_wider_grid_has_positions_of_its_own(tmp_path: Path, series: list[Path]) -> None:
+    """A straightened gantry makes slices wider than the source's."""
+    affine = grid().affine.copy()
+    affine[:3, 3] -= 3 * affine[:3, 0]
+    wide = Grid((COLUMNS + 6, ROWS, SLICES), affine)
+    labels = np.pad(labelmap(), ((3, 3), (0, 0), (0, 0)))
+    check_dicom_seg(wide, LABELS, series)
+    written(tmp_path, labels, wide, LABELS, series)
+    found = read_dicom_seg(tmp_path / "seg.dcm")
+    np.testing.assert_array_equal(found.array, labels)
+    assert corner_distance_mm(found.grid, wide) < 1e-3
+
+
+def test_a_dry_run_refuses_what_writing_would(tmp_path: Path, series: list[Path]) -> None:
+    two = write_series(tmp_path / "dx", [dx_image(), dx_image(SOPInstanceUID=generate_uid())])
+    private = write_series(tmp_path / "private", [ct_slice(0, SOPClassUID="1.2.840.113619.4.30")])
+    small = Grid((COLUMNS - 1, ROWS, SLICES), grid().affine)
+    for where, files in ((grid(2), two), (grid(1), private), (small, series)):
+        with pytest.raises(InputError) as dry:
+            check_dicom_seg(where, LABELS, files)
+        with pytest.raises(InputError) as real:
+            write_dicom_seg(tmp_path / "seg.dcm", np.zeros(where.shape, np.uint8), where, LABELS, files)
+        assert str(dry.value) == str(real.value)
 
 
 # --- refusals -----------------------------------------------------------------------------------------
