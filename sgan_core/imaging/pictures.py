@@ -101,6 +101,8 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
         return "a TIFF of signed 8-bit values"
     if tags.get(_BITS) == 16 and tags.get(_PLANAR) == 2 and len(opened.getbands()) > 1:
         return "a 16-bit TIFF in colour planes"
+    if opened.format == "TIFF" and max((tile[1][3] for tile in opened.tile), default=0) < opened.height:  # type: ignore[attr-defined]
+        return "a TIFF that does not say where all of its rows are"  # Pillow leaves them black
     if opened.mode == "F" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         return "a TIFF of real numbers whose white is zero"
     if opened.mode in ("LAB", "La", "HSV"):
