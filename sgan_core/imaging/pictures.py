@@ -17,6 +17,17 @@ _WIDE = 65535
 # Tags of TIFF 6.0.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 255, 258, 262, 284, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+# What Pillow raises on garbage.
+_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+) + (MemoryError, struct.error, zlib.error)
 _MOST_BETWEEN = 0.2  # part of a mask's pixels that may be neither black nor white; of an image most are
 _NEAR_BLACK = 16  # of a palette's colour
 
@@ -35,7 +46,7 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             upright = ImageOps.exif_transpose(opened)  # a loaded copy
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error} Save a smaller picture.") from error
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+    except _ERRORS as error:
         raise damaged(path, "picture", error) from error
     if upright.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         # Pillow inverts such pictures of 1 and 8 bits, not these.
@@ -90,6 +101,8 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
         return "a TIFF of signed 8-bit values"
     if tags.get(_BITS) == 16 and tags.get(_PLANAR) == 2 and len(opened.getbands()) > 1:
         return "a 16-bit TIFF in colour planes"
+    if opened.format == "TIFF" and max((tile[1][3] for tile in opened.tile), default=0) < opened.height:  # type: ignore[attr-defined]
+        return "a TIFF that does not say where all of its rows are"  # Pillow leaves them black
     if opened.mode == "F" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         return "a TIFF of real numbers whose white is zero"
     if opened.mode in ("LAB", "La", "HSV"):

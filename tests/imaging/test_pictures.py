@@ -126,6 +126,14 @@ def test_what_cannot_be_read_right_is_refused_by_name(tmp_path: Path) -> None:
             read_picture(tmp_path / name)
 
 
+def test_tiff_whose_rows_are_missing_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values_of("u2"), photometric="minisblack")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["RowsPerStrip"].overwrite(2)
+    with pytest.raises(InputError, match="where all of its rows are"):
+        read_picture(tmp_path / "a.tif")
+
+
 def test_cmyk_is_ink_on_white(tmp_path: Path) -> None:
     ink = values_of("u1", (6, 9, 4))
     ink[0, 0], ink[0, 1] = (0, 0, 0, 0), (0, 0, 0, 255)
