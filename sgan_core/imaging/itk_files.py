@@ -6,6 +6,7 @@ asked for these (NRRD: teem.sourceforge.net/nrrd/format.html; MetaImage: itk.org
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tu
     units = {unit for unit in re.findall(r'"([^"]*)"', named) if unit} or {""}
     if len({_in_mm(unit, path) for unit in units}) > 1:
         raise InputError(f"{path}: its axes have different units of length. Export it again in mm.")
+    _refuse_other_length(header, path)
     if "nan" in header.get("spacings", "").lower():
         raise InputError(f"{path}: its header leaves the spacing of an axis open (NaN). Export it again.")
     if len(direction) < 3:
@@ -111,6 +113,38 @@ def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tu
     if given < len(direction) and "spacings" not in header:
         doubts.append("the header holds no voxel size; 1 mm is a guess.")
     return units.pop(), doubts
+
+
+_BYTES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
+    **dict.fromkeys(
+        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
+    ),
+    "double": 8,
+}
+
+
+def _refuse_other_length(header: dict[str, str], path: Path) -> None:
+    """Raise InputError where plain voxels behind the header are more than it announces: ITK takes the first of them."""
+    size = _BYTES.get(header.get("type", "").lower())
+    skips = {header.get("byte skip", "0"), header.get("line skip", "0")}
+    if (
+        header.get("encoding", "").lower() != "raw"
+        or header.keys() & {"data file", "datafile"}
+        or size is None
+    ):
+        return
+    with path.open("rb") as stream:
+        while stream.readline(65536).strip():
+            pass
+        found = path.stat().st_size - stream.tell()
+    announced = size * math.prod(int(n) for n in header.get("sizes", "").split())
+    if skips == {"0"} and found > announced:
+        raise InputError(
+            f"{path}: {announced} bytes of voxels are announced, the file holds {found}. Export it again."
+        )
 
 
 def _metaimage_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tuple[str, list[str]]:

@@ -16,7 +16,8 @@ from sgan_core.imaging.guards import damaged
 _WIDE = 65535
 # Tags of TIFF 6.0.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 255, 258, 262, 284, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_COMPRESSION, _SAMPLES, _STRIP_BYTES = 259, 277, 279
+_WHITE_IS_ZERO, _YCBCR, _SIGNED, _JPEG = 0, 6, 2, (6, 7)
 # What Pillow raises on garbage.
 _ERRORS = (
     OSError,
@@ -85,7 +86,16 @@ def _only_page(opened: Image.Image, path: Path) -> tuple[str, ...]:
 def _tiff_tags(opened: Image.Image) -> dict[int, int]:
     """The numbers of a TIFF page's directory, the largest of each; empty for other files."""
     found = {}
-    for tag in (_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT):
+    for tag in (
+        _NEW_SUBFILE_TYPE,
+        _SUBFILE_TYPE,
+        _BITS,
+        _PHOTOMETRIC,
+        _PLANAR,
+        _SAMPLE_FORMAT,
+        _COMPRESSION,
+        _SAMPLES,
+    ):
         value = getattr(opened, "tag_v2", {}).get(tag)
         numbers = value if isinstance(value, tuple) else (value,)
         if all(isinstance(number, int) for number in numbers) and numbers:
@@ -103,6 +113,18 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
         return "a 16-bit TIFF in colour planes"
     if opened.format == "TIFF" and max((tile[1][3] for tile in opened.tile), default=0) < opened.height:  # type: ignore[attr-defined]
         return "a TIFF that does not say where all of its rows are"  # Pillow leaves them black
+    if (
+        opened.format == "TIFF"
+        and tags.get(_COMPRESSION, 1) == 1
+        and _stored_bytes(opened) >= 2 * _needed_bytes(opened, tags)
+    ):
+        return "a TIFF that holds far more bytes than its pixels need"
+    if opened.format == "TIFF" and _PHOTOMETRIC not in tags:
+        return "a TIFF that does not say what its values mean (PhotometricInterpretation)"
+    if opened.format == "TIFF" and tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_COMPRESSION) not in _JPEG:
+        return "a TIFF in YCbCr colours without JPEG compression"
+    if tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1 and len(opened.tile) < tags[_SAMPLES]:  # type: ignore[attr-defined]
+        return "a TIFF that does not say where all of its colour planes are"
     if opened.mode == "F" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         return "a TIFF of real numbers whose white is zero"
     if opened.mode in ("LAB", "La", "HSV"):
@@ -112,6 +134,16 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
     if any("LA;16" in str(tile) for tile in getattr(opened, "tile", ())):
         return "a 16-bit grey picture with transparency"
     return ""
+
+
+def _stored_bytes(opened: Image.Image) -> int:
+    counts = getattr(opened, "tag_v2", {}).get(_STRIP_BYTES, ())
+    return sum(counts if isinstance(counts, tuple) else (counts,))
+
+
+def _needed_bytes(opened: Image.Image, tags: dict[int, int]) -> int:
+    """Of plain rows, each of whole bytes."""
+    return max(opened.height * -(-opened.width * tags.get(_BITS, 1) * tags.get(_SAMPLES, 1) // 8), 1)
 
 
 def _bmp_bits(opened: Image.Image) -> int:

@@ -27,7 +27,7 @@ import SimpleITK as sitk
 import tifffile
 from pydicom.datadict import dictionary_VR
 from pydicom.pixels import apply_modality_lut
-from pydicom.uid import RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from sgan_core.errors import InputError
 from sgan_core.imaging.grid import ras_from_lps
@@ -228,6 +228,8 @@ def by_pydicom(folder: Path) -> Answer:
     slices = []
     for file in sorted(folder.iterdir()):
         dataset = pydicom.dcmread(file, force=True)
+        if "TransferSyntaxUID" not in dataset.file_meta and dataset.original_encoding == (False, True):
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         pixels = dataset.pixel_array
         if dataset.SamplesPerPixel == 3:
             assert pixels.ndim == 3
@@ -705,18 +707,19 @@ def by_tifffile(path: Path) -> Answer:
         array = page.asarray()
         kind, planar = int(page.photometric), int(page.planarconfig)
         orientation = int(page.tags[274].value) if 274 in page.tags else 1
-        top = float(2**page.bitspersample - 1) if array.dtype.kind == "u" else None
+        top = float(2**page.bitspersample - 1) if array.dtype.kind in "ub" else None
         table = None if page.colormap is None else page.colormap
     if kind == 3:
         array = (table[:, array] >> 8).astype(float)  # (3, H, W)
     elif kind == 2:
         array = (array if planar == 2 else array.transpose(2, 0, 1)).astype(float)
         assert len(array) == 3
-        array = array // 257 if top == 65535 else array
+        array = array // 256 if top == 65535 else array
     else:
         assert kind in (0, 1)
         assert array.ndim == 2
         array = (top - array if kind == 0 else array.astype(float))[None]
+        array = array * 255 if top == 1 else array
     return Answer(filled(upright(array, orientation)))
 
 
@@ -740,7 +743,10 @@ def by_itk_picture(path: Path) -> Answer:
     image = sitk.ReadImage(str(path), imageIO="TIFFImageIO")
     assert image.GetDimension() == 2
     array = sitk.GetArrayFromImage(image).astype(float)
-    return Answer(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    if array.ndim == 2:
+        return Answer(array[None])
+    wide = image.GetPixelID() == sitk.sitkVectorUInt16
+    return Answer(array.transpose(2, 0, 1)[:3] // (256 if wide else 1))  # without alpha, which is opaque
 
 
 def changed_tags(content: bytes, rng: np.random.Generator) -> tuple[bytes, str]:

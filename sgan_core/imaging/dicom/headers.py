@@ -405,12 +405,17 @@ def _said(
     """Notes and doubts about the values of one file."""
     notes, doubts = [], []
     modality = _text(dataset, "Modality")
-    if "PixelRepresentation" not in dataset:
+    if not _text(dataset, "PixelRepresentation"):
         doubts.append(f"no {named('PixelRepresentation')}; values are taken as unsigned.")
     if samples == 3 and "PlanarConfiguration" not in dataset and not _syntax(dataset).is_encapsulated:
         doubts.append(f"no {named('PlanarConfiguration')}; colours are taken pixel by pixel.")
     if modality != "CT" and (doubt := shape_doubt(dataset, photometric)):
         doubts.append(doubt)
+    bits, high_bit = _optional_whole(dataset, "BitsStored"), _optional_whole(dataset, "HighBit")
+    if bits is not None and high_bit is not None and high_bit != bits - 1:
+        doubts.append(
+            f"{named('HighBit')} is {high_bit} with {bits} bits stored; readers differ in which bits they take."
+        )
     if photometric in GREY and _text(dataset, "PixelPresentation") in ("COLOR", "MIXED"):
         doubts.append(f"{named('PixelPresentation')}: part of it is shown in colour; it is read as grey.")
     if lut is not None:
@@ -455,6 +460,14 @@ def _refuse_impossible_size(header: Header, length: int, file_size: int) -> None
         fits = length == _UNDEFINED and claimed <= max(_LARGEST_COMPRESSION * file_size, _SMALLEST_LIMIT)
     else:
         fits = length != _UNDEFINED and claimed <= length and header.pixel_offset + claimed <= file_size
+        if (
+            fits and length >= 2 * claimed + 2
+        ):  # an even length is due; less than an image more may be padding
+            size = f"{header.columns} x {header.rows} x {header.frames}"
+            raise InputError(
+                f"{header.path}: {size} pixels are announced, the file holds {length // claimed} times as many. "
+                "Export it again."
+            )
     if not fits:
         size = f"{header.columns} x {header.rows} x {header.frames}"
         raise InputError(
