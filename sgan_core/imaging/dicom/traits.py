@@ -59,7 +59,6 @@ TRAITS = (
         "echo",
         "echo {:.2f} ms",
         (("MREchoSequence", "EffectiveEchoTime"), ("MREchoSequence", "EchoTime"), ("", "EchoTime")),
-        many=True,
     ),
     Trait("kind", "{}", (("", "ImageType"),)),
     Trait("component", "{}", (("", "ComplexImageComponent"),)),
@@ -90,19 +89,16 @@ TRAITS = (
         "inversion",
         "inversion time {:g} ms",
         (("MRModifierSequence", "InversionTimes"), ("", "InversionTime")),
-        many=True,
     ),
     Trait(
         "flip angle",
         "flip angle {:g}",
         (("MRTimingAndRelatedParametersSequence", "FlipAngle"), ("", "FlipAngle")),
-        many=True,
     ),
     Trait(
         "thickness",
         "{:g} mm thick",
         (("PixelMeasuresSequence", "SliceThickness"), ("", "SliceThickness")),
-        many=True,
     ),
     Trait(
         "trigger",
