@@ -59,6 +59,7 @@ TRAITS = (
         "echo",
         "echo {:.2f} ms",
         (("MREchoSequence", "EffectiveEchoTime"), ("MREchoSequence", "EchoTime"), ("", "EchoTime")),
+        many=True,
     ),
     Trait("kind", "{}", (("", "ImageType"),)),
     Trait("component", "{}", (("", "ComplexImageComponent"),)),
