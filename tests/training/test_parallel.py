@@ -92,8 +92,13 @@ def seen(
         assert spec.loader is not None
         worker = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(worker)
-        for stage in STAGES:
-            torch.save(worker.watch(worker.make(stage, config, store), STEPS), two / f"{stage}-alone.pt")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)  # whatever ran before: sums round by how many threads there are
+        try:
+            for stage in STAGES:
+                torch.save(worker.watch(worker.make(stage, config, store), STEPS), two / f"{stage}-alone.pt")
+        finally:
+            torch.set_num_threads(threads)
 
     def load(stage: str) -> tuple[Seen, Seen, Seen]:
         alone, first, second = (
@@ -132,7 +137,7 @@ def test_weights_of_the_gan_stay_those_of_one_process(seen, step):
     # pair discriminator whose input is zero but for rounding takes the other slope of its LeakyReLU.
     last = step == STEPS - 1
     assert float((gaps >= 1e-5).float().mean()) < (0.005 if last else 0.0005)
-    assert float(gaps.max()) < (5e-4 if last else 2e-4)  # 1.2e-4 was seen on one processor
+    assert float(gaps.max()) < (5e-4 if last else 1e-4)
 
 
 @pytest.mark.parametrize("stage", ["encoder", "student"])
