@@ -162,7 +162,8 @@ def command(args: argparse.Namespace) -> int:
             raise
         progress.event("done", output=str(args.output), failed=result.failed)
     if not args.json_progress:
-        _print_table(result.record["cases"])
+        with app.printing():
+            _print_table(result.record["cases"])
     return app.PARTLY_FAILED if result.failed else app.DONE
 
 
