@@ -286,6 +286,24 @@ def test_one_position_for_all_frames_is_none(dicom_files: Files, tmp_path: Path)
     assert read_image(write(tmp_path / "y", [one])).grid.affine[2, 3] == 30
 
 
+def test_colours_with_a_sign_are_doubted(dicom_files: Files, tmp_path: Path) -> None:
+    image = dicom_files.image(pixels(8, False, shape=(6, 8, 3)), "XC")
+    assert not read_image(write(tmp_path / "x", [image])).doubts
+    image.PixelRepresentation = 1
+    assert "(0028,0103) says signed" in said(read_image(write(tmp_path / "y", [image])))
+
+
+@pytest.mark.parametrize(("keyword", "tag"), [("BitsStored", "0028,0101"), ("SamplesPerPixel", "0028,0002")])
+def test_missing_kind_of_pixels_is_doubted(
+    dicom_files: Files, tmp_path: Path, keyword: str, tag: str
+) -> None:
+    images = dicom_files.stack(pixels(16, True))
+    for image in images:
+        delattr(image, keyword)
+    (doubt,) = read_image(write(tmp_path / "x", images)).doubts
+    assert f"({tag})" in doubt
+
+
 # --- real world values -----------------------------------------------------------------------------
 
 
