@@ -5,12 +5,16 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from PIL import Image, ImageOps
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import heard
+from sgan_core.imaging.dicom.pixels import let_libjpeg_speak
 from sgan_core.imaging.guards import damaged
 
 _WIDE = 65535
@@ -38,6 +42,12 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 
     Raises InputError: damaged file, several pages or frames, and pixels that Pillow does not read right.
     """
+    with heard() as said:
+        picture, warnings = _open(path)
+    return picture, (*warnings, *said.sentence(path.name))
+
+
+def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         with Image.open(path) as opened:
             warnings = _only_page(opened, path)
@@ -45,6 +55,7 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             if reason := _misread(opened, tags):
                 raise InputError(f"{path}: {reason}, which is not read. Save it as 8- or 16-bit PNG.")
             upright = ImageOps.exif_transpose(opened)  # a loaded copy
+            _let_decoders_speak(opened, tags, path)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error} Save a smaller picture.") from error
     except _ERRORS as error:
@@ -57,6 +68,21 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             f"{path}: 32-bit values above 2147483647, which are not read. Save it as 16-bit PNG."
         )
     return upright, warnings
+
+
+def _let_decoders_speak(opened: Image.Image, tags: dict[int, int], path: Path) -> None:
+    """Decode a JPEG or a compressed TIFF once more, for what ``heard`` gets of it; the result is not used.
+
+    Pillow makes libjpeg and the warnings of libtiff mute; both go on with made-up pixels where data are damaged.
+    """
+    if opened.format in ("JPEG", "MPO"):
+        let_libjpeg_speak(path.read_bytes(), opened.height, opened.width, len(opened.getbands()))
+    elif opened.format == "TIFF" and tags.get(_COMPRESSION, 1) != 1:
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("TIFFImageIO")
+        with suppress(RuntimeError, TypeError, ValueError):  # a kind or a file name that it does not know
+            reader.SetFileName(str(path))
+            reader.Execute()
 
 
 def _only_page(opened: Image.Image, path: Path) -> tuple[str, ...]:
