@@ -6,6 +6,7 @@ libjpeg, libtiff, OpenJPEG, GDCM and ITK print to file descriptor 2; Pillow, nib
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
@@ -35,9 +36,10 @@ _listening = threading.Lock()  # held by the one that catches
 # Pixels may be lost, shifted or made up: words of libjpeg (jerror.h), libtiff, ITK and MetaIO. EXIF is not pixels,
 # and the order of a TIFF's tags matters to nobody.
 _DAMAGE = re.compile(
-    r"(?!.*(\bEXIF\b|not sorted)).*(corrupt|premature|truncat|extraneous|bogus|bad |damage|invalid|inconsistent|wrong|incomplete"
-    r"|missing|mismatch|not in table|not yet in table|discard|overrun|overflow|uncompressed|not read|can ?not|could ?n[o']t"
-    r"|unable|fail|error|instead of|checksum|crc\b|unexpected|not terminated|end of (file|data|image))",
+    r"(?!.*(\bEXIF\b|not sorted)).*"
+    r"(corrupt|premature|truncat|extraneous|bogus|bad |damage|invalid|inconsistent|wrong|incomplete|missing|mismatch"
+    r"|not in table|not yet in table|discard|overrun|overflow|not read|can ?not|could ?n[o']t|unable|fail|error"
+    r"|instead of|checksum|crc\b|unexpected|end of (file|data|image))",
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(
@@ -107,6 +109,28 @@ def heard() -> Iterator[Heard]:
     finally:
         said.lines = _lines(texts)
         _listening.release()
+
+
+@contextmanager
+def stdout_as_stderr() -> Iterator[None]:
+    """For a decoder that prints to stdout by C's stdio, as the libjpeg of ITK: let ``heard`` get it. POSIX only.
+
+    Raises OSError where there is no file descriptor 1.
+    """
+    flush = ctypes.CDLL(None).fflush  # stdio keeps what it prints until then
+    results = os.dup(1)
+    try:
+        with suppress(AttributeError, OSError, ValueError):
+            sys.stdout.flush()
+        flush(None)
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            flush(None)
+            os.dup2(results, 1)
+    finally:
+        os.close(results)
 
 
 # --- catching --------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import SimpleITK as sitk
 from PIL import Image, ImageOps
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.decoder_messages import heard
+from sgan_core.imaging.decoder_messages import heard, stdout_as_stderr
 from sgan_core.imaging.dicom.pixels import let_libjpeg_speak
 from sgan_core.imaging.guards import damaged
 
@@ -75,12 +76,17 @@ def _let_decoders_speak(opened: Image.Image, tags: dict[int, int], path: Path) -
 
     Pillow makes libjpeg and the warnings of libtiff mute; both go on with made-up pixels where data are damaged.
     """
-    if opened.format in ("JPEG", "MPO"):
+    is_jpeg = opened.format in ("JPEG", "MPO")
+    if is_jpeg and sys.platform == "win32":  # slower, but what ITK's prints may be in another C library there
         let_libjpeg_speak(path.read_bytes(), opened.height, opened.width, len(opened.getbands()))
-    elif opened.format == "TIFF" and tags.get(_COMPRESSION, 1) != 1:
+    elif is_jpeg or (opened.format == "TIFF" and tags.get(_COMPRESSION, 1) != 1):
         reader = sitk.ImageFileReader()
-        reader.SetImageIO("TIFFImageIO")
-        with suppress(RuntimeError, TypeError, ValueError):  # a kind or a file name that it does not know
+        reader.SetImageIO("JPEGImageIO" if is_jpeg else "TIFFImageIO")
+        # RuntimeError and so on: a kind or a file name that ITK does not know. Pillow has the say.
+        with (
+            suppress(OSError, RuntimeError, TypeError, ValueError),
+            stdout_as_stderr() if is_jpeg else nullcontext(),
+        ):
             reader.SetFileName(str(path))
             reader.Execute()
 

@@ -23,6 +23,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
 from sgan_core.errors import InputError
 from sgan_core.imaging.decoder_messages import heard
+from sgan_core.imaging.dicom.pixels import let_libjpeg_speak
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image, read_labels
 
@@ -83,7 +84,37 @@ def test_damaged_jpeg_is_doubted(
     assert (told, len(doubts)) == ([], 1)
     assert doubts[0].startswith('xray.jpg: the decoder said: "Corrupt JPEG data: ')
     assert words in doubts[0]
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("pixels", [PICTURE, np.stack([PICTURE] * 3, axis=2)])
+@pytest.mark.parametrize("change", [with_extra_bytes, broken_off])
+def test_gdcm_says_of_a_jpeg_what_itk_says(
+    pixels: np.ndarray, change: Callable[[bytes], bytes], capfd: Capture
+) -> None:
+    """As it is heard on Windows."""
+    with heard() as said:
+        let_libjpeg_speak(change(jpeg(pixels)), 64, 64, pixels.size // 64**2)
+    assert [line.startswith("Corrupt JPEG data: ") for line in said.lines] == [True]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_sound_jpegs_are_read_without_a_word(tmp_path: Path, capfd: Capture) -> None:
+    picture = Image.fromarray(np.stack([PICTURE, PICTURE.T, PICTURE[::-1]], axis=2))
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "progressive": {"progressive": True},
+        "restarts": {"restart_marker_blocks": 2},
+        "profile": {"icc_profile": bytes(range(256))},
+    }
+    for name, options in kinds.items():
+        picture.save(tmp_path / f"{name}.jpg", **options)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.convert("L").save(tmp_path / "gr\u00e4u.jpg")
+    for path in sorted(tmp_path.iterdir()):
+        image = read_image(path)
+        assert (image.warnings, image.doubts) == ((), ()), path.name
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("change", [with_extra_bytes, broken_off])
