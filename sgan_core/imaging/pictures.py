@@ -35,6 +35,7 @@ _ERRORS = (
     AttributeError,
 ) + (MemoryError, struct.error, zlib.error)
 _MOST_BETWEEN = 0.2  # part of a mask's pixels that may be neither black nor white; of an image most are
+_USUAL = (1e-10, 1e10)  # of real numbers in a picture
 _NEAR_BLACK = 16  # of a palette's colour
 
 
@@ -68,7 +69,22 @@ def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
         raise InputError(
             f"{path}: 32-bit values above 2147483647, which are not read. Save it as 16-bit PNG."
         )
+    if upright.mode == "I" and _are_real(np.asarray(upright)):
+        raise InputError(
+            f"{path}: whole numbers by its header (SampleFormat), real numbers by their bits; it is damaged. "
+            "Copy or export it again."
+        )
     return upright, warnings
+
+
+def _are_real(pixels: np.ndarray) -> bool:
+    """Whether int32 pixels are the bits of float32 numbers of usual size, all that are not 0.
+
+    As whole numbers they would all lie between 0.8 and 1.4 thousand million, above or below 0.
+    """
+    numbers = np.abs(pixels.astype(np.int32).view(np.float32))
+    usual = (numbers >= _USUAL[0]) & (numbers <= _USUAL[1])
+    return bool((usual | (numbers == 0)).all() and usual.any())
 
 
 def _let_decoders_speak(opened: Image.Image, tags: dict[int, int], path: Path) -> None:
