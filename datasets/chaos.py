@@ -264,7 +264,7 @@ def read_image(case: Case) -> Volume | Picture:
     if Path(case.image).is_dir():
         return read_series(_series_in(Path(case.image)))
     picture = readers.read_picture(case.image)
-    return Picture(picture.array[:1], picture.warnings)  # stored as RGBA, grey in each colour
+    return Picture(picture.array[:1], picture.warnings, picture.doubts)  # stored as RGBA, grey in each colour
 
 
 def read_ct_label(case: Case) -> Volume | np.ndarray:

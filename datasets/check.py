@@ -12,6 +12,7 @@ import numpy as np
 
 from sgan_core.cohort import Case, Cohort
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import SAID
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import require_same_grid
 from sgan_datasets.pairs import OnProgress, for_each_case, looks_inverted, read_case_image, read_case_label
@@ -81,14 +82,14 @@ def _examine(data_set: DataSet, case: Case, cohort: Cohort) -> _Facts:
         return _Facts([Problem("unreadable", str(error))])
     shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
     digest = _digest(image)
-    remarks: list[str] = []
+    remarks = [doubt for doubt in image.doubts if SAID in doubt]
     try:
         label = read_case_label(data_set, case, cohort, remarks)
     except InputError as error:
         kind = "value" if "unknown label value" in str(error) else "unreadable"
         return _Facts([Problem(kind, str(error))], digest, shape)
     if label is None:
-        return _Facts([], digest, shape)
+        return _Facts([], digest, shape, remarks=tuple(remarks))
     problems = []
     try:
         require_same_grid(label, image, label_path=case.label or "", image_path=case.image)

@@ -22,6 +22,7 @@ from sgan_core.cohort import (
     validate,
 )
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import SAID
 from sgan_core.imaging.endings import PAIR_SUFFIXES, PICTURE_SUFFIXES, image_suffix
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.intensity import CT_WINDOWS_HU
@@ -118,7 +119,9 @@ def prepare_custom(
     ignored_values = [v for rule in label_rules if rule.name == BACKGROUND for v in rule.stored_values]
     label_files = [pair.label for pair in pairs if pair.label]
     found, covered, remarks = _label_values(root, label_files, ignored_values, on_progress)
-    warnings += _some(remarks, "label files have grey edges")
+    damaged = [remark for remark in remarks if SAID in remark]
+    warnings += _some(damaged, "label files made their decoder complain")
+    warnings += _some([one for one in remarks if one not in damaged], "label files have grey edges")
     if looks_inverted(covered, modality):
         warnings.append(
             f"the labels of {labels} cover more than half of most images. Are black and white exchanged?"

@@ -78,7 +78,9 @@ def read_image(case: Case) -> Picture:
     picture = read_picture(case.image)
     if picture.array.shape[0] == 1:
         return picture
-    return Picture(picture.array[_SOFT_TISSUE_CHANNEL : _SOFT_TISSUE_CHANNEL + 1], picture.warnings)
+    return Picture(
+        picture.array[_SOFT_TISSUE_CHANNEL : _SOFT_TISSUE_CHANNEL + 1], picture.warnings, picture.doubts
+    )
 
 
 def _pictures_folder(root: Path) -> Path:

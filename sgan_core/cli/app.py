@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import faulthandler
 import io
 import logging
 import os
@@ -92,6 +93,15 @@ def run(
     3 cancelled (Cancelled, Ctrl-C, SIGTERM), 70 anything else; never raises.
     """
     _escape_what_cannot_be_printed()
+    with _stderr_of_our_own():
+        return _run(main, parser, argv)
+
+
+def _run(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> int:
     _add_shared_options(parser)
     try:
         options = parser.parse_args(argv)
@@ -106,6 +116,31 @@ def _escape_what_cannot_be_printed() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _stderr_of_our_own() -> Iterator[None]:
+    """Our messages go past file descriptor 2, which is a file while a decoder reads (``imaging.decoder_messages``).
+
+    So they never end there, whichever thread writes them; nor does what ``faulthandler`` says when a decoder crashes.
+    """
+    before = sys.stderr
+    try:
+        if before.fileno() != 2:
+            raise OSError  # tests, embedding
+        ours = open(os.dup(2), "w", buffering=1, encoding=before.encoding, errors=before.errors)  # noqa: SIM115
+    except (AttributeError, OSError, ValueError):  # None, no file, or closed
+        yield
+        return
+    watched = faulthandler.is_enabled()
+    sys.stderr = ours
+    faulthandler.enable(ours)
+    try:
+        yield
+    finally:
+        ours.flush()  # and left open: log handlers that libraries have made meanwhile keep it
+        sys.stderr = before
+        faulthandler.enable(before) if watched else faulthandler.disable()
 
 
 def _add_shared_options(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,8 @@ def damaged(path: Path, kind: str, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: not allowed to read the file. Change its permissions.")
     reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = f" ({reasons[-1][:160]})" if reasons else ""
+    # "Reason: No such file or directory" is what ITK adds to any failure of MetaIO; the file has been opened.
+    reason = f" ({reasons[-1][:160]})" if reasons and not reasons[-1].startswith("Reason: ") else ""
     return InputError(f"{path}: truncated, damaged or not a {kind} file{reason}. Copy or export it again.")
 
 

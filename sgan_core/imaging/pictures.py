@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk
 from PIL import Image, ImageOps
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import heard, stdout_as_stderr
+from sgan_core.imaging.dicom.pixels import let_libjpeg_speak
 from sgan_core.imaging.guards import damaged
 
 if TYPE_CHECKING:
@@ -49,6 +54,7 @@ _ERRORS = (
     AttributeError,
 ) + (MemoryError, struct.error, zlib.error)
 _MOST_BETWEEN = 0.2  # part of a mask's pixels that may be neither black nor white; of an image most are
+_USUAL = (1e-10, 1e10)  # of real numbers in a picture
 _NEAR_BLACK = 16  # of a palette's colour
 
 
@@ -57,6 +63,12 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 
     Raises InputError: damaged file, several pages or frames, and pixels that Pillow does not read right.
     """
+    with heard() as said:
+        picture, warnings = _open(path)
+    return picture, (*warnings, *said.sentence(path.name))
+
+
+def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         with Image.open(path) as opened:
             warnings = _only_page(opened, path)
@@ -66,6 +78,7 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             upright = ImageOps.exif_transpose(opened)  # a loaded copy
             if opened.format == "TIFF":
                 _second_opinion(opened, tags, path)
+            _let_decoders_speak(opened, tags, path)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error} Save a smaller picture.") from error
     except _ERRORS as error:
@@ -76,6 +89,11 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     if upright.mode == "I" and tags.get(_SAMPLE_FORMAT) == 1 and np.asarray(upright).min() < 0:
         raise InputError(
             f"{path}: 32-bit values above 2147483647, which are not read. Save it as 16-bit PNG."
+        )
+    if upright.mode == "I" and _are_real(np.asarray(upright)):
+        raise InputError(
+            f"{path}: whole numbers by its header (SampleFormat), real numbers by their bits; it is damaged. "
+            "Copy or export it again."
         )
     return upright, warnings
 
@@ -129,6 +147,36 @@ def _directory(file: tifffile.TiffFile, offset: int) -> list[int]:
         struct.unpack_from(f"{form.byteorder}H", entries, start)[0]
         for start in range(0, len(entries) - form.tagsize + 1, form.tagsize)
     ]
+
+
+def _are_real(pixels: np.ndarray) -> bool:
+    """Whether int32 pixels are the bits of float32 numbers of usual size, all that are not 0.
+
+    As whole numbers they would all lie between 0.8 and 1.4 thousand million, above or below 0.
+    """
+    numbers = np.abs(pixels.astype(np.int32).view(np.float32))
+    usual = (numbers >= _USUAL[0]) & (numbers <= _USUAL[1])
+    return bool((usual | (numbers == 0)).all() and usual.any())
+
+
+def _let_decoders_speak(opened: Image.Image, tags: dict[int, int], path: Path) -> None:
+    """Decode a JPEG or a compressed TIFF once more, for what ``heard`` gets of it; the result is not used.
+
+    Pillow makes libjpeg and the warnings of libtiff mute; both go on with made-up pixels where data are damaged.
+    """
+    is_jpeg = opened.format in ("JPEG", "MPO")
+    if is_jpeg and sys.platform == "win32":  # slower, but what ITK's prints may be in another C library there
+        let_libjpeg_speak(path.read_bytes(), opened.height, opened.width, len(opened.getbands()))
+    elif is_jpeg or (opened.format == "TIFF" and tags.get(_COMPRESSION, 1) != 1):
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("JPEGImageIO" if is_jpeg else "TIFFImageIO")
+        # RuntimeError and so on: a kind or a file name that ITK does not know. Pillow has the say.
+        with (
+            suppress(OSError, RuntimeError, TypeError, ValueError),
+            stdout_as_stderr() if is_jpeg else nullcontext(),
+        ):
+            reader.SetFileName(str(path))
+            reader.Execute()
 
 
 def _only_page(opened: Image.Image, path: Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL.Image import Image
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import heard
 from sgan_core.imaging.dicom import choose_series, find_series, is_dicom, read_series
 from sgan_core.imaging.endings import (
     DICOM_SUFFIXES,
@@ -54,6 +55,12 @@ def read_image(path: str | Path) -> Volume | Picture:
     no DICOM series or several, or when the name has no supported ending.
     """
     path = Path(path)
+    with heard() as said:
+        image = _read_image(path)
+    return said.told(image, path.name)
+
+
+def _read_image(path: Path) -> Volume | Picture:
     suffix = image_suffix(path)
     if path.is_dir() or suffix in DICOM_SUFFIXES or not suffix:
         if suffix in DICOM_SUFFIXES and not path.is_dir():
@@ -84,10 +91,12 @@ def read_volume(path: str | Path) -> Volume:
     constant image.
     """
     path = Path(path)
-    volume = _load_volume(path)
-    array, replaced = _replace_not_finite(volume.array, path)
-    refuse_constant(array, path)
-    return replace(volume, array=array, warnings=(*volume.warnings, *replaced))
+    with heard() as said:
+        volume = _load_volume(path)
+        array, replaced = _replace_not_finite(volume.array, path)
+        refuse_constant(array, path)
+        volume = replace(volume, array=array, warnings=(*volume.warnings, *replaced))
+    return said.told(volume, path.name)
 
 
 def read_picture(path: str | Path) -> Picture:
@@ -98,11 +107,12 @@ def read_picture(path: str | Path) -> Picture:
     Raises InputError: missing or damaged file, no finite pixel, constant picture.
     """
     path = Path(path)
-    picture, warnings = _load_picture(path)
-    array = grey_or_rgb(picture)
-    array, replaced = _replace_not_finite(array, path)
-    refuse_constant(array, path)
-    return Picture(array, (*warnings, *replaced))
+    with heard() as said:
+        picture, warnings = _load_picture(path)
+        array = grey_or_rgb(picture)
+        array, replaced = _replace_not_finite(array, path)
+        refuse_constant(array, path)
+    return said.told(Picture(array, (*warnings, *replaced)), path.name)
 
 
 def read_labels(
@@ -111,18 +121,26 @@ def read_labels(
     """Read a label map: a Volume of uint8 (I, J, K), or uint8 (H, W) from a picture.
 
     ``values`` are the label values that may occur beside background 0; None allows any from 0 to 255.
-    ``remarks`` gets a sentence for what the owner of a picture should know (grey edges).
+    ``remarks`` gets a sentence for what the owner of a picture should know (grey edges, a decoder's complaint).
     Pictures: a palette file's indices are its labels, and where one label is known a black-and-white
     mask means that label; what else counts stands in ``pictures.label_pixels``.
     Raises InputError: as ``read_image`` (but one constant value is fine: no label), colour pictures,
     values that are not whole numbers, or not in ``values``.
     """
     path = Path(path)
-    if _checked_suffix(path) in PICTURE_SUFFIXES:
-        picture, _ = _load_picture(path)
-        return _checked_labels(label_pixels(picture, path, values, remarks), path, values)
-    volume = _load_volume(path)
-    return replace(volume, array=_checked_labels(volume.array, path, values))
+    pixels: np.ndarray | None = None
+    with heard() as said:
+        if _checked_suffix(path) in PICTURE_SUFFIXES:
+            picture, _ = _load_picture(path)
+            pixels = _checked_labels(label_pixels(picture, path, values, remarks), path, values)
+        else:
+            volume = _load_volume(path)
+            volume = replace(volume, array=_checked_labels(volume.array, path, values))
+    if pixels is None:
+        return said.told(volume, path.name)
+    if remarks is not None:
+        remarks += said.sentence(path.name)
+    return pixels
 
 
 def require_same_grid(

@@ -226,6 +226,30 @@ def test_cmyk_is_ink_on_white(tmp_path: Path) -> None:
 # --- pages ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sample_format", [1, 2])  # unsigned, signed
+def test_real_numbers_whose_tiff_says_whole_numbers_are_refused(
+    tmp_path: Path, sample_format: int, sign: int
+) -> None:
+    path = tmp_path / "a.tif"
+    values = np.random.default_rng(0).normal(100, 30, (20, 20)).astype(np.float32)
+    values[0, :2] = 0.0, -0.0
+    Image.fromarray(values * sign).save(path)
+    content = path.read_bytes()
+    entry = struct.pack("<HHI", 339, 3, 1)
+    assert content.count(entry + struct.pack("<I", 3)) == 1
+    path.write_bytes(content.replace(entry + struct.pack("<I", 3), entry + struct.pack("<I", sample_format)))
+    with pytest.raises(InputError, match="SampleFormat|above 2147483647|two readers"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("top", [5, 70_000, 2_000_000_000])
+def test_whole_numbers_of_32_bits_are_none_that_are_real(tmp_path: Path, top: int) -> None:
+    values = np.random.default_rng(0).integers(-top, top, (20, 20), np.int32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").array[0], values)
+
+
 def test_several_pages_are_refused(tmp_path: Path) -> None:
     pages = values_of("u1", (3, 6, 9))
     tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")

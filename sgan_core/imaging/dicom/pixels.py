@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import UID, JPEGBaseline8Bit, RLELossless, SecondaryCaptureImageStorage
 from scipy import ndimage
 
 from sgan_core.errors import InputError
@@ -156,12 +157,21 @@ def _decoded(header: Header, frame: int) -> np.ndarray | None:
     try:
         with quiet(header.path), BoundedReader(header.path) as stream:
             stream.seek(header.pixel_offset)
-            return decoder.as_array(stream, index=frame, raw=False, **options)[0]
+            decoded = decoder.as_array(stream, index=frame, raw=False, **options)[0]
+            if header.syntax == JPEGBaseline8Bit:
+                content = _codestream(stream, header, frame)
+                let_libjpeg_speak(content, header.rows, header.columns, header.samples)
+            return decoded
     except InputError:
         # Pillow reads no JPEG of 12 bits, for one.
         if header.syntax.is_encapsulated:
             return None
         raise
+
+
+def _codestream(stream: BoundedReader, header: Header, frame: int) -> bytes:
+    stream.seek(header.pixel_offset)
+    return get_frame(stream, frame, number_of_frames=header.frames, extended_offsets=header.offsets)
 
 
 def _decoder(syntax: UID) -> Decoder | None:
@@ -178,37 +188,62 @@ def _read_by_itk(header: Header, frame: int) -> np.ndarray:
     From a file with the frame and its sizes alone: GDCM would rescale and turn MONOCHROME1 round by rules of
     its own.
     """
-    alone = Dataset()
-    alone.file_meta = FileMetaDataset()
-    alone.file_meta.TransferSyntaxUID = header.syntax
-    alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    alone.Rows, alone.Columns, alone.SamplesPerPixel = header.rows, header.columns, header.samples
-    alone.PhotometricInterpretation = header.photometric if header.samples == 3 else "MONOCHROME2"
+    alone = _image_alone(header.syntax, header.rows, header.columns, header.samples)
     if header.samples == 3:
-        alone.PlanarConfiguration = header.planar
+        alone.PhotometricInterpretation, alone.PlanarConfiguration = header.photometric, header.planar
     alone.BitsAllocated, alone.BitsStored = header.bits_allocated, header.bits_stored
     alone.HighBit, alone.PixelRepresentation = header.bits_stored - 1, int(header.signed)
+    try:
+        with quiet(header.path):
+            with BoundedReader(header.path) as stream:
+                content = _codestream(stream, header, frame)
+            array = _decoded_by_gdcm(alone, content)
+    except InputError:
+        raise cannot_decode(header) from None
+    return array.reshape(array.shape[-3 if header.samples == 3 else -2 :])  # one frame: (1, ...) -> (...)
+
+
+def let_libjpeg_speak(content: bytes, rows: int, columns: int, samples: int) -> None:
+    """Decode a JPEG of 8 bits once more, for what ``decoder_messages.heard`` gets of it.
+
+    Pillow makes libjpeg mute, which goes on with made-up pixels where data are damaged. That of GDCM speaks (that of
+    ITK too, but on stdout). What it refuses may still be read by Pillow, so that it counts for nothing.
+    """
+    if samples in (1, 3):
+        with suppress(RuntimeError):
+            _decoded_by_gdcm(_image_alone(JPEGBaseline8Bit, rows, columns, samples), content)
+
+
+def _image_alone(syntax: UID, rows: int, columns: int, samples: int) -> Dataset:
+    """What GDCM needs to know of an image of 8 bits."""
+    alone = Dataset()
+    alone.file_meta = FileMetaDataset()
+    alone.file_meta.TransferSyntaxUID = syntax
+    alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    alone.Rows, alone.Columns, alone.SamplesPerPixel = rows, columns, samples
+    alone.PhotometricInterpretation = "YBR_FULL" if samples == 3 else "MONOCHROME2"
+    if samples == 3:
+        alone.PlanarConfiguration = 0
+    alone.BitsAllocated = alone.BitsStored = 8
+    alone.HighBit, alone.PixelRepresentation = 7, 0
+    return alone
+
+
+def _decoded_by_gdcm(alone: Dataset, content: bytes) -> np.ndarray:
+    """The pixels of a codestream. Raises RuntimeError where GDCM cannot decode it."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # warnings may quote the header
     try:
-        with tempfile.TemporaryDirectory() as folder, quiet(header.path):
-            with BoundedReader(header.path) as stream:
-                stream.seek(header.pixel_offset)
-                content = get_frame(
-                    stream, frame, number_of_frames=header.frames, extended_offsets=header.offsets
-                )
+        with tempfile.TemporaryDirectory() as folder:
             alone.PixelData = encapsulate([content])
             alone["PixelData"].is_undefined_length = True
             alone.save_as(Path(folder) / "frame.dcm", enforce_file_format=True)
             reader = sitk.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
             reader.SetFileName(str(Path(folder) / "frame.dcm"))
-            array = sitk.GetArrayFromImage(reader.Execute())
-    except InputError:
-        raise cannot_decode(header) from None
+            return sitk.GetArrayFromImage(reader.Execute())
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-    return array.reshape(array.shape[-3 if header.samples == 3 else -2 :])  # one frame: (1, ...) -> (...)
 
 
 def cannot_decode(header: Header) -> InputError:

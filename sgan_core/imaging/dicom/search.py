@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import heard
 from sgan_core.imaging.dicom.headers import (
     Header,
     Other,
@@ -87,6 +88,12 @@ def search(path: str | Path) -> Found:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder. Check the path.")
+    with heard() as said:
+        found = _search(path)
+    return replace(found, series=[said.told(one, path.name) for one in found.series])
+
+
+def _search(path: Path) -> Found:
     groups: dict[tuple[str, ...], list[Slice]] = {}
     left_out: list[LeftOut] = []
     plain: list[Path] = []  # files that are not DICOM

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from sgan_core.errors import InputError
+from sgan_core.imaging.decoder_messages import heard
 from sgan_core.imaging.dicom.attributes import EXPORT_AGAIN, LARGEST_VALUE, named
 from sgan_core.imaging.dicom.headers import (
     COLOUR,
@@ -158,6 +159,12 @@ def read_series(series: Series, *, resample_gaps: bool = False) -> Volume | Pict
     """
     if series.problem:
         raise InputError(series.problem)
+    with heard() as said:
+        image = _read(series, resample_gaps)
+    return said.told(image, _place(series).name)
+
+
+def _read(series: Series, resample_gaps: bool) -> Volume | Picture:
     slices = _slices_of(series)
     for one in {one.header.path: one for one in slices}.values():
         _refuse_unsupported(one.header)
