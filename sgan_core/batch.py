@@ -34,6 +34,8 @@ from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volu
 SCHEMA = 1  # of run.json
 _SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of all volumes of a case
 
+SegmentCase = Callable[..., Segmentation]  # with the arguments of ``segment_volume``
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -72,16 +74,18 @@ def run_batch(
     on_progress: OnProgress = lambda done, total, message: None,
     on_case: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
+    segment: SegmentCase | None = None,
 ) -> BatchResult:
     """Segment every input and write results, run.json and report.html to ``output``.
 
     left_out: what ``find_inputs`` did not take, for run.json. on_case gets each case's part of it. An input that cannot
     be read, or does not fit into memory, is recorded as failed and the others go on; with a single input its
-    InputError is raised. Raises InputError at once when a student alone is asked for more than it can, and Cancelled
-    when stopped; finished cases are kept and recorded.
+    InputError is raised. segment: in place of ``segment_volume``. Raises InputError at once when a student alone is
+    asked for more than it can, and Cancelled when stopped; finished cases are kept and recorded.
     """
     if config.needs_inverter:
         bundle.require_inverter()
+    segment = segment or segment_volume
     new = not output.exists()
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -102,7 +106,7 @@ def run_batch(
             case: dict[str, Any] = {"input": str(one.path), "case": one.name}
             try:
                 with _within_memory(one.path, bundle.device):
-                    case |= _segment_case(one, bundle, output, config, report, progress, should_stop)
+                    case |= _segment_case(one, bundle, output, config, segment, report, progress, should_stop)
             except InputError as error:
                 if len(inputs) == 1:
                     raise
@@ -142,6 +146,7 @@ def _segment_case(
     bundle: Bundle,
     output: Path,
     config: BatchConfig,
+    segment: SegmentCase,
     report: list[ReportCase],
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
@@ -161,7 +166,7 @@ def _segment_case(
         where = image.grid if isinstance(image, Volume) else _pixel_grid(*image.array.shape[1:])
         facts = _seg_facts(bundle)
         check_dicom_seg(where, bundle.config.labels, series.files, frames=series.frames, **facts)
-    found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
+    found = segment(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
     volumes = label_volumes(found, bundle)
     section = report_case(found, bundle, one.name) if config.report else None
     probabilities: list[Path] = []
