@@ -160,6 +160,7 @@ class Evaluator:
     def run(self) -> BatchResult:
         """Write <case>_seg.* of every case to ``output_dir``, with run.json, as sgan-segment does.
 
+        All of them anew: what a part that was replaced makes of a case cannot be known from an earlier run.
         Raises InputError for a dataset without an image, and for a single image that cannot be read.
         """
         found, bundle = self.dataset.found, self.network.bundle
@@ -172,6 +173,7 @@ class Evaluator:
             config,
             options=options,
             left_out=found.left_out,
+            redo=True,
             segment=self._segment,
         )
 

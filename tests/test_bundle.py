@@ -779,9 +779,12 @@ def test_parts_of_a_workflow_can_be_used_one_by_one(whole: Path, tmp_path: Path)
 
 
 def test_parts_of_a_workflow_can_be_replaced(whole: Path, tmp_path: Path) -> None:
+    """And work anew in a folder that the usual ones have filled."""
     write_scan(tmp_path / "scan.nii.gz")
-    workflow = workflow_of(whole, device="cpu", image=str(tmp_path / "scan.nii.gz"), output_dir=str(tmp_path))
+    files = {"image": str(tmp_path / "scan.nii.gz"), "output_dir": str(tmp_path / "out")}
+    workflow = workflow_of(whole, device="cpu", quality="fast", **files)
     workflow.initialize()
+    workflow.run()
     seen: list[str] = []
 
     class Watched(SliceInferer):
@@ -793,7 +796,14 @@ def test_parts_of_a_workflow_can_be_replaced(whole: Path, tmp_path: Path) -> Non
     workflow.initialize()
     workflow.run()
     assert seen == ["inferer"]
-    assert json.loads((tmp_path / "run.json").read_text())["options"] == {"quality": "fast"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"] == {"quality": "fast"}
+
+
+def test_a_network_of_another_kind_is_refused(whole: Path) -> None:
+    workflow = workflow_of(whole, device="cpu", quality="fast")
+    workflow.initialize()
+    with pytest.raises(TypeError, match="Identity; the bundle's network_def is needed"):
+        workflow.inferer(torch.zeros(1, 1, 32, 32), torch.nn.Identity())
 
 
 def test_a_workflow_without_images_says_where_it_looked(whole: Path) -> None:

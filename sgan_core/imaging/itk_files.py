@@ -68,6 +68,16 @@ def load_itk(path: Path) -> Volume:
     return Volume(array.reshape(shape, order="A"), grid, warnings, tuple(f"{path.name}: {d}" for d in doubts))
 
 
+def itk_files(path: Path) -> tuple[Path, ...] | None:
+    """The header's file and that of the voxels, where it is another; None where the header names no single file."""
+    header = _header(path)
+    named = header.get("elementdatafile") or header.get("data file") or header.get("datafile") or ""
+    if named.lower() in ("", "local"):
+        return (path,)
+    file = path.parent / named
+    return (path, file) if file.is_file() else None
+
+
 def _header(path: Path) -> dict[str, str]:
     """The entries of the header, names in lower case."""
     separator = "=" if image_suffix(path) in (".mha", ".mhd") else ":"

@@ -326,6 +326,25 @@ def test_real_world_values_count_only_where_there_is_no_rescale(
     assert bool(volume.doubts) == (not rescaled and not applied)
 
 
+@table([True, False], [LITTLE, BIG, IMPLICIT], ["BQML", "CNTS"], [True, False])
+def test_pet_has_a_scale_a_slice(dicom_files: Files, tmp_path: Path, variant: Any) -> None:
+    """Each slice of a PET has its own slope (PS3.3 C.8.9.4); a mapping to SUV beside it changes nothing."""
+    signed, syntax, unit, mapped = variant
+    stored = pixels(16, signed)
+    images = dicom_files.stack(stored, Units=unit, DecayCorrection="START")
+    for image, slope in zip(images, ("0.731", "2.5", "11.0625"), strict=True):
+        image.RescaleSlope, image.RescaleIntercept = slope, "0"
+        image.Modality, image.SOPClassUID = "PT", "1.2.840.10008.5.1.4.1.1.128"
+        if mapped:
+            image.RealWorldValueMappingSequence = mapping(float(slope) / 1000, 0, "{SUVbw}g/ml")
+    folder = write(tmp_path / "x", images, syntax)
+    volume = read_image(folder)
+    same(volume.array, stored * np.array([0.731, 2.5, 11.0625]))
+    same(volume.array, by_pydicom(folder))
+    same(volume.array, by_itk(folder))
+    assert not volume.doubts
+
+
 # --- Modality LUT ----------------------------------------------------------------------------------
 
 
