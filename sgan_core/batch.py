@@ -35,6 +35,8 @@ from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volu
 SCHEMA = 1  # of run.json
 _SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of all volumes of a case
 
+SegmentCase = Callable[..., Segmentation]  # with the arguments of ``segment_volume``
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -74,14 +76,16 @@ def run_batch(
     on_progress: OnProgress = lambda done, total, message: None,
     on_case: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
+    segment: SegmentCase | None = None,
 ) -> BatchResult:
     """Segment every input and write results, run.json and report.html to ``output``.
 
     left_out: what ``find_inputs`` did not take, for run.json. on_case gets each case's part of it. A case that an
     earlier run into the folder finished with the same version, model, options and image is kept ("skipped" in its
     part), unless ``redo``. An input that cannot be read, or does not fit into memory, is recorded as failed and the
-    others go on; with a single input its InputError is raised. Raises InputError at once when a student alone is asked
-    for more than it can, and Cancelled when stopped; finished cases are kept and recorded.
+    others go on; with a single input its InputError is raised. segment: in place of ``segment_volume``. Raises
+    InputError at once when a student alone is asked for more than it can, and Cancelled when stopped; finished cases
+    are kept and recorded.
     """
     if config.needs_inverter:
         bundle.require_inverter()
@@ -96,7 +100,10 @@ def run_batch(
         "left_out": [{"path": str(one.path), "reason": one.reason} for one in left_out],
         "cases": [],
     }
-    finished = Finished(output, _made_by(bundle, config))
+    made_by = _made_by(bundle, config)
+    if segment is not None:
+        made_by["segment"] = segment.__qualname__  # so that no run without it takes its results for its own
+    finished = Finished(output, made_by)
     try:
         prepare_folder(output)
         for number, one in enumerate(inputs):
@@ -105,7 +112,17 @@ def run_batch(
             case: dict[str, Any] = {"input": str(one.path), "case": one.name}
             try:
                 with _within_memory(one.path, bundle.device):
-                    case |= _case(one, bundle, output, config, finished, redo, progress, should_stop)
+                    case |= _case(
+                        one,
+                        bundle,
+                        output,
+                        config,
+                        finished,
+                        segment or segment_volume,
+                        redo,
+                        progress,
+                        should_stop,
+                    )
             except InputError as error:
                 if len(inputs) == 1:
                     raise
@@ -168,6 +185,7 @@ def _case(
     output: Path,
     config: BatchConfig,
     finished: Finished,
+    segment: SegmentCase,
     redo: bool,
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
@@ -181,7 +199,9 @@ def _case(
         on_progress(1, 1, "finished before")
         return case | {"input": str(one.path), "skipped": True}
     facts = {"input": str(one.path), "case": one.name, "input_hash": content, "skipped": False}
-    case, results, section = _segment_case(one, series, bundle, output, config, on_progress, should_stop)
+    case, results, section = _segment_case(
+        one, series, bundle, output, config, segment, on_progress, should_stop
+    )
     finished.add(facts | case, results, section)
     return facts | case
 
@@ -200,6 +220,7 @@ def _segment_case(
     bundle: Bundle,
     output: Path,
     config: BatchConfig,
+    segment: SegmentCase,
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
 ) -> tuple[dict[str, Any], list[Path], str | None]:
@@ -216,7 +237,7 @@ def _segment_case(
         where = image.grid if isinstance(image, Volume) else _pixel_grid(*image.array.shape[1:])
         facts = _seg_facts(bundle)
         check_dicom_seg(where, bundle.config.labels, series.files, frames=series.frames, **facts)
-    found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
+    found = segment(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
     volumes = label_volumes(found, bundle)
     section = None
     if config.report:

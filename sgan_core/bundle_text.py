@@ -89,19 +89,38 @@ def metadata(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: 
 
 
 def inference_config() -> dict[str, Any]:
-    """configs/inference.json: segments ``image`` when MONAI runs it; every entry can be overridden there."""
+    """configs/inference.json: an inference workflow of MONAI, whose every entry can be overridden.
+
+    It has the properties that monai.bundle.properties.InferProperties requires. ``image`` is a file or a folder,
+    where it is given; else the images of ``dataset_dir`` are segmented.
+    """
+    part = "sgan_core.monai_inference."
+    network = {"network": "@network_def"}
     return {
         "bundle_root": ".",
-        "image": "$@bundle_root + '/image.nii.gz'",
-        "output_dir": "$@bundle_root + '/eval'",
         "device": "auto",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "image": "@dataset_dir",
+        "output_dir": "$@bundle_root + '/eval'",
         "quality": "standard",
         "network_def": {
-            "_target_": "sgan_core.monai_inference.SemanticGANSegmenter",
+            "_target_": part + "SemanticGANSegmenter",
             "bundle_root": "@bundle_root",
             "device": "@device",
         },
-        "run": ["$@network_def.segment(@image, @output_dir, quality=@quality)"],
+        "preprocessing": {"_target_": part + "Preprocessing", **network},
+        "dataset": {"_target_": part + "Cases", "image": "@image", "transform": "@preprocessing"},
+        "inferer": {"_target_": part + "SliceInferer", "quality": "@quality"},
+        "postprocessing": {"_target_": part + "Postprocessing", **network},
+        "evaluator": {
+            "_target_": part + "Evaluator",
+            "dataset": "@dataset",
+            **network,
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "output_dir": "@output_dir",
+        },
+        "run": ["$@evaluator.run()"],
     }
 
 
@@ -154,7 +173,15 @@ def readme(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bo
         --bundle_root FOLDER --image scan.nii.gz
 
 The second command needs the package fire and writes FOLDER/eval/scan_seg.nii.gz; `--output_dir`,
-`--device` and `--quality` (fast, standard, careful) can be given.
+`--device` and `--quality` (fast, standard, careful) can be given, and `--dataset_dir` for a folder of images. The
+same in Python:
+
+    from monai.bundle import ConfigWorkflow
+
+    workflow = ConfigWorkflow("FOLDER/configs/inference.json", workflow_type="inference", bundle_root="FOLDER")
+    workflow.dataset_dir = "scans"
+    workflow.initialize()
+    workflow.run()
 
 ## Limits
 

@@ -80,6 +80,16 @@ class Segmentation:
         return self.label_probs.argmax(axis=1).astype(np.uint8)  # (N, K, S, S) -> (N, S, S)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image on the model's slices."""
+
+    image: Volume | Picture  # in the units of the intensity rule
+    stack: SliceStack  # the model's input
+    warning: str | None  # why its intensities cannot mean what they meant in training, if they cannot
+    began: float  # when work on it began, by time.monotonic
+
+
 def part_of(on_progress: OnProgress, number: int, count: int, prefix: str = "") -> OnProgress:
     """Turn the progress of part ``number`` of ``count`` equal ones into that of the whole, in thousandths a part."""
 
@@ -120,6 +130,18 @@ def segment_volume(
     config = config or SegmentConfig()
     if config.needs_inverter:
         bundle.require_inverter()
+
+    def report(done: int, total: int, message: str) -> None:
+        if should_stop():
+            raise Cancelled("stopped; nothing was written for this case")
+        on_progress(done, total, message)
+
+    prepared = prepare(image, bundle, config)
+    return finish(prepared, label(prepared, bundle, config, on_progress=report), bundle, config)
+
+
+def prepare(image: Volume | Picture, bundle: Bundle, config: SegmentConfig) -> Prepared:
+    """Bring an image to the model. Raises InputError as ``segment_volume``."""
     began = time.monotonic()
     generator = bundle.config.generator
     intensity, warning = choose_intensity(image, bundle.config.intensity)
@@ -133,16 +155,26 @@ def segment_volume(
     )
     if config.region is not None:  # cut only now: black and white are those of the whole image
         stack = _inside(stack, config.region)
+    return Prepared(image, stack, warning, began)
 
-    def report(done: int, total: int, message: str) -> None:
-        if should_stop():
-            raise Cancelled("stopped; nothing was written for this case")
-        on_progress(done, total, message)
 
-    way = config.calibrated_as(bundle)
-    calibration = stored_calibration(bundle.facts, *way) if way else None
+def label(
+    prepared: Prepared,
+    bundle: Bundle,
+    config: SegmentConfig,
+    *,
+    on_progress: OnProgress = lambda done, total, message: None,
+) -> Labelling:
+    """What the model says about each slice by itself, as ``label_slices``."""
+    calibration = _calibration(bundle, config)
     anatomy = calibration.anatomy if calibration else None
-    found = label_slices(stack.images, bundle, config, foreign=warning, anatomy=anatomy, on_progress=report)
+    images, foreign = prepared.stack.images, prepared.warning
+    return label_slices(images, bundle, config, foreign=foreign, anatomy=anatomy, on_progress=on_progress)
+
+
+def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: SegmentConfig) -> Segmentation:
+    """The label map on the image's own grid, with the trust in it."""
+    image, stack, warning = prepared.image, prepared.stack, prepared.warning
     probs, inverted, errors = found.label_probs, found.inverted_probs, None
     if isinstance(image, Volume):
         probs = smooth_through_plane(probs)
@@ -150,7 +182,7 @@ def segment_volume(
     if found.reconstructions is not None:
         errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
     labels = to_volume(probs, stack)
-    trust = _judged(found, calibration, bundle, stack.first_slice)
+    trust = _judged(found, _calibration(bundle, config), bundle, stack.first_slice)
     if image.doubts:
         trust = replace(trust, status="review", reason="; ".join(filter(None, (*image.doubts, trust.reason))))
     if config.largest_component:
@@ -167,7 +199,7 @@ def segment_volume(
         method=found.method,
         reconstruction=found.chosen,
         steps=found.steps,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - prepared.began,
         warnings=(
             *image.doubts,
             *image.warnings,
@@ -176,6 +208,11 @@ def segment_volume(
         ),
         largest_component=config.largest_component,
     )
+
+
+def _calibration(bundle: Bundle, config: SegmentConfig) -> Calibration | None:
+    way = config.calibrated_as(bundle)
+    return stored_calibration(bundle.facts, *way) if way else None
 
 
 def _inside(stack: SliceStack, region: tuple[float, float]) -> SliceStack:

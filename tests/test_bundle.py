@@ -34,7 +34,7 @@ from sgan_core.cohort import Label
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, TrainConfig, preset
 from sgan_core.curvature import Curvature, measure_curvature
 from sgan_core.errors import InputError
-from sgan_core.monai_inference import SemanticGANSegmenter
+from sgan_core.monai_inference import SemanticGANSegmenter, SliceInferer
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
@@ -648,26 +648,180 @@ def test_monai_checks_input_and_output_against_the_metadata(saved: Path) -> None
     )
 
 
-def test_monai_bundle_run_segments_a_volume(copied: Path, tmp_path: Path) -> None:
+def monai_command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("fire", reason="the command line of monai.bundle needs fire")
-    rng = np.random.default_rng(0)
-    affine = np.diag([-2.0, 3.0, 5.0, 1.0])
-    affine[:3, 3] = 10, -20, 30
-    voxels = rng.integers(-1000, 400, (40, 36, 3)).astype(np.int16)
-    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(copied / bundles.INFERENCE)]
-    command += ["--bundle_root", str(copied), "--image", str(tmp_path / "scan.nii.gz")]
-    command += ["--quality", "fast", "--device", "cpu"]
     root = str(Path(sgan_core.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def configs(folder: Path) -> list[object]:
+    """The options of monai.bundle that name a bundle's files."""
+    files = ["--config_file", folder / bundles.INFERENCE, "--meta_file", folder / bundles.METADATA]
+    return [*files, "--bundle_root", folder, "--device", "cpu"]
+
+
+def write_scan(path: Path, shape: tuple[int, int, int] = (40, 36, 3)) -> np.ndarray:
+    """A CT of noise. Returns its affine."""
+    path.parent.mkdir(exist_ok=True)
+    affine = np.diag([-2.0, 3.0, 5.0, 1.0])
+    affine[:3, 3] = 10, -20, 30
+    voxels = np.random.default_rng(0).integers(-1000, 400, shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return affine
+
+
+def test_monai_bundle_run_segments_a_volume(copied: Path, tmp_path: Path) -> None:
+    affine = write_scan(tmp_path / "scan.nii.gz")
+    image = ["--image", tmp_path / "scan.nii.gz", "--quality", "fast"]
+    done = monai_command("run", *configs(copied), *image, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = nib.load(copied / "eval" / "scan_seg.nii.gz")
-    assert result.shape == voxels.shape
+    assert result.shape == (40, 36, 3)
     np.testing.assert_allclose(result.affine, affine)
     assert set(np.unique(result.dataobj)) <= {0, 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with everything."""
+    config = tiny()
+    curvature = Curvature(config.generator.num_ws, config.generator.w_dim)
+    folder = tmp_path_factory.mktemp("whole") / "bundle"
+    return save(folder, config, student=make_student(config), curvature=curvature)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a student alone."""
+    config = tiny()
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("alone") / "bundle"
+    return save_bundle(folder, name="liver", config=config, student=make_student(config), facts=FACTS)
+
+
+def workflow_of(folder: Path, **changes: object) -> Any:
+    from monai.bundle import ConfigWorkflow
+
+    return ConfigWorkflow(
+        config_file=str(folder / bundles.INFERENCE),
+        meta_file=str(folder / bundles.METADATA),
+        workflow_type="inference",
+        bundle_root=str(folder),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("kind", ["saved", "whole", "alone"])
+def test_monai_finds_every_property_of_an_inference_workflow(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """The required ones, and no optional one under a wrong name; without any image there yet."""
+    from monai.bundle.properties import InferProperties, MetaProperties
+
+    folder = request.getfixturevalue(kind)
+    workflow = workflow_of(folder, device="cpu")
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    required = {name for name, facts in (InferProperties | MetaProperties).items() if facts["required"]}
+    optional = {"preprocessing", "postprocessing", "description", "spatial_shape", "channel_def"}
+    assert [name for name in required | optional if getattr(workflow, name) is None] == []
+    assert (workflow.bundle_root, workflow.spatial_shape) == (str(folder), [32, 32])
+    assert isinstance(workflow.network_def, torch.nn.Module)
+    assert isinstance(workflow.dataset, torch.utils.data.Dataset)
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard"])
+@pytest.mark.parametrize("kind", ["whole", "alone"])
+def test_a_workflow_gives_the_mask_of_sgan_segment(
+    kind: str, quality: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Of every image in the folder that it is set to, and the same record."""
+    from sgan_core.cli.segment import main
+
+    folder = request.getfixturevalue(kind)
+    for name in ("one", "two"):
+        write_scan(tmp_path / "scans" / f"{name}.nii.gz")
+    options = ["--model", str(folder), "--quality", quality, "--device", "cpu"]
+    assert main([str(tmp_path / "scans"), *options, "--output", str(tmp_path / "ours")]) == 0
+    workflow = workflow_of(folder, output_dir=str(tmp_path / "theirs"), quality=quality)
+    workflow.dataset_dir = str(tmp_path / "scans")
+    workflow.device = torch.device("cpu")
+    workflow.initialize()
+    assert len(workflow.dataset) == 2
+    workflow.run()
+    workflow.finalize()
+    for name in ("one", "two"):
+        ours, theirs = (nib.load(tmp_path / who / f"{name}_seg.nii.gz") for who in ("ours", "theirs"))
+        np.testing.assert_array_equal(np.asarray(theirs.dataobj), np.asarray(ours.dataobj))
+        np.testing.assert_array_equal(theirs.affine, ours.affine)
+        assert np.asarray(ours.dataobj).any()
+    records = [json.loads((tmp_path / who / "run.json").read_text())["cases"] for who in ("ours", "theirs")]
+    for field in ("method", "trust", "labels", "reconstruction", "reconstruction_error"):
+        assert [case[field] for case in records[0]] == [case[field] for case in records[1]]
+
+
+def test_parts_of_a_workflow_can_be_used_one_by_one(whole: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "scan.nii.gz", (32, 32, 3))
+    workflow = workflow_of(whole, device="cpu", image=str(tmp_path / "scan.nii.gz"), quality="fast")
+    workflow.initialize()
+    item = workflow.dataset[0]
+    assert (item["case"], item["image"].shape) == ("scan", (3, 1, 32, 32))
+    assert -1 <= item["image"].min() < item["image"].max() <= 1
+    probs = workflow.inferer(item["image"], workflow.network_def)
+    assert probs.shape == (3, 2, 32, 32)
+    torch.testing.assert_close(probs.float().sum(dim=1), torch.ones(3, 32, 32), atol=2e-3, rtol=0)
+    by_student = workflow.network_def.bundle.student(item["image"]).softmax(dim=1)
+    torch.testing.assert_close(probs.float(), by_student, atol=2e-3, rtol=0)
+
+
+def test_parts_of_a_workflow_can_be_replaced(whole: Path, tmp_path: Path) -> None:
+    """And work anew in a folder that the usual ones have filled."""
+    write_scan(tmp_path / "scan.nii.gz")
+    files = {"image": str(tmp_path / "scan.nii.gz"), "output_dir": str(tmp_path / "out")}
+    workflow = workflow_of(whole, device="cpu", quality="fast", **files)
+    workflow.initialize()
+    workflow.run()
+    seen: list[str] = []
+
+    class Watched(SliceInferer):
+        def label(self, *args: Any) -> Any:
+            seen.append("inferer")
+            return super().label(*args)
+
+    workflow.inferer = Watched("fast")
+    workflow.initialize()
+    workflow.run()
+    assert seen == ["inferer"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"] == {"quality": "fast"}
+
+
+def test_a_network_of_another_kind_is_refused(whole: Path) -> None:
+    workflow = workflow_of(whole, device="cpu", quality="fast")
+    workflow.initialize()
+    with pytest.raises(TypeError, match="Identity; the bundle's network_def is needed"):
+        workflow.inferer(torch.zeros(1, 1, 32, 32), torch.nn.Identity())
+
+
+def test_a_workflow_without_images_says_where_it_looked(whole: Path) -> None:
+    workflow = workflow_of(whole, device="cpu")
+    workflow.initialize()
+    with pytest.raises(InputError, match="images: no such file or folder"):
+        workflow.evaluator.run()
+
+
+@pytest.mark.parametrize("kind", ["whole", "alone"])
+def test_monai_verifies_the_network_from_the_command_line(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    done = monai_command(
+        "verify_net_in_out", "network_def", *configs(request.getfixturevalue(kind)), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verified with no error" in done.stdout + done.stderr
 
 
 def test_bundle_is_a_plain_record(saved: Path) -> None:

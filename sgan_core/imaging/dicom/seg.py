@@ -37,6 +37,7 @@ from sgan_core.imaging.terminology import PRIVATE_SCHEME, header_text, label_cod
 from sgan_core.imaging.writers import writing
 
 PRODUCT = "SemanticGAN"
+UTF8 = "ISO_IR 192"  # the Specific Character Set
 # How far a slice of the source may lie from the grid's, in voxels along each axis, and still be that slice:
 # more than rounded positions, far less than a slice that was interpolated.
 SLICE_TOLERANCE_VOXELS = 0.1
@@ -340,7 +341,7 @@ def _mend(source: _Source) -> None:
     first = headers[0]  # patient and study are taken from this one
     count = _frame_count(first)
     _drop_invalid(first)
-    first.SpecificCharacterSet = "ISO_IR 192"  # all text is decoded by now; the source's may be unknown
+    first.SpecificCharacterSet = UTF8  # all text is decoded by now; the source's may be unknown
     for keyword in _PATIENT_AND_STUDY:
         if keyword not in first:
             setattr(first, keyword, None)
@@ -528,7 +529,7 @@ def _filled(
     _set_dimensions_uid(segmentation, uids["dimensions"])
     # UTF-8: names of labels, whatever the source is written in. highdicom has no argument for it before 0.28, and 3D
     # Slicer brings 0.27 along.
-    segmentation.SpecificCharacterSet = "ISO_IR 192"
+    segmentation.SpecificCharacterSet = UTF8
     segmentation.ContentCreatorName = None  # type 2: no person made it
     if not geometry:  # type 2C of the General Image module where positions do not tell it
         segmentation.PatientOrientation = source.headers[0].get("PatientOrientation")
@@ -543,7 +544,7 @@ def _description(
     number: int, label: Label, algorithm: hd.AlgorithmIdentificationSequence
 ) -> hd.seg.SegmentDescription:
     category, kind = (SrCode(code.value, code.scheme, code.meaning) for code in label_codes(label))
-    return hd.seg.SegmentDescription(
+    description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=kind.meaning,
         segmented_property_category=category,
@@ -552,6 +553,12 @@ def _description(
         algorithm_identification=algorithm,
         display_color=hd.color.CIELabColor.from_rgb(*label.rgb),
     )
+    if not kind.meaning.isascii():
+        # Items have the character set of the file unless they say their own (PS3.5 7.5.3). dcmjs, which web viewers
+        # read with, forgets that of the file (0.52.0, ReadBufferStream.more).
+        for item in (description, *description.SegmentedPropertyTypeCodeSequence):
+            item.SpecificCharacterSet = UTF8
+    return description
 
 
 def _coding_schemes(labels: Sequence[Label]) -> list[CodingSchemeIdentificationItem] | None:
