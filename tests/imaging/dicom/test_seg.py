@@ -852,3 +852,18 @@ def test_chaos_ct_comes_back_and_is_valid(tmp_path: Path, shared: Path) -> None:
 
 def test_tolerance_is_far_from_half_a_voxel() -> None:
     assert 0 < seg.SLICE_TOLERANCE_VOXELS < 0.25
+
+
+def test_names_beyond_ascii_say_their_character_set_in_their_items(
+    series: list[Path], tmp_path: Path
+) -> None:
+    """Web viewers forget that of the file."""
+    segments = written(tmp_path, labelmap(), grid(), LABELS, series).SegmentSequence
+    sets = [
+        (
+            one.get("SpecificCharacterSet"),
+            one.SegmentedPropertyTypeCodeSequence[0].get("SpecificCharacterSet"),
+        )
+        for one in segments
+    ]
+    assert sets == [(None, None), (None, None), ("ISO_IR 192", "ISO_IR 192")]
