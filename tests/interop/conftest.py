@@ -56,6 +56,12 @@ def volume(made: Callable[[str], Source], request: pytest.FixtureRequest) -> Sou
     return made(request.param)
 
 
+@pytest.fixture(params=(*VOLUMES, "nifti"))
+def labelled(made: Callable[[str], Source], request: pytest.FixtureRequest) -> Source:
+    """Each volume, DICOM or not."""
+    return made(request.param)
+
+
 @pytest.fixture(params=PICTURES)
 def picture(made: Callable[[str], Source], request: pytest.FixtureRequest) -> Source:
     """Each image without one."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 from PIL import Image
@@ -17,12 +18,16 @@ from sgan_core.cohort import Label
 from sgan_core.imaging.dicom import find_series, read_series
 from sgan_core.imaging.dicom.seg import write_dicom_seg
 from sgan_core.imaging.image import Volume
+from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.writers import write_labels, write_mask_png
 
 LIVER = Label(1, "liver", (221, 130, 101), "10200004")
 SPLEEN = Label(2, "spleen", (157, 108, 162), "78961009")
 TUMOUR = Label(3, "Tumor: größer als ½", (10, 200, 30), "108369006")
 CLOTH = Label(3, "cloth", (144, 0, 255))  # no SNOMED CT code: a private one
+LOBE = Label(
+    3, "left|right ~ lobe^2; a:b=c", (1, 2, 3), "10200004"
+)  # with what 3D Slicer parts its entries by
 LUNG = Label(1, "lung", (9, 9, 200), "39607008")
 MODEL, SEED = "phantom-ct-liver", 3
 STEP = 100  # of the image's values from label to label: the mask is read off the image as we read it
@@ -34,11 +39,11 @@ class Source:
     """A series, where its mask lies, and our files of that mask."""
 
     name: str
-    files: list[Path]  # of the series
+    files: list[Path]  # of the series; none of a NIfTI image
     mask: np.ndarray  # (I, J, K) uint8, i along the rows of the pixels, j down their columns
     affine_lps: np.ndarray | None  # (4, 4): (i, j, k, 1) -> mm, voxel centres; None: a picture
     labels: tuple[Label, ...]
-    segmentation: Path  # DICOM SEG
+    segmentation: Path | None  # DICOM SEG, of a series
     image: Path  # .seg.nrrd of a volume, PNG of a picture
     nifti: Path | None = None
 
@@ -208,6 +213,22 @@ def photograph(folder: Path, dicom: Any) -> Source:
     return _written(folder, "photo", mask, None, labels)
 
 
+def left_handed_nifti(folder: Path, _: Any) -> Source:
+    """No DICOM, but an oblique NIfTI image whose axes are left-handed, as most converters write them."""
+    labels, matrix = (LIVER, SPLEEN, LOBE), affine((10.0, 20.0, 30.0), (20, -15, 33), (0.7, 0.8, 2.5))
+    matrix[:3, 0] *= -1
+    mask = pattern((31, 26, 9), labels)
+    affine_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+    nib.save(nib.Nifti1Image(mask.astype(np.int16) * STEP, affine_ras), folder / "scan.nii.gz")
+    image = read_image(folder / "scan.nii.gz")
+    assert isinstance(image, Volume)
+    found = np.rint(image.array / STEP).astype(np.uint8)
+    nrrd, nifti = folder / "scan_seg.seg.nrrd", folder / "scan_seg.nii.gz"
+    write_labels(nrrd, found, image.grid, labels)
+    write_labels(nifti, found, image.grid, labels)
+    return Source("nifti", [], mask, matrix, labels, None, nrrd, nifti)
+
+
 def chaos_slices(folder: Path, shared: Path, part: slice) -> tuple[list[Path], np.ndarray, np.ndarray] | None:
     """Slices of a real CT, linked into ``folder``/series; None where the data lack it.
 
@@ -256,6 +277,7 @@ MADE: dict[str, Callable[[Path, Any], Source]] = {
     "slice": one_slice,
     "xray": x_ray,
     "photo": photograph,
+    "nifti": left_handed_nifti,
 }
 VOLUMES = ("ct", "mr", "enhanced", "resampled", "slice", "chaos")
 PICTURES = ("xray", "photo")

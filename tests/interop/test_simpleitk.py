@@ -8,12 +8,12 @@ from sources import Source
 from tools import in_order_of, opened_by_itk
 
 
-def test_labels_lie_at_their_place(volume: Source) -> None:
-    for path in (volume.image, volume.nifti):
+def test_labels_lie_at_their_place(labelled: Source) -> None:
+    for path in (labelled.image, labelled.nifti):
         assert path is not None
         opened = opened_by_itk(path)
         assert opened.values.dtype == np.uint8
-        np.testing.assert_array_equal(in_order_of(volume, opened), volume.mask)
+        np.testing.assert_array_equal(in_order_of(labelled, opened), labelled.mask)
 
 
 def test_a_picture_is_shown_in_the_labels_colours(picture: Source) -> None:
