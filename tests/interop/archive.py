@@ -52,8 +52,11 @@ class Archive:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Archive]:
-    """Orthanc with an empty store below a folder; it has ended, whatever happens, when the block is left."""
+def running(folder: Path, *, dicom: bool = False) -> Iterator[Archive]:
+    """Orthanc with an empty store below a folder; it has ended, whatever happens, when the block is left.
+
+    dicom: whether it takes images by C-STORE, too; from this computer only.
+    """
     command = [program("Orthanc", "Debian package orthanc")]
     if setpriv := shutil.which("setpriv"):
         command = [setpriv, "--pdeathsig", "KILL", *command]  # also when the tests themselves are killed
@@ -61,7 +64,9 @@ def running(folder: Path) -> Iterator[Archive]:
         place = folder / f"start{start}"
         archive = Archive(_free_port(), _free_port())
         (place / "store").mkdir(parents=True)
-        (place / "orthanc.json").write_text(json.dumps(_configuration(archive, place)), encoding="utf-8")
+        (place / "orthanc.json").write_text(
+            json.dumps(_configuration(archive, place, dicom)), encoding="utf-8"
+        )
         with (place / "log.txt").open("wb") as log:
             process = subprocess.Popen(
                 [*command, str(place / "orthanc.json")], stdout=log, stderr=log, cwd=place
@@ -76,7 +81,7 @@ def running(folder: Path) -> Iterator[Archive]:
     raise RuntimeError(f"Orthanc does not start: {(place / 'log.txt').read_text(errors='replace')[-2000:]}")
 
 
-def _configuration(archive: Archive, place: Path) -> dict[str, Any]:
+def _configuration(archive: Archive, place: Path, dicom: bool) -> dict[str, Any]:
     return {
         "Name": "tests",
         "StorageDirectory": str(place / "store"),
@@ -86,8 +91,10 @@ def _configuration(archive: Archive, place: Path) -> dict[str, Any]:
         "DicomAet": "ORTHANC",
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-        "HttpsVerifyPeers": True,
+        "DicomServerEnabled": dicom,  # it cannot be told to listen to this computer alone, so it asks who sends
+        "DicomAlwaysAllowStore": False,
+        "DicomCheckModalityHost": True,
+        "DicomModalities": {"tests": ["TESTS", "127.0.0.1", 104]},
         "Plugins": [],
     }
 

@@ -48,9 +48,9 @@ def test_segmentation_travels_by_c_store(tmp_path: Path, made: Callable[[str], S
     """By DICOM's own protocol, as scanners and workstations send; into an empty archive."""
     source = made("mr")
     store = program("storescu", "Debian package dcmtk")
-    with running(tmp_path / "orthanc") as archive:
+    with running(tmp_path / "orthanc", dicom=True) as archive:
         # -R: what is sent is offered, not dcmtk's list of storage classes
-        command = [store, "-R", "-aec", "ORTHANC", "127.0.0.1", str(archive.dicom_port)]
+        command = [store, "-R", "-aet", "TESTS", "-aec", "ORTHANC", "127.0.0.1", str(archive.dicom_port)]
         files = [str(file) for file in (*source.files, source.segmentation)]
         done = subprocess.run([*command, *files], check=False, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
