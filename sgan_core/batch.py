@@ -19,6 +19,7 @@ from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.files import all_or_none
+from sgan_core.finished import Finished, input_hash
 from sgan_core.imaging.dicom import Series, choose_series, read_series
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Volume
@@ -28,7 +29,7 @@ from sgan_core.imaging.writers import write_labels, write_mask_png, write_pictur
 from sgan_core.inputs import Input, LeftOut
 from sgan_core.inversion import out_of_memory
 from sgan_core.labelling import OnProgress, SegmentConfig
-from sgan_core.report import LabelVolume, ReportCase, write_report
+from sgan_core.report import LabelVolume, ReportCase, Section, render_case, write_pages
 from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volume
 
 SCHEMA = 1  # of run.json
@@ -69,16 +70,18 @@ def run_batch(
     *,
     options: dict[str, Any],
     left_out: Sequence[LeftOut] = (),
+    redo: bool = False,
     on_progress: OnProgress = lambda done, total, message: None,
     on_case: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> BatchResult:
     """Segment every input and write results, run.json and report.html to ``output``.
 
-    left_out: what ``find_inputs`` did not take, for run.json. on_case gets each case's part of it. An input that cannot
-    be read, or does not fit into memory, is recorded as failed and the others go on; with a single input its
-    InputError is raised. Raises InputError at once when a student alone is asked for more than it can, and Cancelled
-    when stopped; finished cases are kept and recorded.
+    left_out: what ``find_inputs`` did not take, for run.json. on_case gets each case's part of it. A case that an
+    earlier run into the folder finished with the same version, model, options and image is kept ("skipped" in its
+    part), unless ``redo``. An input that cannot be read, or does not fit into memory, is recorded as failed and the
+    others go on; with a single input its InputError is raised. Raises InputError at once when a student alone is asked
+    for more than it can, and Cancelled when stopped; finished cases are kept and recorded.
     """
     if config.needs_inverter:
         bundle.require_inverter()
@@ -93,7 +96,7 @@ def run_batch(
         "left_out": [{"path": str(one.path), "reason": one.reason} for one in left_out],
         "cases": [],
     }
-    report: list[ReportCase] = []
+    finished = Finished(output, _made_by(bundle, config))
     try:
         prepare_folder(output)
         for number, one in enumerate(inputs):
@@ -102,7 +105,7 @@ def run_batch(
             case: dict[str, Any] = {"input": str(one.path), "case": one.name}
             try:
                 with _within_memory(one.path, bundle.device):
-                    case |= _segment_case(one, bundle, output, config, report, progress, should_stop)
+                    case |= _case(one, bundle, output, config, finished, redo, progress, should_stop)
             except InputError as error:
                 if len(inputs) == 1:
                     raise
@@ -112,9 +115,9 @@ def run_batch(
     finally:
         if record["cases"]:
             write_text(output / "run.json", json_text(record))
-            if report:
+            if config.report:
                 facts = {"Model": f"{bundle.name} ({bundle.hash[:12]})", "Device": record["device"]}
-                write_report(output / "report.html", "Segmentation", report, facts=facts)
+                write_pages(output, "Segmentation", _sections(record["cases"], finished), facts=facts)
         elif new:
             with suppress(OSError):  # it holds something after all
                 output.rmdir()
@@ -137,18 +140,70 @@ def _within_memory(path: Path, device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _segment_case(
+def _made_by(bundle: Bundle, config: BatchConfig) -> dict[str, Any]:
+    """What decides what comes of an image. How many slices go together, and which series is asked for by which of its
+    names, do not."""
+    segment = replace(config.segment, batch=None)
+    options = asdict(replace(config, segment=segment, series=None))
+    return {"tool_version": __version__, "bundle": bundle.hash, "options": options}
+
+
+def _sections(cases: Sequence[Mapping[str, Any]], finished: Finished) -> list[Section]:
+    """The parts of the report that there are, in the order of the cases."""
+    return [
+        Section(case["case"], _identity(case["case"]), file, case["reconstruction_error"] is not None)
+        for case in cases
+        if case["status"] == "done" and (file := finished.section(case["case"])).is_file()
+    ]
+
+
+def _identity(name: str) -> str:
+    """A case's name as letters and digits."""
+    return name.encode("utf-8", "backslashreplace").hex()
+
+
+def _case(
     one: Input,
     bundle: Bundle,
     output: Path,
     config: BatchConfig,
-    report: list[ReportCase],
+    finished: Finished,
+    redo: bool,
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
+    """A case's part of run.json: that of an earlier run, or a new one with the results."""
     if one.problem:
         raise InputError(one.problem)
     series = choose_series(one.found, config.series, one.path) if one.found else None
+    content = _content(one, series)
+    if not redo and (case := finished.find(one.name, content)):
+        on_progress(1, 1, "finished before")
+        return case | {"input": str(one.path), "skipped": True}
+    facts = {"input": str(one.path), "case": one.name, "input_hash": content, "skipped": False}
+    case, results, section = _segment_case(one, series, bundle, output, config, on_progress, should_stop)
+    finished.add(facts | case, results, section)
+    return facts | case
+
+
+def _content(one: Input, series: Series | None) -> str | None:
+    try:
+        return input_hash(one, series)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{error.filename or one.path}: cannot be read ({reason}). Check it.") from error
+
+
+def _segment_case(
+    one: Input,
+    series: Series | None,
+    bundle: Bundle,
+    output: Path,
+    config: BatchConfig,
+    on_progress: OnProgress,
+    should_stop: Callable[[], bool],
+) -> tuple[dict[str, Any], list[Path], str | None]:
+    """A new case's part of run.json, its files and its section of the report."""
     if series is None and config.format == "dicom-seg":
         raise InputError(
             f"{one.path}: not DICOM, so a DICOM segmentation has nothing to refer to. Use --format nifti or nrrd."
@@ -163,7 +218,9 @@ def _segment_case(
         check_dicom_seg(where, bundle.config.labels, series.files, frames=series.frames, **facts)
     found = segment_volume(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
     volumes = label_volumes(found, bundle)
-    section = report_case(found, bundle, one.name) if config.report else None
+    section = None
+    if config.report:
+        section = render_case(report_case(found, bundle, one.name), _identity(one.name))
     probabilities: list[Path] = []
     with all_or_none() as together:
         stem = output / one.name
@@ -175,10 +232,8 @@ def _segment_case(
                 together(path)
                 probabilities.append(path)
         target = _write_labels(found, bundle, stem, config, series)  # the last: with it the case is complete
-    if section:
-        report.append(section)
     grid = found.stack.grid
-    return {
+    case = {
         "output": str(target),
         "reconstruction_output": None if reconstruction is None else str(reconstruction),
         "probability_outputs": [str(path) for path in probabilities],
@@ -200,6 +255,8 @@ def _segment_case(
         "trust": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found.trust).items()},
         "warnings": list(found.warnings),
     }
+    results = [*([reconstruction] if reconstruction else []), *probabilities, target]
+    return case, results, section
 
 
 def _rounded(points_mm: np.ndarray) -> list[list[float]]:

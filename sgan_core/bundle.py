@@ -27,6 +27,7 @@ from sgan_core.bundle_text import abilities, inference_config, licence_text, met
 from sgan_core.config import TrainConfig
 from sgan_core.curvature import Curvature
 from sgan_core.errors import InputError
+from sgan_core.files import sha256
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
@@ -324,7 +325,7 @@ def _load_weights(network: nn.Module, path: Path) -> None:
 
 def bundle_hash(folder: Path) -> str:
     """The identity of a bundle: SHA-256 of its manifest, hexadecimal."""
-    return _sha256(folder / MANIFEST)
+    return sha256(folder / MANIFEST)
 
 
 def describe(reference: str | Path) -> dict[str, Any]:
@@ -403,7 +404,7 @@ def _problem(folder: Path, path: str, expected: str | None) -> str | None:
         return f"{file}: missing."
     if expected is None:
         return f"{file}: not in the model's list of files."
-    if _sha256(file) != expected:
+    if sha256(file) != expected:
         return f"{file}: damaged or changed, its SHA-256 is not the one in {MANIFEST}."
     return None
 
@@ -436,14 +437,6 @@ def _read_json(file: Path) -> dict[str, Any]:
             "Update semanticgan, or choose another model."
         )
     return table
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --- finding ---------------------------------------------------------------------------------------
@@ -483,7 +476,7 @@ _unpacked_by_hash: dict[str, Path] = {}
 
 
 def _unpacked(path: Path) -> Path:
-    content = _sha256(path)
+    content = sha256(path)
     if content not in _unpacked_by_hash:
         # Private and new: a known place could have been filled by another user of the machine.
         place = Path(tempfile.mkdtemp(prefix="sgan-model-"))

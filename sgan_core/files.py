@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -61,3 +62,21 @@ def remove_unfinished() -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):  # the folder itself may be unusable; that error is already on its way
         path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def keep(path: Path) -> None:
+    """Return only when a file's content is on the disk, so that a power cut cannot take it. Raises OSError."""
+    handle = os.open(path, os.O_RDWR)  # Windows flushes only what may be written
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -13,6 +13,7 @@ from sgan_core.imaging.dicom import Series, find_series, is_dicom
 from sgan_core.imaging.dicom.search import LeftOut, search
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix
 
+FINISHED = ".finished"  # the folder of results that has a file for each finished case
 _LARGEST_RECORD = 256 << 20  # bytes of a run.json that is looked into
 _RESULT_ENDINGS = ("_seg", "_seg.seg", "_recon", "_prob")
 
@@ -115,18 +116,21 @@ def _is_image(path: Path) -> bool:
 
 
 def own_results(folder: Path) -> set[str]:
-    """The names of files in a folder that its run.json lists as results of its cases.
+    """The names of files in a folder that its run.json lists as results of its cases, or the notes of a run cut short.
 
-    Only names that a case's results can have count: a foreign or damaged run.json hides no image.
+    Only names that a case's results can have count: a foreign or damaged record hides no image.
     """
-    record = folder / "run.json"
-    try:
-        if not record.is_file() or record.stat().st_size > _LARGEST_RECORD:
-            return set()
-        cases = json.loads(record.read_text(encoding="utf-8"))["cases"]
-        return {name for case in cases for name in _results_of(case)}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return set()
+    names: set[str] = set()
+    for record in (folder / "run.json", *(folder / FINISHED).glob("*.json")):
+        try:
+            if not record.is_file() or record.stat().st_size > _LARGEST_RECORD:
+                continue
+            stored = json.loads(record.read_text(encoding="utf-8"))
+            cases = stored["cases"] if record.parent == folder else [stored["case"]]
+            names |= {name for case in cases for name in _results_of(case)}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return names
 
 
 def _results_of(case: dict[str, Any]) -> set[str]:

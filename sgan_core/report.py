@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sgan_core.evaluation.tables import UNDEFINED, ScoreRow, mean_text, number, 
 from sgan_core.metrics.per_patient import dice_from_counts, mean_without_nan
 
 MAX_SLICES = 8
+CASES_ON_A_PAGE = 100
 DIFFERENCE_FULL_SCALE = (
     0.5  # |image - reconstruction| shown as the brightest colour; intensities span 2 (-1..1)
 )
@@ -72,6 +74,16 @@ class ReportCase:
             raise ValueError(f"{self.name}: truth {self.truth.shape} does not fit labels {self.labels.shape}")
 
 
+@dataclass(frozen=True)
+class Section:
+    """A case whose part of the page is in a file, as ``render_case`` made it."""
+
+    name: str
+    identity: str
+    file: Path
+    has_reconstruction: bool
+
+
 def write_report(
     path: str | Path,
     title: str,
@@ -97,7 +109,86 @@ def render_report(
     scores_table: Sequence[ScoreRow] = (),
 ) -> str:
     """The page as HTML text; see :func:`write_report`."""
-    environment = jinja2.Environment(
+    numbered = [(str(number), case) for number, case in enumerate(cases, 1)]
+    return _page(
+        title,
+        facts,
+        cases=[(_anchor(number), case.name) for number, case in numbered],
+        sections=(render_case(case, number) for number, case in numbered),
+        scores=_score_view(scores_table),
+        has_truth=any(case.truth is not None for case in cases),
+        has_reconstruction=any(case.reconstructions is not None for case in cases),
+    )
+
+
+def write_pages(folder: Path, title: str, sections: Sequence[Section], *, facts: Mapping[str, str]) -> None:
+    """Write report.html, report-2.html ... of a batch, ``CASES_ON_A_PAGE`` cases each, every one whole or not at all.
+
+    Only one page's sections are in memory at a time. Pages that an earlier, larger batch left go.
+    Raises OSError when a file cannot be read or written.
+    """
+    parts = [sections[first : first + CASES_ON_A_PAGE] for first in range(0, len(sections), CASES_ON_A_PAGE)]
+    names = ["report.html", *(f"report-{number}.html" for number in range(2, len(parts) + 1))]
+    pages = [
+        (name, f"{first + 1} to {first + len(part)}")
+        for name, part, first in zip(names, parts, range(0, len(sections), CASES_ON_A_PAGE), strict=True)
+    ]
+    for name, part in zip(names, parts, strict=True):
+        page = _page(
+            title,
+            facts,
+            cases=[(_anchor(one.identity), one.name) for one in part],
+            sections=(one.file.read_text(encoding="utf-8") for one in part),
+            pages=pages,
+            has_reconstruction=any(one.has_reconstruction for one in part),
+        )
+        write_text(folder / name, page)
+    number = len(parts) + 1
+    while number > 1 and (left := folder / f"report-{number}.html").is_file():
+        left.unlink()
+        number += 1
+
+
+def render_case(case: ReportCase, identity: str) -> str:
+    """A case's part of the page as HTML. identity: letters and digits that no other case of the page has."""
+    macros: Any = _environment().get_template("report_case.html.j2").module
+    return str(macros.case_section(_case_view(case, identity)))
+
+
+def _page(
+    title: str,
+    facts: Mapping[str, str],
+    *,
+    cases: Sequence[tuple[str, str]],
+    sections: Iterable[str],
+    scores: dict[str, Any] | None = None,
+    pages: Sequence[tuple[str, str]] = (),
+    has_truth: bool = False,
+    has_reconstruction: bool = False,
+) -> str:
+    """A page as HTML. cases: (anchor, name); pages: (file, which cases) of all pages; sections: rendered cases."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            facts=facts,
+            cases=cases,
+            sections=sections,
+            scores=scores,
+            pages=pages,
+            has_truth=has_truth,
+            has_reconstruction=has_reconstruction,
+            version=__version__,
+            scale_css=_colour_scale_css(),
+            full_scale=f"{DIFFERENCE_FULL_SCALE / 2:.0%}",
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names come from the users' files
         undefined=jinja2.StrictUndefined,
@@ -105,15 +196,10 @@ def render_report(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        facts=facts,
-        cases=[_case_view(case, index) for index, case in enumerate(cases)],
-        scores=_score_view(scores_table),
-        version=__version__,
-        scale_css=_colour_scale_css(),
-        full_scale=f"{DIFFERENCE_FULL_SCALE / 2:.0%}",
-    )
+
+
+def _anchor(identity: str) -> str:
+    return f"case-{identity}"
 
 
 # --- which slices ----------------------------------------------------------------------------------
@@ -150,23 +236,22 @@ def reconstruction_errors(case: ReportCase) -> np.ndarray | None:
 # --- what the template needs -----------------------------------------------------------------------
 
 
-def _case_view(case: ReportCase, index: int) -> dict[str, Any]:
+def _case_view(case: ReportCase, identity: str) -> dict[str, Any]:
     errors = reconstruction_errors(case)
     chosen = choose_slices(case.labels, errors)
     worst = None if errors is None else _worst(errors)
     return {
-        "id": f"case-{index + 1}",
+        "id": _anchor(identity),
         "name": case.name,
         "domain": case.domain,
         "facts": case.facts,
         "warnings": case.warnings,
         "scores": [(method, number(dice)) for method, dice in case.scores.items()],
         "labels": [_label_view(entry) for entry in case.label_table],
-        "slices": [_slice_view(case, n, errors, worst, f"i{index}-{n}") for n in chosen],
+        "slices": [_slice_view(case, n, errors, worst, f"i{identity}-{n}") for n in chosen],
         "shown": len(chosen),
         "total": len(case.labels),
         "has_reconstruction": case.reconstructions is not None,
-        "has_truth": case.truth is not None,
     }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,21 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from sgan_core import batch
 from sgan_core.bundle import Bundle, Inverter
 from sgan_core.cohort import Intensity, Label
 from sgan_core.config import EncoderConfig, InversionConfig, preset
+from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.slices import to_model
+from sgan_core.imaging.writers import write_volume
+from sgan_core.labelling import Chosen
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
+from sgan_core.segment import Segmentation
+from sgan_core.trust import Trust
 
 
 @pytest.fixture(scope="session")
@@ -244,3 +253,58 @@ def untrained() -> Bundle:
     facts = {"validation_rmse_p95": 0.2}
     inverter = Inverter(generator, encoder, perceptual, None)
     return Bundle(Path("model"), "model", "0" * 64, config, facts, inverter, None, torch.device("cpu"))
+
+
+# --- a batch, with a stand-in for the model ---
+
+BATCH_GRID = Grid((8, 6, 3), np.diag([-2.0, -2.0, 5.0, 1.0]))
+
+
+@pytest.fixture
+def batch_bundle() -> Any:
+    """What a batch asks of a model, see ``batch_scans``."""
+    labels = (Label(1, "liver", (200, 90, 60)), Label(2, "left kidney / cyst", (90, 90, 200)))
+    return SimpleNamespace(
+        name="model",
+        hash="0" * 64,
+        device=SimpleNamespace(type="cpu"),
+        config=SimpleNamespace(seed=0, labels=labels),
+        require_inverter=lambda: None,
+    )
+
+
+def _stand_in(image: Volume | Picture, bundle: Any, config: Any, **_: Any) -> Segmentation:
+    """Every voxel is a left kidney."""
+    stack = to_model(image, size=32, intensity=Intensity(-160.0, 240.0, "HU"))
+    shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
+    probs = np.zeros((len(stack.images), 3, 32, 32), np.float16)
+    probs[:, 2] = 1
+    labels = np.full(shape, 2, np.uint8)
+    errors = np.zeros(len(stack.images))
+    trust = Trust("ok", 1.0, "made up")
+    chosen = Chosen("paper", "asked for")
+    return Segmentation(
+        labels, stack, stack.images, probs, probs, errors, trust, "encoder", chosen, 0, 0.1, ()
+    )
+
+
+@pytest.fixture
+def batch_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Three scans, a to c, and a stand-in for the model that segments them."""
+    monkeypatch.setattr(batch, "segment_volume", _stand_in)
+    array = np.random.default_rng(0).normal(0, 300, BATCH_GRID.shape).astype(np.float32)
+    paths = [tmp_path / f"{name}.nii.gz" for name in "abc"]
+    for path in paths:
+        write_volume(path, array, BATCH_GRID)
+    return paths
+
+
+@pytest.fixture
+def write_dicom_scan(dicom_files: DicomFiles) -> Callable[[Path], Path]:
+    """Writes a small CT series into a folder."""
+
+    def write(folder: Path) -> Path:
+        array = np.random.default_rng(0).integers(-1000, 400, (6, 5, 4)).astype(np.int16)
+        return dicom_files.save_all(folder, dicom_files.stack(array))
+
+    return write

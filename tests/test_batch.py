@@ -21,19 +21,12 @@ from PIL import Image
 from sgan_core import batch
 from sgan_core import inputs as inputs_module
 from sgan_core.batch import BatchConfig, prepare_folder, run_batch
-from sgan_core.cohort import Intensity, Label
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
-from sgan_core.imaging.image import Picture, Volume
-from sgan_core.imaging.slices import to_model
+from sgan_core.imaging.image import Volume
 from sgan_core.imaging.writers import write_volume
 from sgan_core.inputs import Input, case_name
-from sgan_core.labelling import Chosen
 from sgan_core.segment import Segmentation
-from sgan_core.trust import Trust
-
-GRID = Grid((8, 6, 3), np.diag([-2.0, -2.0, 5.0, 1.0]))
-
 
 # --- inputs ----------------------------------------------------------------------------------------
 
@@ -415,7 +408,7 @@ def test_nobody_is_named(
     with caplog.at_level("DEBUG"):
         run_batch(inputs, bundle, tmp_path / "out", BatchConfig(format="dicom-seg"), options={})
     told = caplog.text + "".join(str(warning.message) for warning in recwarn)
-    for file in (tmp_path / "out").iterdir():
+    for file in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
         told += file.name + ("" if file.suffix == ".dcm" else file.read_text(encoding="utf-8"))
     for secret in ("SECRET", "19010203"):
         assert secret not in told
@@ -441,40 +434,13 @@ def test_file_in_the_way(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bundle() -> Any:
-    labels = (Label(1, "liver", (200, 90, 60)), Label(2, "left kidney / cyst", (90, 90, 200)))
-    return SimpleNamespace(
-        name="model",
-        hash="0" * 64,
-        device=SimpleNamespace(type="cpu"),
-        config=SimpleNamespace(seed=0, labels=labels),
-        require_inverter=lambda: None,
-    )
-
-
-def stand_in(image: Volume | Picture, bundle: Any, config: Any, **_: Any) -> Segmentation:
-    """Every voxel is a left kidney."""
-    stack = to_model(image, size=32, intensity=Intensity(-160.0, 240.0, "HU"))
-    shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
-    probs = np.zeros((len(stack.images), 3, 32, 32), np.float16)
-    probs[:, 2] = 1
-    labels = np.full(shape, 2, np.uint8)
-    errors = np.zeros(len(stack.images))
-    trust = Trust("ok", 1.0, "made up")
-    chosen = Chosen("paper", "asked for")
-    return Segmentation(
-        labels, stack, stack.images, probs, probs, errors, trust, "encoder", chosen, 0, 0.1, ()
-    )
+def bundle(batch_bundle: Any) -> Any:
+    return batch_bundle
 
 
 @pytest.fixture
-def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(batch, "segment_volume", stand_in)
-    array = np.random.default_rng(0).normal(0, 300, GRID.shape).astype(np.float32)
-    paths = [tmp_path / f"{name}.nii.gz" for name in "abc"]
-    for path in paths:
-        write_volume(path, array, GRID)
-    return paths
+def scans(batch_scans: list[Path]) -> list[Path]:
+    return batch_scans
 
 
 def cases(output: Path) -> list[dict[str, Any]]:
@@ -485,7 +451,7 @@ def test_label_names_become_file_names(bundle: Any, scans: list[Path], tmp_path:
     config = BatchConfig(probabilities=True, report=False)
     result = run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", config, options={})
     assert result.failed == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert names(tmp_path / "out") == {
         "a_seg.nii.gz",
         "a_liver_prob.nii.gz",
         "a_left-kidney-cyst_prob.nii.gz",
@@ -501,10 +467,11 @@ def test_label_names_become_file_names(bundle: Any, scans: list[Path], tmp_path:
 def test_reconstruction_has_grid_units_and_type_of_its_image(
     format: str, ending: str, dtype: type, bundle: Any, scans: list[Path], tmp_path: Path
 ) -> None:
-    array = np.broadcast_to([-300.0, 17.4, 101.0], GRID.shape).astype(
+    grid = Grid((8, 6, 3), np.diag([-2.0, -2.0, 5.0, 1.0]))
+    array = np.broadcast_to([-300.0, 17.4, 101.0], grid.shape).astype(
         dtype
     )  # even slices: nothing to resample
-    write_volume(tmp_path / "x.nii.gz", array, GRID)
+    write_volume(tmp_path / "x.nii.gz", array, grid)
     config = BatchConfig(format=format, save_reconstruction=True, report=False)
     result = run_batch(find_inputs([tmp_path / "x.nii.gz"]), bundle, tmp_path / "out", config, options={})
     (case,) = result.record["cases"]
@@ -535,7 +502,7 @@ def test_reconstruction_of_a_picture_has_8_bits(bundle: Any, scans: list[Path], 
 def test_no_reconstruction_unless_asked_for(bundle: Any, scans: list[Path], tmp_path: Path) -> None:
     result = run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", BatchConfig(), options={})
     assert result.record["cases"][0]["reconstruction_output"] is None
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_seg.nii.gz", "run.json", "report.html"}
+    assert names(tmp_path / "out") == {"a_seg.nii.gz", "run.json", "report.html"}
 
 
 @pytest.mark.parametrize("error", [InputError("disk is full"), KeyboardInterrupt()])
@@ -558,8 +525,10 @@ def test_case_without_its_label_map_leaves_nothing(
 def test_slices_of_a_region_are_placed_in_the_patient(
     bundle: Any, scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    segment = batch.segment_volume
+
     def upper_two(image: Volume, *arguments: Any, **settings: Any) -> Segmentation:
-        found = stand_in(image, *arguments, **settings)
+        found = segment(image, *arguments, **settings)
         stack, probs = found.stack.part(slice(1, 3)), found.label_probs[1:]
         facts = {"label_probs": probs, "reconstructions": stack.images, "slice_errors": np.zeros(2)}
         return replace(found, stack=stack, **facts)
@@ -588,6 +557,11 @@ def test_picture_is_nowhere(bundle: Any, scans: list[Path], tmp_path: Path) -> N
     assert (case["first_slice"], case["slice_centres_mm"]) == (1, None)
 
 
+def names(output: Path) -> set[str]:
+    """What a listing of a folder of results shows."""
+    return {path.name for path in output.iterdir() if not path.name.startswith(".")}
+
+
 # --- memory ----------------------------------------------------------------------------------------
 
 
@@ -600,10 +574,12 @@ def running_out(error: Exception, name: str, monkeypatch: pytest.MonkeyPatch) ->
         being_read.append(path)
         return read(path)
 
+    segment = batch.segment_volume
+
     def allocate(*arguments: Any, **settings: Any) -> Segmentation:
         if being_read[-1].name.startswith(name):
             raise error
-        return stand_in(*arguments, **settings)
+        return segment(*arguments, **settings)
 
     monkeypatch.setattr(batch, "read_image", noted)
     monkeypatch.setattr(batch, "segment_volume", allocate)
@@ -668,7 +644,7 @@ def test_finished_cases_are_recorded_when_the_run_breaks_off(
     with pytest.raises(type(error)):
         run_batch(find_inputs(scans), bundle, tmp_path / "out", BatchConfig(), options={})
     assert [case["case"] for case in cases(tmp_path / "out")] == ["a"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_seg.nii.gz", "run.json", "report.html"}
+    assert names(tmp_path / "out") == {"a_seg.nii.gz", "run.json", "report.html"}
 
 
 def test_bad_input_is_recorded_and_told(

@@ -26,7 +26,7 @@ FLOORS = (
     {"segment"},
     {"training"},
     {"evaluation"},
-    {"benchmark", "report"},
+    {"benchmark", "finished", "report"},
     {"batch"},
     {"demo", "monai_inference", "sample"},
     {"cli"},

@@ -16,13 +16,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
 from sgan_core import __version__
 from sgan_core.errors import Cancelled, InputError
+
+log = logging.getLogger(__name__)
 
 DONE = 0
 PARTLY_FAILED = 1  # some inputs of a batch failed, the rest were written
@@ -120,7 +122,10 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 def _outcome(main: Callable[[argparse.Namespace], int | None], options: argparse.Namespace, prog: str) -> int:
     try:
-        return main(options) or DONE
+        code = main(options) or DONE
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be printed is said now, not when the interpreter ends
+        return code
     except BrokenPipeError:  # the reader of our output left, as in "sgan-evaluate ... | head"
         _forget_stdout()
         return DONE
@@ -129,10 +134,27 @@ def _outcome(main: Callable[[argparse.Namespace], int | None], options: argparse
         if options.debug:
             traceback.print_exc(file=sys.stderr)
         word = "cancelled" if ended.code == CANCELLED else "error"
-        print(f"{prog}: {word}: {ended.message}", file=sys.stderr)
-        if ended.details:
-            print(ended.details, file=sys.stderr)
+        with suppress(OSError):  # nobody listens; the exit code tells
+            print(f"{prog}: {word}: {ended.message}", file=sys.stderr)
+            if ended.details:
+                print(ended.details, file=sys.stderr)
+        if isinstance(error, OSError):  # printing itself may be what failed
+            _forget_stdout()
         return ended.code
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """For telling what is in files already: a reader that left, or a full disk behind stdout, changes no exit code."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+    except OSError as error:
+        log.warning("cannot print here (%s); the results are in the files", error.strerror)
+        _forget_stdout()
 
 
 @dataclass(frozen=True)
@@ -169,7 +191,7 @@ def _forget_stdout() -> None:
     """Let nothing be flushed into the closed pipe when the interpreter ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # stdout is not a real file (tests, embedding)
+    except (OSError, ValueError, AttributeError):  # stdout is not a real file (tests, embedding)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 

@@ -125,6 +125,11 @@ def parser() -> argparse.ArgumentParser:
         help="of each label keep only the largest connected piece",
     )
     add("--no-report", action="store_true", help="do not write report.html")
+    add(
+        "--redo",
+        action="store_true",
+        help="compute again what is finished in OUTPUT with the same model, options and image (default: keep it)",
+    )
     add("--batch", type=int, metavar="N", help="slices optimised together (default: the model's)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     add("--json-progress", action="store_true", help="one JSON object a line on stdout, for programs")
@@ -157,7 +162,8 @@ def command(args: argparse.Namespace) -> int:
             raise
         progress.event("done", output=str(args.output), failed=result.failed)
     if not args.json_progress:
-        _print_table(result.record["cases"])
+        with app.printing():
+            _print_table(result.record["cases"])
     return app.PARTLY_FAILED if result.failed else app.DONE
 
 
@@ -221,16 +227,25 @@ def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
         progress.event("warning", case="", message=f"left out: {one.path} {one.reason}")
     if len(found.left_out) > _MOST_SAID:
         log.warning("left out: %d more, see left_out in run.json", len(found.left_out) - _MOST_SAID)
-    return run_batch(
+    result = run_batch(
         inputs,
         bundle,
         args.output,
         config,
         options={name: _plain(value) for name, value in vars(args).items()},
         left_out=found.left_out,
+        redo=args.redo,
         on_progress=progress,
         on_case=lambda case: _tell(case, progress),
     )
+    kept = sum(case.get("skipped", False) for case in result.record["cases"])
+    if kept:
+        log.info(
+            "kept %d of %d cases, finished before with the same model, options and image; --redo computes them again",
+            kept,
+            len(inputs),
+        )
+    return result
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:

@@ -28,6 +28,9 @@ _MM = {
 _PATIENT_SPACES = re.compile(
     r"(ras|las|lps|(right|left)-anterior-superior|left-posterior-superior)(-time|t)?"
 )
+_NO_ORIGIN = "the header holds no origin; where the scan lies in the patient is a guess."
+_NUMBER = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
+_VECTORS = re.compile(rf"(\s*\({_NUMBER}(,{_NUMBER})*\))*\s*")
 _UNIT_LENGTH = 1e-3  # of the columns of a TransformMatrix
 _LONGEST_HEADER = 10_000  # lines
 
@@ -68,6 +71,16 @@ def load_itk(path: Path) -> Volume:
     return Volume(array.reshape(shape, order="A"), grid, warnings, tuple(f"{path.name}: {d}" for d in doubts))
 
 
+def itk_files(path: Path) -> tuple[Path, ...] | None:
+    """The header's file and that of the voxels, where it is another; None where the header names no single file."""
+    header = _header(path)
+    named = header.get("elementdatafile") or header.get("data file") or header.get("datafile") or ""
+    if named.lower() in ("", "local"):
+        return (path,)
+    file = path.parent / named
+    return (path, file) if file.is_file() else None
+
+
 def _header(path: Path) -> dict[str, str]:
     """The entries of the header, names in lower case."""
     separator = "=" if image_suffix(path) in (".mha", ".mhd") else ":"
@@ -102,11 +115,26 @@ def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tu
     if len({_in_mm(unit, path) for unit in units}) > 1:
         raise InputError(f"{path}: its axes have different units of length. Export it again in mm.")
     _refuse_other_length(header, path)
+    if header.get("encoding", "").lower() in ("gzip", "gz") and not header.keys() & {"data file", "datafile"}:
+        _require_gzip(path)
+    if not _VECTORS.fullmatch(header.get("space origin", "")) or not _VECTORS.fullmatch(
+        re.sub(r"\bnone\b", "", header.get("space directions", ""))
+    ):
+        raise InputError(
+            f"{path}: its space origin or space directions are no vectors of numbers. Export it again."
+        )
     if "nan" in header.get("spacings", "").lower():
         raise InputError(f"{path}: its header leaves the spacing of an axis open (NaN). Export it again.")
+    sizes, kinds = header.get("sizes", "").split(), header.get("kinds", "").lower().split()
+    if any(kind == "time" and size != "1" for size, kind in zip(sizes, kinds, strict=False)):
+        raise InputError(
+            f"{path}: one of its axes is time by its header (kinds). Export a single time point."
+        )
     if len(direction) < 3:
         return units.pop(), []
     doubts = []
+    if "space origin" not in header:
+        doubts.append(_NO_ORIGIN)
     given = header.get("space directions", "").count("(")
     if not given or not _PATIENT_SPACES.fullmatch(header.get("space", "").lower()):
         doubts.append("the header holds no orientation; left and right are a guess.")
@@ -147,6 +175,15 @@ def _refuse_other_length(header: dict[str, str], path: Path) -> None:
         )
 
 
+def _require_gzip(path: Path) -> None:
+    """Raise InputError unless what follows the header is gzip: ITK takes anything else as it is."""
+    with path.open("rb") as stream:
+        while stream.readline(65536).strip():
+            pass
+        if stream.read(2) != b"\x1f\x8b":
+            raise InputError(f"{path}: its voxels are gzip by the header, but they are not. Export it again.")
+
+
 def _metaimage_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tuple[str, list[str]]:
     """Unit of length and doubts. CenterOfRotation does not move the image."""
     for name, neutral in (
@@ -168,6 +205,8 @@ def _metaimage_facts(header: dict[str, str], direction: np.ndarray, path: Path) 
         doubts.append("the header holds no orientation; left and right are a guess.")
     elif not _names_the_axes(header.get("anatomicalorientation", ""), direction):
         doubts.append("AnatomicalOrientation and TransformMatrix contradict each other; the matrix is used.")
+    if not header.keys() & {"offset", "position", "origin"}:
+        doubts.append(_NO_ORIGIN)
     if not header.keys() & {"elementspacing", "elementsize"}:
         doubts.append("the header holds no voxel size; 1 mm is a guess.")
     return header.get("distanceunits", ""), doubts

@@ -49,7 +49,7 @@ def load_nifti(path: Path) -> Volume:
     Either file of a pair may be named. Raises InputError: damaged, colour or 4-D file, a header that contradicts
     itself so that no reading is sure.
     """
-    header_file, voxel_file = _files(path)
+    header_file, voxel_file = nifti_files(path)
     try:
         with BoundedReader(header_file) as stream:
             header, raw = _header(header_file, stream)
@@ -78,8 +78,8 @@ def load_nifti(path: Path) -> Volume:
     return Volume(array.reshape(shape, order="A"), grid, warnings + remarks, doubts)
 
 
-def _files(path: Path) -> tuple[Path, Path]:
-    """The file of the header and the file of the voxels: the same one, or two."""
+def nifti_files(path: Path) -> tuple[Path, Path]:
+    """The file of the header and that of the voxels: the same one, or two. Raises InputError when one is missing."""
     suffix = image_suffix(path)
     first = next((h for h, v in PAIR_SUFFIXES.items() if suffix in (h, v)), None)
     if first is None:

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,10 +14,28 @@ from PIL import Image, ImageOps
 from sgan_core.errors import InputError
 from sgan_core.imaging.guards import damaged
 
+if TYPE_CHECKING:
+    import tifffile
+
 _WIDE = 65535
 # Tags of TIFF 6.0.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 255, 258, 262, 284, 339
-_COMPRESSION, _SAMPLES, _STRIP_BYTES = 259, 277, 279
+_COMPRESSION, _ORIENTATION, _SAMPLES, _STRIP_BYTES = 259, 274, 277, 279
+# The tags that decide what pixels are: sizes, kind, compression, where they lie, colours, alpha.
+_DECISIVE = {
+    *range(254, 260),
+    262,
+    266,
+    273,
+    274,
+    *range(277, 280),
+    284,
+    317,
+    320,
+    *range(322, 326),
+    338,
+    339,
+}
 _WHITE_IS_ZERO, _YCBCR, _SIGNED, _JPEG = 0, 6, 2, (6, 7)
 # What Pillow raises on garbage.
 _ERRORS = (
@@ -45,6 +64,8 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             if reason := _misread(opened, tags):
                 raise InputError(f"{path}: {reason}, which is not read. Save it as 8- or 16-bit PNG.")
             upright = ImageOps.exif_transpose(opened)  # a loaded copy
+            if opened.format == "TIFF":
+                _second_opinion(opened, tags, path)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error} Save a smaller picture.") from error
     except _ERRORS as error:
@@ -57,6 +78,57 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             f"{path}: 32-bit values above 2147483647, which are not read. Save it as 16-bit PNG."
         )
     return upright, warnings
+
+
+def _second_opinion(opened: Image.Image, tags: dict[int, int], path: Path) -> None:
+    """Raise InputError unless tifffile finds in a TIFF page what Pillow did: a damaged directory is read in many ways.
+
+    Of what it cannot unpack by itself (LZW, JPEG, 12 bits) only the kind of pixels is compared.
+    """
+    import tifffile  # takes a while to load
+
+    reason = f"{path}: a TIFF that two readers understand differently. Save it as PNG."
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[opened.tell()]
+            assert isinstance(page, tifffile.TiffPage)
+            lost = _DECISIVE.intersection(_directory(file, page.offset)).difference(page.tags.keys())
+            if (page.imagewidth, page.imagelength) != opened.size or page.dtype is None or lost:
+                raise InputError(reason)
+            kind, bits = page.dtype.kind, page.bitspersample
+            unpacks = page.compression in (1, 8, 32946, 32773) and bits != 12
+            theirs = page.asarray() if unpacks else None
+    except InputError:
+        raise
+    except Exception as error:  # it raises many kinds
+        raise InputError(reason) from error
+    ours = np.asarray(opened)
+    if kind == "i" and ours.dtype.kind == "u" or (kind == "f") != (ours.dtype.kind == "f"):
+        raise InputError(reason)
+    if theirs is None or opened.mode not in ("1", "L", "P", "I", "F", "RGB", "I;16", "I;16B"):
+        return
+    if tags.get(_PLANAR) == 2 and theirs.ndim == 3:
+        theirs = theirs.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+    if opened.mode in ("1", "L") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # turned round by Pillow
+        theirs = (1 << bits) - 1 - theirs.astype(np.int64)
+    if opened.mode == "L" and bits < 8:
+        theirs = theirs * (255 // ((1 << bits) - 1))  # Pillow spreads them over 8 bits
+    if opened.mode == "RGB" and theirs.dtype == np.uint16:
+        theirs = theirs >> 8
+    if theirs.shape != ours.shape or not np.array_equal(theirs, ours, equal_nan=ours.dtype.kind == "f"):
+        raise InputError(reason)
+
+
+def _directory(file: tifffile.TiffFile, offset: int) -> list[int]:
+    """The tags of the directory at an offset, those too whose values cannot be read (TIFF 6.0, page 14)."""
+    form, handle = file.tiff, file.filehandle
+    handle.seek(offset)
+    (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+    entries = handle.read(count * form.tagsize)
+    return [
+        struct.unpack_from(f"{form.byteorder}H", entries, start)[0]
+        for start in range(0, len(entries) - form.tagsize + 1, form.tagsize)
+    ]
 
 
 def _only_page(opened: Image.Image, path: Path) -> tuple[str, ...]:
@@ -116,9 +188,12 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
     if (
         opened.format == "TIFF"
         and tags.get(_COMPRESSION, 1) == 1
-        and _stored_bytes(opened) >= 2 * _needed_bytes(opened, tags)
+        and (stored := _stored_bytes(opened)) != (needed := _needed_bytes(opened, tags))
+        and (stored >= 2 * needed or tags.get(_BITS) == 12)  # whole rows are the only check of these
     ):
-        return "a TIFF that holds far more bytes than its pixels need"
+        return "a TIFF that holds other bytes than its pixels need"
+    if opened.format == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) not in range(1, 9):  # type: ignore[attr-defined]
+        return "a TIFF whose Orientation is none of 1 to 8"
     if opened.format == "TIFF" and _PHOTOMETRIC not in tags:
         return "a TIFF that does not say what its values mean (PhotometricInterpretation)"
     if opened.format == "TIFF" and tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_COMPRESSION) not in _JPEG:

@@ -24,8 +24,8 @@ from sgan_core.imaging.endings import (
 from sgan_core.imaging.grid import SAME_MM, SAME_VOXELS, Grid, corner_distance_mm, same_place
 from sgan_core.imaging.guards import impossible_size, refuse_constant, require_file, times
 from sgan_core.imaging.image import Picture, Volume
-from sgan_core.imaging.itk_files import load_itk
-from sgan_core.imaging.nifti import load_nifti
+from sgan_core.imaging.itk_files import itk_files, load_itk
+from sgan_core.imaging.nifti import load_nifti, nifti_files
 from sgan_core.imaging.pictures import grey_or_rgb, label_pixels, open_picture
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "NIFTI_SUFFIXES",
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
+    "files_of",
     "image_suffix",
     "read_image",
     "read_labels",
@@ -60,6 +61,17 @@ def read_image(path: str | Path) -> Volume | Picture:
         if suffix in DICOM_SUFFIXES or path.is_dir() or is_dicom(path):
             return read_series(choose_series(find_series(path), None, path))
     return read_picture(path) if _checked_suffix(path) in PICTURE_SUFFIXES else read_volume(path)
+
+
+def files_of(path: Path) -> tuple[Path, ...] | None:
+    """The files that an image file is read from: itself, and where its header leaves the voxels to another, that.
+
+    None when the header names its files in a way of its own (a list, a pattern). Raises InputError for a missing half.
+    """
+    suffix = image_suffix(path)
+    if suffix in NIFTI_SUFFIXES + VOXEL_SUFFIXES:
+        return tuple(dict.fromkeys(nifti_files(path)))
+    return itk_files(path) if suffix in ITK_SUFFIXES else (path,)
 
 
 def read_volume(path: str | Path) -> Volume:

@@ -78,6 +78,10 @@ def test_distance_units_become_mm(tmp_path: Path, unit: str, mm: float) -> None:
         (RAS | {"space units": '"mm" "mm" "m"'}, "different units"),
         (RAS | units("m"), "but then voxels of 2000 x 3000 x 4000 mm"),
         ({"spacings": "nan 3 4"}, "NaN"),
+        (RAS | {"kinds": "domain domain time"}, "one of its axes is time"),
+        (RAS | {"encoding": "gzip"}, "gzip by the header, but they are not"),
+        (RAS | {"space origin": "(1,2x,3)"}, "no vectors of numbers"),
+        (RAS | {"space directions": "(2,0,0) (0,3,0) (0,0x,4)"}, "no vectors of numbers"),
     ],
 )
 def test_nrrd_that_is_not_sure_is_refused(tmp_path: Path, entries: dict[str, str], said: str) -> None:
@@ -112,6 +116,7 @@ def test_spaces_of_the_patient_are_no_doubt(tmp_path: Path, space: str) -> None:
         ({"spacings": "2 3 4"}, "no orientation"),
         ({"space": "RAS", "space origin": "(1,2,3)"}, "no voxel size"),
         ({}, "no voxel size"),
+        ({key: value for key, value in RAS.items() if key != "space origin"}, "no origin"),
     ],
 )
 def test_nrrd_that_leaves_the_place_open_is_doubted(
@@ -121,10 +126,13 @@ def test_nrrd_that_leaves_the_place_open_is_doubted(
 
 
 def test_metaimage_that_leaves_the_place_open_is_doubted(tmp_path: Path) -> None:
-    without = {key: value for key, value in LPS.items() if key != "TransformMatrix"}
-    assert "no orientation" in read_volume(metaimage(tmp_path / "a.mha", without)).doubts[0]
-    without = {key: value for key, value in LPS.items() if key != "ElementSpacing"}
-    assert "no voxel size" in read_volume(metaimage(tmp_path / "a.mha", without)).doubts[0]
+    for entry, said in (
+        ("TransformMatrix", "no orientation"),
+        ("ElementSpacing", "no voxel size"),
+        ("Offset", "no origin"),
+    ):
+        without = {key: value for key, value in LPS.items() if key != entry}
+        assert said in read_volume(metaimage(tmp_path / "a.mha", without)).doubts[0]
 
 
 @pytest.mark.parametrize(

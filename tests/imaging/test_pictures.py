@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from sgan_core.cohort import Label
 from sgan_core.errors import InputError
-from sgan_core.imaging.pictures import black_and_white
+from sgan_core.imaging.pictures import black_and_white, grey_or_rgb
 from sgan_core.imaging.readers import read_labels, read_picture
 from sgan_core.imaging.writers import write_mask_png
 
@@ -132,6 +133,79 @@ def test_tiff_whose_rows_are_missing_is_refused(tmp_path: Path) -> None:
         file.pages[0].tags["RowsPerStrip"].overwrite(2)
     with pytest.raises(InputError, match="where all of its rows are"):
         read_picture(tmp_path / "a.tif")
+
+
+def retyped(path: Path, tag: int, *, kind: int = 3, value: int | None = None) -> None:
+    """Give an entry of the first directory another type, or another value."""
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    places = [start + 2 + 12 * number for number in range(count)]
+    (at,) = [place for place in places if struct.unpack_from("<H", content, place)[0] == tag]
+    struct.pack_into("<H", content, at + 2, kind)
+    if value is not None:
+        struct.pack_into("<H", content, at + 8, value)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_tiff_whose_kind_of_numbers_is_damaged_is_refused(tmp_path: Path, dtype: str) -> None:
+    """Of a Sample Format in no known type Pillow takes no notice: signed and real numbers became unsigned ones."""
+    tifffile.imwrite(tmp_path / "a.tif", values_of("u2").astype(dtype), photometric="minisblack")
+    assert read_picture(tmp_path / "a.tif").array.dtype.kind in "if"
+    retyped(tmp_path / "a.tif", 339, kind=99)
+    with pytest.raises(InputError, match="two readers understand differently"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_tiff_whose_strip_is_elsewhere_for_one_reader_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values_of("u1", (6, 9, 3)), photometric="rgb")
+    retyped(tmp_path / "a.tif", 258, kind=13)  # BitsPerSample, three values somewhere else
+    with pytest.raises(InputError, match=r"a\.tif: "):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_twelve_bits_in_sixteen_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values_of("u2"), photometric="minisblack")
+    retyped(tmp_path / "a.tif", 258, value=12)
+    with pytest.raises(InputError, match="other bytes than its pixels need"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_orientation_that_is_none_is_refused(tmp_path: Path) -> None:
+    extra = [(274, "H", 1, 1, True)]
+    tifffile.imwrite(tmp_path / "a.tif", values_of("u2"), photometric="minisblack", extratags=extra)
+    read_picture(tmp_path / "a.tif")
+    retyped(tmp_path / "a.tif", 274, value=9)
+    with pytest.raises(InputError, match="Orientation is none of 1 to 8"):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "I", "LA"])
+def test_tiff_of_every_compression_is_what_was_written(tmp_path: Path, mode: str) -> None:
+    """The second opinion refuses nothing that is whole."""
+    grey = Image.fromarray(values_of("u1", (12, 17)))
+    picture = Image.fromarray(values_of("u2", (12, 17))) if mode == "I;16" else grey.convert(mode)
+    expected = grey_or_rgb(picture).astype(float)
+    written = []
+    for compression in (
+        "raw",
+        "tiff_lzw",
+        "tiff_adobe_deflate",
+        "tiff_deflate",
+        "packbits",
+        "jpeg",
+        "group4",
+    ):
+        with suppress(OSError, KeyError, ValueError, SystemError):  # not every kind of pixels in each
+            picture.save(tmp_path / f"{compression}.tif", compression=compression)
+            written.append(compression)
+    assert {"raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"} <= set(written)
+    for compression in written:
+        found = read_picture(tmp_path / f"{compression}.tif").array.astype(float)
+        assert found.shape == expected.shape
+        if compression != "jpeg":
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_cmyk_is_ink_on_white(tmp_path: Path) -> None:

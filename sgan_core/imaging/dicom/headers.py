@@ -407,6 +407,14 @@ def _said(
     modality = _text(dataset, "Modality")
     if not _text(dataset, "PixelRepresentation"):
         doubts.append(f"no {named('PixelRepresentation')}; values are taken as unsigned.")
+    elif samples == 3 and _optional_whole(dataset, "PixelRepresentation") == 1:
+        doubts.append(
+            f"{named('PixelRepresentation')} says signed; colours have no sign and are read as unsigned."
+        )
+    if not _text(dataset, "BitsStored"):
+        doubts.append(f"no {named('BitsStored')}; all bits are taken as stored.")
+    if not _text(dataset, "SamplesPerPixel"):
+        doubts.append(f"no {named('SamplesPerPixel')}; the image is taken as grey.")
     if samples == 3 and "PlanarConfiguration" not in dataset and not _syntax(dataset).is_encapsulated:
         doubts.append(f"no {named('PlanarConfiguration')}; colours are taken pixel by pixel.")
     if modality != "CT" and (doubt := shape_doubt(dataset, photometric)):

@@ -286,6 +286,24 @@ def test_one_position_for_all_frames_is_none(dicom_files: Files, tmp_path: Path)
     assert read_image(write(tmp_path / "y", [one])).grid.affine[2, 3] == 30
 
 
+def test_colours_with_a_sign_are_doubted(dicom_files: Files, tmp_path: Path) -> None:
+    image = dicom_files.image(pixels(8, False, shape=(6, 8, 3)), "XC")
+    assert not read_image(write(tmp_path / "x", [image])).doubts
+    image.PixelRepresentation = 1
+    assert "(0028,0103) says signed" in said(read_image(write(tmp_path / "y", [image])))
+
+
+@pytest.mark.parametrize(("keyword", "tag"), [("BitsStored", "0028,0101"), ("SamplesPerPixel", "0028,0002")])
+def test_missing_kind_of_pixels_is_doubted(
+    dicom_files: Files, tmp_path: Path, keyword: str, tag: str
+) -> None:
+    images = dicom_files.stack(pixels(16, True))
+    for image in images:
+        delattr(image, keyword)
+    (doubt,) = read_image(write(tmp_path / "x", images)).doubts
+    assert f"({tag})" in doubt
+
+
 # --- real world values -----------------------------------------------------------------------------
 
 
@@ -324,6 +342,25 @@ def test_real_world_values_count_only_where_there_is_no_rescale(
     same(volume.array, stored * float(slope) + intercept)
     assert ("(0040,9096)" in said(volume)) == (not rescaled)
     assert bool(volume.doubts) == (not rescaled and not applied)
+
+
+@table([True, False], [LITTLE, BIG, IMPLICIT], ["BQML", "CNTS"], [True, False])
+def test_pet_has_a_scale_a_slice(dicom_files: Files, tmp_path: Path, variant: Any) -> None:
+    """Each slice of a PET has its own slope (PS3.3 C.8.9.4); a mapping to SUV beside it changes nothing."""
+    signed, syntax, unit, mapped = variant
+    stored = pixels(16, signed)
+    images = dicom_files.stack(stored, Units=unit, DecayCorrection="START")
+    for image, slope in zip(images, ("0.731", "2.5", "11.0625"), strict=True):
+        image.RescaleSlope, image.RescaleIntercept = slope, "0"
+        image.Modality, image.SOPClassUID = "PT", "1.2.840.10008.5.1.4.1.1.128"
+        if mapped:
+            image.RealWorldValueMappingSequence = mapping(float(slope) / 1000, 0, "{SUVbw}g/ml")
+    folder = write(tmp_path / "x", images, syntax)
+    volume = read_image(folder)
+    same(volume.array, stored * np.array([0.731, 2.5, 11.0625]))
+    same(volume.array, by_pydicom(folder))
+    same(volume.array, by_itk(folder))
+    assert not volume.doubts
 
 
 # --- Modality LUT ----------------------------------------------------------------------------------
