@@ -12,13 +12,14 @@ help:
 	@echo "make demo   install into $(VENV), then segment phantom patients: results in demo-out/"
 	@echo "make test   install into $(VENV), then run the tests"
 	@echo "make test-slicer   install into $(VENV)-slicer, then test the 3D Slicer module over real MRML and stand-in widgets"
+	@echo "make test-interop   install into $(VENV)-interop, then open what we write with other tools (dcmqi, 3D Slicer's readers, Orthanc ...)"
 	@echo "make lint   install into $(VENV), then check style and types"
 
 demo: $(VENV)/installed
 	$(BIN)/sgan-demo --output demo-out
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests --ignore=tests/slicer --ignore=tests/web --ignore=tests/cluster
+	$(BIN)/python -m pytest tests --ignore=tests/slicer --ignore=tests/interop --ignore=tests/web --ignore=tests/cluster
 
 # Of the same makefile in an environment of its own: slicer-core brings VTK, which the engine has no use for.
 test-slicer:
@@ -26,6 +27,14 @@ test-slicer:
 
 run-test-slicer: $(VENV)/installed-test-slicer
 	$(BIN)/python -m pytest tests/slicer
+
+# In a third one: dcmqi and slicer-core are readers of our files, not parts of the program. What pip does not bring
+# (Orthanc, dcmtk, dicom3tools, node) is skipped where it is missing, with SGAN_REQUIRE_INTEROP=1 an error.
+test-interop:
+	$(MAKE) VENV=$(VENV)-interop run-test-interop
+
+run-test-interop: $(VENV)/installed-test-interop
+	$(BIN)/python -m pytest tests/interop
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -50,8 +59,12 @@ $(VENV)/installed-test-slicer: $(VENV)/environment pyproject.toml setup.py
 	$(INSTALL) --editable ".[test-slicer]"
 	touch $@
 
+$(VENV)/installed-test-interop: $(VENV)/environment pyproject.toml setup.py
+	$(INSTALL) --editable ".[test-interop]"
+	touch $@
+
 $(VENV)/installed-dev: $(VENV)/environment pyproject.toml setup.py
 	$(INSTALL) --editable ".[dev]"
 	touch $@
 
-.PHONY: help demo test test-slicer run-test-slicer lint
+.PHONY: help demo test test-slicer run-test-slicer test-interop run-test-interop lint

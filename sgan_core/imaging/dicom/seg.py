@@ -533,8 +533,8 @@ def _filled(
     segmentation.ContentCreatorName = None  # type 2: no person made it
     if not geometry:  # type 2C of the General Image module where positions do not tell it
         segmentation.PatientOrientation = source.headers[0].get("PatientOrientation")
-    if geometry and len(frames) > 1:
-        # The source's entry is missing or wrong in many a series; the positions are right.
+    if geometry:
+        # The source's entry is missing or wrong in many a series, and of one slice highdicom says 1 mm.
         measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         measures.SpacingBetweenSlices = DSfloat(_slice_step_mm(grid), auto_format=True)
     return segmentation

@@ -225,7 +225,9 @@ def test_a_series_of_one_slice_is_segmented(tmp_path: Path) -> None:
     files = write_series(tmp_path / "one", [ct_slice(0)])
     labels = labelmap()[:, :, 7:8]
     segmentation = written(tmp_path, labels, grid(1), LABELS, files)
-    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labels)
+    volume = read_dicom_seg(tmp_path / "seg.dcm")
+    np.testing.assert_array_equal(volume.array, labels)
+    assert volume.grid.spacing_mm[2] == pytest.approx(STEP_MM)  # as thick as the source says
     assert sources_of(segmentation)[0] == [generate_uid(entropy_srcs=["slice", "0"])]
     assert errors_of(tmp_path / "seg.dcm") == []
 
