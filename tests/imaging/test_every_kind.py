@@ -202,16 +202,18 @@ def enhanced(
     return Kind(paths[0], levels, affine_of(spacing=spacing), paths, frames)
 
 
-def enhanced_files(files: Files, folder: Path) -> Kind:
-    """Multi-frame objects of one frame each."""
-    levels = pattern()
+def enhanced_files(files: Files, folder: Path, *, frames: int = 1) -> Kind:
+    """Multi-frame objects of so many frames each."""
+    levels = pattern((9, 7, 6))
     images = []
-    for k in range(SHAPE[2]):
-        image = files.enhanced((20 + 100 * levels[..., k : k + 1]).astype(np.int16), "CT", **WHO)
-        (group,) = image.PerFrameFunctionalGroupsSequence
-        group.PlanePositionSequence[0].ImagePositionPatient = [*ORIGIN[:2], ORIGIN[2] + k * SPACING[2]]
+    for start in range(0, 6, frames):
+        part = levels[..., start : start + frames]
+        image = files.enhanced((20 + 100 * part).astype(np.int16), "CT", **WHO)
+        for k, group in enumerate(image.PerFrameFunctionalGroupsSequence, start):
+            group.PlanePositionSequence[0].ImagePositionPatient = [*ORIGIN[:2], ORIGIN[2] + k * SPACING[2]]
         images.append(image)
-    return Kind(folder, levels, affine_of(), written(files, folder, images))
+    refused = {"dicom-seg": "2 multi-frame files.*--format nifti"} if frames > 1 else {}
+    return Kind(folder, levels, affine_of(), written(files, folder, images), refused=refused)
 
 
 def second_echo(files: Files, folder: Path) -> Kind:
@@ -305,6 +307,7 @@ VOLUMES: dict[str, Callable[[Files, Path], Kind]] = {
     "enhanced CT, no thickness": partial(enhanced, measures=False),
     "enhanced CT, one frame": partial(enhanced, order=[0]),
     "enhanced CT, a file for each slice": enhanced_files,
+    "enhanced CT, two files of three slices": partial(enhanced_files, frames=3),
     "enhanced MR": partial(enhanced, modality="MR"),
     "enhanced MR, no frame of reference": partial(enhanced, modality="MR", without=["FrameOfReferenceUID"]),
     "enhanced MR, the second of two echoes": second_echo,
@@ -741,7 +744,7 @@ WRITTEN = [
     for format in FORMATS
     if format == "dicom-seg"
     or name in VOLUMES
-    or name in OTHERS
+    or name in (*OTHERS, "DX", "ultrasound clip")
     or (format == "nifti" and not name.endswith(("pixel spacing", "thickness")))
 ]
 
