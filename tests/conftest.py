@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +12,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk
 import torch
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     MRImageStorage,
     VLPhotographicImageStorage,
     generate_uid,
@@ -104,17 +113,62 @@ class DicomFiles:
         """Write a data set as a file with preamble, compressed when ``syntax`` is a compression."""
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        if syntax == JPEG2000Lossless:
-            openjpeg = pytest.importorskip("openjpeg.utils")  # pydicom's encoder asks for pylibjpeg too
-            encoded = openjpeg.encode_array(dataset.pixel_array, bits_stored=dataset.BitsStored)
-            dataset.PixelData = encapsulate([encoded])
+        if syntax in (JPEG2000Lossless, JPEGLosslessSV1):
+            frames = (
+                dataset.pixel_array[None] if dataset.get("NumberOfFrames", 1) == 1 else dataset.pixel_array
+            )
+            if syntax == JPEG2000Lossless:
+                openjpeg = pytest.importorskip("openjpeg.utils")  # pydicom's encoder asks for pylibjpeg too
+                encoded = [openjpeg.encode_array(frame, bits_stored=dataset.BitsStored) for frame in frames]
+            else:
+                encoded = [self.jpeg_lossless(frame) for frame in frames]
+            dataset.PixelData = encapsulate(encoded)
             dataset["PixelData"].is_undefined_length = True
             dataset.file_meta.TransferSyntaxUID = syntax
+        elif syntax == JPEGLSLossless:
+            pytest.importorskip("jpeg_ls")
+            dataset.compress(syntax, encoding_plugin="pyjpegls", generate_instance_uid=False)
         elif syntax != ExplicitVRLittleEndian:
             dataset.compress(syntax, generate_instance_uid=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset.save_as(path, enforce_file_format=True)
         return path
+
+    def write(self, folder: Path, images: Sequence[Dataset], syntax: str = ExplicitVRLittleEndian) -> Path:
+        """Little endian data sets as files 0.dcm, 1.dcm, ... of any transfer syntax; they stay as they are."""
+        for number, original in enumerate(images):
+            image, path = copy.deepcopy(original), folder / f"{number}.dcm"
+            if UID(syntax).is_encapsulated:
+                self.save(path, image, syntax)
+                continue
+            image.file_meta = FileMetaDataset()
+            image.file_meta.TransferSyntaxUID = syntax
+            if syntax == ExplicitVRBigEndian:
+                for element in image.iterall():
+                    if element.VR == "OW":
+                        element.value = _swapped(element, image)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.preamble = b"\0" * 128
+            pydicom.dcmwrite(
+                path,
+                image,
+                force_encoding=True,
+                implicit_vr=syntax == ImplicitVRLittleEndian,
+                little_endian=syntax != ExplicitVRBigEndian,
+            )
+        return folder
+
+    def jpeg_lossless(self, codes: np.ndarray) -> bytes:
+        """A frame (rows, columns) of JPEG Lossless, which pydicom alone cannot decode, by SimpleITK."""
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.UseCompressionOn()
+        writer.SetCompressor("JPEG")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "code.dcm"
+            writer.SetFileName(str(path))
+            writer.Execute(sitk.GetImageFromArray(codes[None]))
+            return next(generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1))
 
     def place(
         self,
@@ -203,6 +257,12 @@ class DicomFiles:
             items.append(_groups(groups))
         dataset.PerFrameFunctionalGroupsSequence = Items(items)
         return dataset
+
+
+def _swapped(element: pydicom.DataElement, image: Dataset) -> bytes:
+    size = image.BitsAllocated // 8 if element.keyword == "PixelData" else 2
+    content = np.frombuffer(element.value + b"\0" * (-len(element.value) % 2), np.uint8)
+    return content.reshape(-1, max(size, 2))[:, ::-1].tobytes()
 
 
 def _groups(groups: dict[str, Dataset]) -> Dataset:

@@ -331,8 +331,8 @@ def test_what_no_dicom_segmentation_can_say_is_refused_before_the_work(
 ) -> None:
     images = dicom_files.stack(np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16))
     for image in images:
-        image.SOPClassUID = "1.2.840.113619.4.30"  # of a maker
-    dicom_files.save_all(tmp_path / "scan", images)
+        image.SOPInstanceUID = ""
+    dicom_files.write(tmp_path / "scan", images)
     monkeypatch.setattr(batch, "segment_volume", lambda *_, **__: pytest.fail("it was segmented"))
     with pytest.raises(InputError, match="--format nifti"):
         run_batch(

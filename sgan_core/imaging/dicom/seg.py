@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,16 @@ import pydicom
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom import Dataset
 from pydicom.config import RAISE
-from pydicom.datadict import dictionary_VM
+from pydicom.datadict import dictionary_VM, tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as SrCode
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    UID,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 from pydicom.valuerep import DA, TM, DSfloat, validate_value
 
 from sgan_core import __version__
@@ -58,6 +64,22 @@ _PATIENT_AND_STUDY = (
 )
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "Rows", "Columns")
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+# All that is needed of the files but one; patient and study are taken from that one.
+_OF_EACH: list[Any] = [
+    tag_for_keyword(keyword)
+    for keyword in (
+        *_REQUIRED,
+        *_FUNCTIONAL_GROUPS,
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "NumberOfFrames",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+    )
+]
+_ORIENTATION = "ImageOrientationPatient"
 _FAR_AWAY_MM = 1e6  # where no slice of a patient lies
 
 
@@ -83,11 +105,11 @@ def write_dicom_seg(
     description: of the series, at most 64 characters count. model_name: what drew the labels; seed: with
     which seed. Both are told as the algorithm's.
 
-    Slices find their source by position (``SLICE_TOLERANCE_VOXELS``), take over its exact position and
-    refer to its SOP instance. When the grid has slices that the source has not (interpolated ones), or is wider
-    (a straightened gantry), every frame gets the grid's own position and the file refers to the series as a
-    whole. A single image without positions (an X-ray) is referred to by its pixels, and the result says no pixel
-    size. Frames without any pixel of their label are left out,
+    Sources may be of any SOP Class, also a maker's own. Slices find their source by position
+    (``SLICE_TOLERANCE_VOXELS``), take over its exact position and refer to its SOP instance. When the grid has
+    slices that the source has not (interpolated ones), or is wider (a straightened gantry), every frame gets the
+    grid's own position and the file refers to the series as a whole. A single image without positions (an X-ray) is
+    referred to by its pixels, and the result says no pixel size. Frames without any pixel of their label are left out,
     except in the first and the last slice, which tell a reader the extent: an empty label map is a valid
     file of two empty frames.
     Patient and study attributes are the source's (text becomes UTF-8), invalid values left out; a missing study,
@@ -121,13 +143,14 @@ def check_dicom_seg(
 ) -> None:
     """Raise what ``write_dicom_seg`` would raise for any label map on this grid, before there is one.
 
-    Arguments as there. An empty segmentation of one pixel a slice is made in memory and read back by highdicom.
+    Arguments as there. All headers are read, all slices find their place; then an empty segmentation of the outer
+    slices, of one pixel each, is made in memory and read back by highdicom.
     """
     with _quiet():
         source = _read_source(source_files, frames)
         _refuse_smaller(grid, source)
         empty = np.zeros((grid.shape[2], 1, 1), np.uint8)
-        segmentation = _segmentation(empty, grid, labels, source, description, model_name, seed)
+        segmentation = _segmentation(empty, grid, labels, source, description, model_name, seed, dry=True)
         with _describable(source), io.BytesIO() as file:
             segmentation.save_as(file, enforce_file_format=True)
             file.seek(0)
@@ -239,9 +262,10 @@ class _Source:
     """The headers of a series and the slices that they hold."""
 
     folder: Path  # what messages name
-    headers: list[Dataset]  # one a file
+    headers: list[Dataset]  # one a file; the first with all that it says, the others with ``_OF_EACH``
     places: list[_Place | None]  # one a frame of interest
     numbers: list[int]  # of these among all frames of all headers, from 0
+    classes: dict[str, str]  # SOP Class UID by SOP Instance UID
 
     @property
     def size(self) -> tuple[int, int]:
@@ -261,46 +285,62 @@ def _read_source(files: Sequence[str | Path], frames: Sequence[tuple[int, int]] 
     wanted: dict[int, list[int]] = {}  # of a file, its frames
     for file, frame in frames:
         wanted.setdefault(file, []).append(frame)
-    by_uid: dict[str, tuple[Dataset, list[int]]] = {}
-    for number, path in enumerate(paths):
-        if wanted and number not in wanted:
-            continue
-        header = _read_header(path)
-        by_uid.setdefault(str(header.SOPInstanceUID), (header, wanted.get(number, [])))
-    # The order of the files on the disk must not show in the result.
-    chosen = [by_uid[uid] for uid in sorted(by_uid)]
-    headers = [header for header, _ in chosen]
+    used = [(path, wanted.get(n, [])) for n, path in enumerate(paths) if n in wanted or not wanted]
+    by_uid: dict[str, tuple[Dataset, Path, list[int]]] = {}
+    for path, own in used:
+        header = _read_header(path, None if len(used) == 1 else _OF_EACH)
+        by_uid.setdefault(str(header.SOPInstanceUID), (header, path, own))
     with _readable(folder, "DICOM series"):
+        headers = [header for header, _, _ in by_uid.values()]
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
             if len({header.get(keyword) for header in headers}) > 1:
                 raise InputError(
                     f"{folder}: the DICOM files belong to several series or differ in size ({keyword} differs). "
                     "Give the files of one series."
                 )
-        counts = [_frame_count(header) for header in headers]
-        if len(headers) > 1 and max(counts) > 1:
-            raise InputError(f"{folder}: several multi-frame files; give the one that was segmented.")
-        numbers, places = [], []
-        for n, (header, own) in enumerate(chosen):
-            for frame in sorted(set(own)) or range(counts[n]):
-                numbers.append(n + frame)
-                places.append(_place(header, frame))
-        source = _Source(folder, headers, places, numbers)
+        if len(headers) > 1 and max(map(_frame_count, headers)) > 1:
+            raise InputError(
+                f"{folder}: {len(headers)} multi-frame files in one volume, which a DICOM segmentation cannot refer to "
+                "here. Use --format nifti, or export the volume as one file."
+            )
+        # The order of the files on the disk must not show in the result; highdicom is fast in that of the slices.
+        first_places = {uid: _place(header, 0) for uid, (header, _, _) in by_uid.items()}
+        order = sorted(by_uid, key=lambda uid: (_height_mm(first_places[uid]), uid))
+        headers = [by_uid[uid][0] for uid in order]
+        if len(used) > 1:
+            headers[0] = _read_header(by_uid[order[0]][1])
+        numbers, places = list(range(len(headers))), [first_places[uid] for uid in order]
+        if len(headers) == 1:
+            numbers = sorted(set(by_uid[order[0]][2])) or list(range(_frame_count(headers[0])))
+            places = [_place(headers[0], frame) for frame in numbers]
+        classes = {str(header.SOPInstanceUID): str(header.SOPClassUID) for header in headers}
+        source = _Source(folder, headers, places, numbers, classes)
         _mend(source)
     return source
+
+
+def _height_mm(place: _Place | None) -> float:
+    """How far along its normal a slice lies; 0 where it has no place."""
+    if place is None:
+        return 0.0
+    return float(place.position @ np.cross(place.orientation[:3], place.orientation[3:]))
 
 
 def _frame_count(header: Dataset) -> int:
     return max(int(header.get("NumberOfFrames") or 1), 1)
 
 
-def _read_header(path: Path) -> Dataset:
+def _read_header(path: Path, tags: list[Any] | None = None) -> Dataset:
+    """What stands before the pixels; tags: no more than these."""
     with _readable(path, "DICOM file"):
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         missing = [keyword for keyword in _REQUIRED if not header.get(keyword)]
-    if missing:
+        no_class = not missing and not UID(str(header.SOPClassUID)).is_valid
+    if missing or no_class:
+        fault = "its SOPClassUID is none" if no_class else f"{missing[0]} is missing"
         raise InputError(
-            f"{path}: not a DICOM image ({missing[0]} is missing). Leave it out, or export the series again."
+            f"{path}: no image that a DICOM segmentation can refer to ({fault}). Use --format nifti, or export the "
+            "series again."
         )
     return header
 
@@ -361,17 +401,27 @@ def _mend(source: _Source) -> None:
         )
         for header in headers:
             header.FrameOfReferenceUID = reference
-        if count > 1 or any(keyword in first for keyword in _FUNCTIONAL_GROUPS):
+        if count > 1 or (len(headers) == 1 and any(keyword in first for keyword in _FUNCTIONAL_GROUPS)):
             _write_groups(first, source, count)
-        else:
-            for header, place in zip(headers, source.places, strict=True):
-                _write_place(header, place, source.places[0])
+            first.SOPClassUID = EnhancedCTImageStorage
+            return
+        if "SliceThickness" not in first:
+            first.SliceThickness = _find(first, 0, "PixelMeasuresSequence", "SliceThickness")
+        for header, place in zip(headers, source.places, strict=True):
+            _write_place(header, place, source.places[0])
     else:
         # highdicom takes a frame of reference for a place in the patient, and cannot read back a pixel spacing
         # without a thickness: the result has the image's pixels.
-        for keyword in ("FrameOfReferenceUID", "PixelSpacing", *_FUNCTIONAL_GROUPS):
+        for keyword in ("FrameOfReferenceUID", "PixelSpacing"):
             if keyword in first:
                 delattr(first, keyword)
+    # highdicom refuses classes that it does not know, and wants functional groups of all that may have several
+    # frames. It needs no more of the class than how places are told; ``_name_classes`` puts the source's own back.
+    for header in headers:
+        header.SOPClassUID = SecondaryCaptureImageStorage
+        for keyword in (*_FUNCTIONAL_GROUPS, "NumberOfFrames"):
+            if keyword in header:
+                delattr(header, keyword)
 
 
 def _write_place(header: Dataset, place: _Place | None, first: _Place | None) -> None:
@@ -455,7 +505,7 @@ def _segment_numbers(labelmap: np.ndarray, labels: Sequence[Label]) -> np.ndarra
 
 
 def _uids(frames: np.ndarray, grid: Grid, facts: Sequence[object], source: _Source) -> dict[str, str]:
-    entropy = [str(header.SOPInstanceUID) for header in source.headers]
+    entropy = sorted(source.classes)
     entropy += [repr(facts), repr(grid.affine.tolist()), __version__, hashlib.sha256(frames.data).hexdigest()]
     names = ("series", "instance", "dimensions")
     return {name: generate_uid(entropy_srcs=[*entropy, name]) for name in names}
@@ -479,13 +529,18 @@ def _segmentation(
     description: str,
     model_name: str,
     seed: int | None,
+    *,
+    dry: bool = False,
 ) -> hd.seg.Segmentation:
-    """frames: (K, J, I) segment numbers; (K, 1, 1) to try it, whatever the size of the slices."""
+    """frames: (K, J, I) segment numbers; dry: (K, 1, 1), to try it, whatever the size of the slices."""
     text = header_text(description) or f"{PRODUCT} segmentation"
     algorithm = _algorithm(model_name, seed)
     uids = _uids(frames, grid, [*labels, text, model_name, seed], source)
     with _describable(source):
-        return _filled(frames, grid, labels, source, uids, text, algorithm)
+        geometry = _geometry(grid, source)
+        if dry:
+            source, frames = _outer(source, frames, geometry)
+        return _filled(frames, grid, labels, source, uids, text, algorithm, geometry)
 
 
 def _filled(
@@ -496,11 +551,12 @@ def _filled(
     uids: dict[str, str],
     text: str,
     algorithm: hd.AlgorithmIdentificationSequence,
+    geometry: dict[str, Any],
 ) -> hd.seg.Segmentation:
-    geometry = _geometry(grid, source)
-    if frames.shape[1:] == (1, 1):
-        for header in source.headers:
-            header.Rows = header.Columns = 1
+    positions = geometry.get("plane_positions")
+    if positions and "pixel_measures" not in geometry and _are_those_of(source.headers, positions):
+        # Else highdicom looks for each of them in all images: 4 s for 1,000 slices, growing with the square.
+        geometry = {}
     marked = _mark_extent(frames)
     segmentation = hd.seg.Segmentation(
         source_images=source.headers,
@@ -525,19 +581,45 @@ def _filled(
         **geometry,
     )
     for k in marked:
-        _clear_first_pixel(segmentation, k, geometry)
+        _clear_first_pixel(segmentation, positions[k] if positions else None)
+    _name_classes(segmentation, source)
     _set_dimensions_uid(segmentation, uids["dimensions"])
     # UTF-8: names of labels, whatever the source is written in. highdicom has no argument for it before 0.28, and 3D
     # Slicer brings 0.27 along.
     segmentation.SpecificCharacterSet = UTF8
     segmentation.ContentCreatorName = None  # type 2: no person made it
-    if not geometry:  # type 2C of the General Image module where positions do not tell it
+    if not positions:  # type 2C of the General Image module where positions do not tell it
         segmentation.PatientOrientation = source.headers[0].get("PatientOrientation")
-    if geometry:
-        # The source's entry is missing or wrong in many a series, and of one slice highdicom says 1 mm.
+    if positions:
+        # The source's entry is missing or wrong in many a series; the positions are right. Without it highdicom takes
+        # a single slice for 1 mm thick.
         measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         measures.SpacingBetweenSlices = DSfloat(_slice_step_mm(grid), auto_format=True)
     return segmentation
+
+
+def _outer(source: _Source, frames: np.ndarray, geometry: dict[str, Any]) -> tuple[_Source, np.ndarray]:
+    """The outer slices of source, frames and geometry, of one pixel each, with all that highdicom may refuse.
+
+    Headers that were mended differ in position and instance alone, but for those that are turned against the first.
+    """
+    kept = sorted({0, len(frames) - 1})
+    if "plane_positions" in geometry:
+        geometry["plane_positions"] = [geometry["plane_positions"][k] for k in kept]
+    first, last = source.headers[0], source.headers[-1]
+    turned = (h for h in source.headers if h.get(_ORIENTATION) != first.get(_ORIENTATION))
+    headers = list({id(header): header for header in (first, *itertools.islice(turned, 1), last)}.values())
+    for header in headers:
+        header.Rows = header.Columns = 1
+    return replace(source, headers=headers), frames[kept]
+
+
+def _are_those_of(headers: Sequence[Dataset], positions: Sequence[hd.PlanePositionSequence]) -> bool:
+    """Whether the slices of the label map are those of all files, in their order."""
+    return len(headers) == len(positions) and all(
+        header.get("ImagePositionPatient") == place[0].ImagePositionPatient
+        for header, place in zip(headers, positions, strict=True)
+    )
 
 
 def _description(
@@ -655,21 +737,32 @@ def _mark_extent(frames: np.ndarray) -> list[int]:
     return empty
 
 
-def _clear_first_pixel(segmentation: hd.seg.Segmentation, k: int, geometry: dict[str, Any]) -> None:
-    """Take away the pixel of ``_mark_extent`` in slice k."""
+def _clear_first_pixel(segmentation: hd.seg.Segmentation, place: hd.PlanePositionSequence | None) -> None:
+    """Take away the pixel of ``_mark_extent`` in the slice at this place."""
     index = 0  # of the frame of segment 1
-    if geometry:
-        wanted = geometry["plane_positions"][k][0].ImagePositionPatient
+    if place is not None:
         groups = segmentation.PerFrameFunctionalGroupsSequence
+        places = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
+        wanted = np.array(place[0].ImagePositionPatient, float)
         # Frames are sorted by segment, so that the first one at this place is the first segment's.
-        index = next(
-            n for n, g in enumerate(groups) if g.PlanePositionSequence[0].ImagePositionPatient == wanted
-        )
+        index = int(np.abs(places - wanted).max(axis=1).argmin())
     # PS3.5 8.2 and annex D: pixels of one bit follow each other without gaps, the first in the lowest bit.
     byte, bit = divmod(index * segmentation.Rows * segmentation.Columns, 8)
     pixels = bytearray(segmentation.PixelData)
     pixels[byte] &= ~(1 << bit) & 0xFF
     segmentation.PixelData = bytes(pixels)
+
+
+def _name_classes(segmentation: hd.seg.Segmentation, source: _Source) -> None:
+    """Say of every image that is referred to which SOP Class it really has."""
+    holders = list(segmentation.get("SourceImageSequence") or [])
+    for series in segmentation.ReferencedSeriesSequence:
+        holders += series.ReferencedInstanceSequence
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.get("DerivationImageSequence") or []:
+            holders += derivation.SourceImageSequence
+    for item in holders:
+        item.ReferencedSOPClassUID = source.classes[item.ReferencedSOPInstanceUID]
 
 
 def _set_dimensions_uid(segmentation: hd.seg.Segmentation, uid: str) -> None:

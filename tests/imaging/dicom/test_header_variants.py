@@ -6,7 +6,6 @@ attribute. Every variant is a few tiny files.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
@@ -59,31 +58,6 @@ def pixels(bits: int, signed: bool, seed: int = 0, shape: tuple[int, ...] = SIZE
     return found.astype(kind)
 
 
-def swapped(element: pydicom.DataElement, image: Dataset) -> bytes:
-    size = image.BitsAllocated // 8 if element.keyword == "PixelData" else 2
-    content = np.frombuffer(element.value + b"\0" * (-len(element.value) % 2), np.uint8)
-    return content.reshape(-1, max(size, 2))[:, ::-1].tobytes()
-
-
-def write(folder: Path, images: Sequence[Dataset], syntax: str = LITTLE) -> Path:
-    """Little endian data sets as files of any uncompressed syntax, or RLE."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, original in enumerate(images):
-        image = copy.deepcopy(original)
-        image.file_meta = FileMetaDataset()
-        image.file_meta.TransferSyntaxUID = LITTLE if syntax == RLELossless else syntax
-        if syntax == RLELossless:
-            image.compress(RLELossless, generate_instance_uid=False)
-        if syntax == BIG:
-            for element in image.iterall():
-                if element.VR == "OW":
-                    element.value = swapped(element, image)
-        encoding = {"implicit_vr": syntax == IMPLICIT, "little_endian": syntax != BIG}
-        image.preamble = b"\0" * 128
-        pydicom.dcmwrite(folder / f"{number}.dcm", image, force_encoding=True, **encoding)
-    return folder
-
-
 def by_pydicom(folder: Path) -> np.ndarray:
     """(I, J, K): pydicom's pixels, with its Modality LUT or rescale."""
     read = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
@@ -113,7 +87,9 @@ RESCALES = [("1", "-1024"), ("0.5", "-10.5"), ("2", "0")]
 def test_rescale_is_pydicoms(dicom_files: Files, tmp_path: Path, variant: Any) -> None:
     modality, (bits, signed), (slope, intercept), syntax = variant
     how = {"BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": slope, "RescaleIntercept": intercept}
-    folder = write(tmp_path / "x", dicom_files.stack(pixels(bits, signed), modality=modality, **how), syntax)
+    folder = dicom_files.write(
+        tmp_path / "x", dicom_files.stack(pixels(bits, signed), modality=modality, **how), syntax
+    )
     volume = read_image(folder)
     same(volume.array, by_pydicom(folder))
     assert said(volume) == ""
@@ -139,7 +115,7 @@ def test_rescale_that_some_slices_lack_is_refused_unless_it_changes_nothing(
     lost = ("RescaleSlope", "RescaleIntercept") if keyword == "both" else (keyword,)
     for one in lost:
         drop(images[1], one, how)
-    folder = write(tmp_path / "x", images)
+    folder = dicom_files.write(tmp_path / "x", images)
     changes = {"RescaleSlope": slope != "1", "RescaleIntercept": intercept != "0"}
     if any(changes[one] for one in lost):
         with pytest.raises(
@@ -167,14 +143,14 @@ def test_ct_that_does_not_say_how_it_becomes_hu_is_doubted(
     for image, one in itertools.product(images, ("RescaleSlope", "RescaleIntercept")):
         if keyword in (one, "both"):
             drop(image, one, how)
-    volume = read_image(write(tmp_path / "x", images))
+    volume = read_image(dicom_files.write(tmp_path / "x", images))
     same(volume.array, stored)
     assert ("Intercept" if keyword != "RescaleSlope" else "Slope") in said(volume)
     assert bool(volume.doubts) == (keyword != "RescaleSlope")
 
 
 def test_ct_with_air_and_without_rescale_holds_hu(dicom_files: Files, tmp_path: Path) -> None:
-    volume = read_image(write(tmp_path / "x", dicom_files.stack(pixels(12, True))))
+    volume = read_image(dicom_files.write(tmp_path / "x", dicom_files.stack(pixels(12, True))))
     assert said(volume) == ""
 
 
@@ -184,7 +160,7 @@ def test_rescale_type_that_is_not_hu_is_doubted_in_ct(
 ) -> None:
     (kind,) = variant
     how = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": kind}
-    volume = read_image(write(tmp_path / "x", dicom_files.stack(pixels(12, True), **how)))
+    volume = read_image(dicom_files.write(tmp_path / "x", dicom_files.stack(pixels(12, True), **how)))
     assert ("Rescale Type (0028,1054)" in " ".join(volume.doubts)) == (kind in ("OD", "ED", "Z_EFF"))
 
 
@@ -247,7 +223,9 @@ def test_enhanced_attributes_are_found_wherever_they_stand(
 ) -> None:
     keyword, place, (modality, syntax) = variant
     stored = pixels(12, True)
-    folder = write(tmp_path / "x", [enhanced(dicom_files, {keyword: place}, modality, stored)], syntax)
+    folder = dicom_files.write(
+        tmp_path / "x", [enhanced(dicom_files, {keyword: place}, modality, stored)], syntax
+    )
     label = {
         "RescaleSlope": r"Rescale Slope \(0028,1053\)",
         "RescaleIntercept": r"Rescale Intercept \(0028,1052\)",
@@ -279,11 +257,11 @@ def test_one_position_for_all_frames_is_none(dicom_files: Files, tmp_path: Path)
         del frame.PlanePositionSequence
     image.ImagePositionPatient = [0, 0, 0]
     with pytest.raises(InputError, match="no Image Position"):
-        read_image(write(tmp_path / "x", [image]))
+        read_image(dicom_files.write(tmp_path / "x", [image]))
     one = enhanced(dicom_files, {}, "CT", pixels(12, True)[..., :1])
     del one.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence
     one.ImagePositionPatient = [-10, -20, 30]
-    assert read_image(write(tmp_path / "y", [one])).grid.affine[2, 3] == 30
+    assert read_image(dicom_files.write(tmp_path / "y", [one])).grid.affine[2, 3] == 30
 
 
 def test_colours_with_a_sign_are_doubted(dicom_files: Files, tmp_path: Path) -> None:
@@ -336,7 +314,7 @@ def test_real_world_values_count_only_where_there_is_no_rescale(
         holder.RealWorldValueMappingSequence = mapping(2.0, -1024.0, unit)
     for image in images if rescaled else ():
         image.RescaleSlope, image.RescaleIntercept = "3", "-7"
-    volume = read_image(write(tmp_path / "x", images))
+    volume = read_image(dicom_files.write(tmp_path / "x", images))
     applied = not rescaled and (modality == "MR" or unit != "1")
     slope, intercept = (3, -7) if rescaled else (2, -1024) if applied else (1, 0)
     same(volume.array, stored * float(slope) + intercept)
@@ -384,7 +362,7 @@ def test_modality_lut_is_pydicoms(dicom_files: Files, tmp_path: Path, variant: A
     images = dicom_files.stack(stored, modality=modality, **how)
     for image in images:
         image.ModalityLUTSequence = lut(entries, first, vr, signed)
-    folder = write(tmp_path / "x", images, syntax)
+    folder = dicom_files.write(tmp_path / "x", images, syntax)
     volume = read_image(folder)
     same(volume.array, entries.astype(int)[np.clip(stored.astype(int) - first, 0, 299)])
     if syntax != BIG:
@@ -392,7 +370,7 @@ def test_modality_lut_is_pydicoms(dicom_files: Files, tmp_path: Path, variant: A
     assert "Modality LUT Sequence (0028,3000)" in said(volume)
     del images[1].ModalityLUTSequence
     with pytest.raises(InputError, match=r"Modality LUT Sequence \(0028,3000\) is missing in 1 of 3"):
-        read_image(write(tmp_path / "y", images, syntax))
+        read_image(dicom_files.write(tmp_path / "y", images, syntax))
 
 
 @table(["MONOCHROME1", "MONOCHROME2"], [8, 16])
@@ -402,7 +380,7 @@ def test_modality_lut_of_an_xray(dicom_files: Files, tmp_path: Path, variant: An
     entries = np.linspace(0, (1 << bits) - 1, 1024).astype(np.uint16 if bits == 16 else np.uint8)
     image = dicom_files.image(stored, "DX", PhotometricInterpretation=photometric, BitsStored=10, HighBit=9)
     image.ModalityLUTSequence = lut(entries, 0, "OW", False)
-    picture = read_image(write(tmp_path / "x", [image]) / "0.dcm")
+    picture = read_image(dicom_files.write(tmp_path / "x", [image]) / "0.dcm")
     turned = photometric == "MONOCHROME1"
     expected = entries[stored].astype(int)
     same(picture.array[0], (1 << bits) - 1 - expected if turned else expected)
@@ -437,7 +415,7 @@ def test_padding_is_air_and_does_not_count(dicom_files: Files, tmp_path: Path, v
         image.add_new("PixelPaddingValue", vr, padding_tag(value, vr))
         if kind == "range":
             image.add_new("PixelPaddingRangeLimit", vr, padding_tag(value, vr))
-    volume = read_image(write(tmp_path / "x", images, syntax))
+    volume = read_image(dicom_files.write(tmp_path / "x", images, syntax))
     padding, values = stored == value, stored.astype(int) - 100
     expected = np.where(padding, -1000 if modality == "CT" else values[~padding].min(), values)
     same(volume.array, expected)
@@ -457,7 +435,7 @@ def test_padding_of_an_xray_sets_neither_black_nor_white(
     stored[:, :13] = value
     how = {"PhotometricInterpretation": photometric, "BitsStored": bits, "HighBit": bits - 1}
     image = dicom_files.image(stored, "DX", PixelPaddingValue=value, **how)
-    picture = read_image(write(tmp_path / "x", [image]) / "0.dcm")
+    picture = read_image(dicom_files.write(tmp_path / "x", [image]) / "0.dcm")
     padding, values = stored == value, stored.astype(int)
     values = (1 << bits) - 1 - values if photometric == "MONOCHROME1" else values
     same(picture.array[0], np.where(padding, values[~padding].min(), values))
@@ -478,7 +456,7 @@ def test_padding_that_does_not_fit_into_the_stored_bits_is_seen(dicom_files: Fil
         "RescaleIntercept": -1024,
         "PixelPaddingValue": 63536,
     }
-    volume = read_image(write(tmp_path / "x", dicom_files.stack(words, **how)))
+    volume = read_image(dicom_files.write(tmp_path / "x", dicom_files.stack(words, **how)))
     expected = stored.astype(int) - 1024
     expected[:2] = -1000
     same(volume.array, expected)
@@ -490,7 +468,7 @@ def test_padding_value_inside_the_image_is_the_images_own(dicom_files: Files, tm
     stored[4:6, 3:5] = 0  # water
     stored[0] = 0  # padding
     how = {"RescaleSlope": 1, "RescaleIntercept": 0, "PixelPaddingValue": 0}
-    volume = read_image(write(tmp_path / "x", dicom_files.stack(stored, **how)))
+    volume = read_image(dicom_files.write(tmp_path / "x", dicom_files.stack(stored, **how)))
     assert (volume.array[4:6, 3:5] == 0).all()
     assert (volume.array[0] == -1000).all()
 
@@ -504,7 +482,7 @@ def test_image_that_is_all_padding_is_refused(dicom_files: Files, tmp_path: Path
         images = [dicom_files.image(np.ascontiguousarray(stored[..., 0].T), "DX", **how)]
     else:
         images = dicom_files.stack(stored, modality=modality, **how)
-    folder = write(tmp_path / "x", images)
+    folder = dicom_files.write(tmp_path / "x", images)
     with pytest.raises(InputError, match=r"every pixel is padding \(Pixel Padding Value \(0028,0120\)\)"):
         read_image(folder / "0.dcm" if modality == "DX" else folder)
 
@@ -521,12 +499,12 @@ def test_brightness_is_turned_round_once(dicom_files: Files, tmp_path: Path, var
     if modality == "DX":
         stored = np.ascontiguousarray(stored[..., 0].T)
         picture = read_image(
-            write(tmp_path / "x", [dicom_files.image(stored, "DX", **how)], syntax) / "0.dcm"
+            dicom_files.write(tmp_path / "x", [dicom_files.image(stored, "DX", **how)], syntax) / "0.dcm"
         )
         found = picture.array[0]
     else:
         images = dicom_files.stack(stored, modality=modality, **how, RescaleSlope=1, RescaleIntercept=0)
-        picture = read_image(write(tmp_path / "x", images, syntax))
+        picture = read_image(dicom_files.write(tmp_path / "x", images, syntax))
         found = picture.array
     mirror = -1 if signed else (1 << bits) - 1
     same(found, mirror - stored.astype(int) if photometric == "MONOCHROME1" and modality != "CT" else stored)
@@ -542,7 +520,7 @@ def test_pixels_that_are_not_square_are_said_of_pictures(
 ) -> None:
     keyword, sides = variant
     image = dicom_files.image(pixels(10, False, shape=(ROWS, COLUMNS)), "DX", **{keyword: sides})
-    picture = read_image(write(tmp_path / "x", [image]) / "0.dcm")
+    picture = read_image(dicom_files.write(tmp_path / "x", [image]) / "0.dcm")
     assert bool(picture.doubts) == (sides == [4, 3])
 
 
@@ -550,7 +528,7 @@ def test_pixels_that_are_not_square_are_said_of_pictures(
 def test_xray_seen_from_behind_is_said(dicom_files: Files, tmp_path: Path, variant: Any) -> None:
     ((directions, word),) = variant
     image = dicom_files.image(pixels(10, False, shape=(ROWS, COLUMNS)), "DX", PatientOrientation=directions)
-    picture = read_image(write(tmp_path / "x", [image]) / "0.dcm")
+    picture = read_image(dicom_files.write(tmp_path / "x", [image]) / "0.dcm")
     assert word in " ".join(picture.doubts) if word else not picture.doubts
 
 
@@ -559,7 +537,7 @@ def test_tilt_that_the_positions_do_not_show_is_said(
     dicom_files: Files, tmp_path: Path, variant: Any
 ) -> None:
     how = {"GantryDetectorTilt": variant[0], "RescaleSlope": 1, "RescaleIntercept": 0}
-    volume = read_image(write(tmp_path / "x", dicom_files.stack(pixels(12, True), **how)))
+    volume = read_image(dicom_files.write(tmp_path / "x", dicom_files.stack(pixels(12, True), **how)))
     assert ("Gantry/Detector Tilt (0018,1120)" in said(volume)) == (variant[0] > 0)
 
 
@@ -576,7 +554,7 @@ def test_bytes_of_eight_bits(dicom_files: Files, tmp_path: Path, variant: Any) -
         images = dicom_files.stack(stored, modality="MR")
     for image in images:
         image["PixelData"].VR = vr
-    same(read_image(write(tmp_path / "x", images, syntax)).array, stored)
+    same(read_image(dicom_files.write(tmp_path / "x", images, syntax)).array, stored)
 
 
 PALETTES = [(8, 8, "plain"), (8, 16, "plain"), (16, 8, "plain"), (16, 16, "plain")]
@@ -603,7 +581,7 @@ def test_palettes(dicom_files: Files, tmp_path: Path, variant: Any) -> None:
             image.add_new(
                 f"Segmented{name}PaletteColorLookupTableData", "OW", content + b"\0" * (len(content) % 2)
             )
-    folder = write(tmp_path / "x", [image], syntax)
+    folder = dicom_files.write(tmp_path / "x", [image], syntax)
     picture = read_image(folder / "0.dcm")
     np.testing.assert_array_equal(picture.array, colours[:, np.clip(indices.astype(int) - first, 0, 99)])
     if syntax == LITTLE and described == bits:
@@ -674,17 +652,6 @@ def by_itk_file(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose()
 
 
-def jpeg_lossless(codes: np.ndarray, folder: Path) -> bytes:
-    """A frame of JPEG Lossless, which pydicom alone cannot decode, by SimpleITK."""
-    writer = sitk.ImageFileWriter()
-    writer.SetImageIO("GDCMImageIO")
-    writer.UseCompressionOn()
-    writer.SetCompressor("JPEG")
-    writer.SetFileName(str(folder / "code.dcm"))
-    writer.Execute(sitk.GetImageFromArray(codes[None]))
-    return next(generate_frames(pydicom.dcmread(folder / "code.dcm").PixelData, number_of_frames=1))
-
-
 @table(
     ["slices", "enhanced"],
     ["MONOCHROME1", "MONOCHROME2"],
@@ -712,11 +679,11 @@ def test_jpeg_lossless_means_what_its_plain_pixels_mean(
         )
         if how == "lut":
             image.ModalityLUTSequence = lut(np.arange(4000, dtype=np.uint16)[::-1], 0, "OW", bool(signed))
-    plain = read_image(write(tmp_path / "plain", images))
+    plain = read_image(dicom_files.write(tmp_path / "plain", images))
     (tmp_path / "jpeg").mkdir()
     for number, image in enumerate(images):
         frames = np.frombuffer(image.PixelData, stored.dtype).reshape(-1, 18, 16)
-        image.PixelData = encapsulate([jpeg_lossless(frame, tmp_path) for frame in frames])
+        image.PixelData = encapsulate([dicom_files.jpeg_lossless(frame) for frame in frames])
         image["PixelData"].is_undefined_length = True
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = JPEGLosslessSV1
@@ -736,7 +703,7 @@ def test_float_pixels_are_refused_by_name(dicom_files: Files, tmp_path: Path, va
     setattr(image, keyword, np.linspace(0, 1, ROWS * COLUMNS).astype(dtype).tobytes())
     image.BitsAllocated = 8 * np.dtype(dtype).itemsize
     with pytest.raises(InputError, match=rf"Pixel Data \(7FE0,{tag & 0xFFFF:04X}\)"):
-        read_image(write(tmp_path / "x", [image]))
+        read_image(dicom_files.write(tmp_path / "x", [image]))
 
 
 # --- said in the documents -------------------------------------------------------------------------

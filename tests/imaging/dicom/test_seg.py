@@ -631,16 +631,61 @@ def test_a_wider_grid_has_positions_of_its_own(tmp_path: Path, series: list[Path
     assert corner_distance_mm(found.grid, wide) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_a_dry_run_refuses_what_writing_would(tmp_path: Path, series: list[Path]) -> None:
     two = write_series(tmp_path / "dx", [dx_image(), dx_image(SOPInstanceUID=generate_uid())])
-    private = write_series(tmp_path / "private", [ct_slice(0, SOPClassUID="1.2.840.113619.4.30")])
+    nameless = write_series(tmp_path / "nameless", [ct_slice(0, SOPClassUID="of.a.maker")])
+    turned = [ct_slice(k) for k in range(5)]
+    turned[2].ImageOrientationPatient = ct_slice(2).ImageOrientationPatient[3:] + [1, 0, 0]
+    one_turned = write_series(tmp_path / "turned", turned)
     small = Grid((COLUMNS - 1, ROWS, SLICES), grid().affine)
-    for where, files in ((grid(2), two), (grid(1), private), (small, series)):
+    for where, files in ((grid(2), two), (grid(1), nameless), (grid(5), one_turned), (small, series)):
         with pytest.raises(InputError) as dry:
             check_dicom_seg(where, LABELS, files)
         with pytest.raises(InputError) as real:
             write_dicom_seg(tmp_path / "seg.dcm", np.zeros(where.shape, np.uint8), where, LABELS, files)
         assert str(dry.value) == str(real.value)
+
+
+@pytest.mark.parametrize("sop_class", ["1.3.12.2.1107.5.9.1", "1.2.840.10008.5.1.4.1.1.5"])
+def test_a_class_that_highdicom_does_not_know_is_referred_to_by_its_own_name(
+    tmp_path: Path, sop_class: str
+) -> None:
+    """A maker's own; a retired one."""
+    files = write_series(tmp_path / "series", [ct_slice(k, SOPClassUID=sop_class) for k in range(3)])
+    labels = labelmap()[:, :, 5:8]
+    check_dicom_seg(grid(3), LABELS, files)
+    segmentation = written(tmp_path, labels, grid(3), LABELS, files)
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labels)
+    (referenced,) = segmentation.ReferencedSeriesSequence
+    items = [*referenced.ReferencedInstanceSequence, *segmentation.SourceImageSequence]
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        items += groups.DerivationImageSequence[0].SourceImageSequence
+    assert {item.ReferencedSOPClassUID for item in items} == {sop_class}
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_dry_run_does_the_work_of_a_few_slices_only(
+    tmp_path: Path, series: list[Path], monkeypatch: pytest.MonkeyPatch, gap: bool
+) -> None:
+    given: list[dict[str, Any]] = []
+    real = hd.seg.Segmentation.__init__
+
+    def listening(self: hd.seg.Segmentation, *args: Any, **kwargs: Any) -> None:
+        given.append(kwargs)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(hd.seg.Segmentation, "__init__", listening)
+    files = series
+    if gap:
+        files = write_series(tmp_path / "gap", [ct_slice(k) for k in range(SLICES) if k != 8])
+    check_dicom_seg(grid(), LABELS, files)
+    assert [len(one["source_images"]) for one in given] == [2]
+    assert [one["pixel_array"].shape for one in given] == [(2, 1, 1)]
+    written(tmp_path, labelmap(), grid(), LABELS, files)
+    # Looking up the place of each slice in all files takes highdicom 4 s for 1,000 of them.
+    assert ("plane_positions" in given[1]) == gap
+    assert len(given[1]["source_images"]) == len(files)
 
 
 # --- refusals -----------------------------------------------------------------------------------------
