@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -33,6 +35,7 @@ _NUMBER = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
 _VECTORS = re.compile(rf"(\s*\({_NUMBER}(,{_NUMBER})*\))*\s*")
 _UNIT_LENGTH = 1e-3  # of the columns of a TransformMatrix
 _LONGEST_HEADER = 10_000  # lines
+_CHUNK = 1 << 20  # bytes
 
 
 def load_itk(path: Path) -> Volume:
@@ -57,7 +60,9 @@ def load_itk(path: Path) -> Volume:
     affine_lps[:axes, :axes] = direction[:axes, :axes] * image.GetSpacing()[:axes]
     affine_lps[:axes, 3] = image.GetOrigin()[:axes]
     of_kind = _nrrd_facts if image_suffix(path) in (".nrrd", ".nhdr") else _metaimage_facts
-    unit, doubts = of_kind(_header(path), direction[:axes, :axes], path)
+    header = _header(path)
+    unit, doubts = of_kind(header, direction[:axes, :axes], path)
+    _check_compressed(path, header, array.nbytes)
     mm = _in_mm(unit, path)
     affine_lps[:axes] *= mm
     grid = Grid(shape, ras_from_lps(affine_lps))
@@ -115,8 +120,6 @@ def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tu
     if len({_in_mm(unit, path) for unit in units}) > 1:
         raise InputError(f"{path}: its axes have different units of length. Export it again in mm.")
     _refuse_other_length(header, path)
-    if header.get("encoding", "").lower() in ("gzip", "gz") and not header.keys() & {"data file", "datafile"}:
-        _require_gzip(path)
     if not _VECTORS.fullmatch(header.get("space origin", "")) or not _VECTORS.fullmatch(
         re.sub(r"\bnone\b", "", header.get("space directions", ""))
     ):
@@ -165,8 +168,7 @@ def _refuse_other_length(header: dict[str, str], path: Path) -> None:
     ):
         return
     with path.open("rb") as stream:
-        while stream.readline(65536).strip():
-            pass
+        _pass_header(stream)
         found = path.stat().st_size - stream.tell()
     announced = size * math.prod(int(n) for n in header.get("sizes", "").split())
     if skips == {"0"} and found > announced:
@@ -175,13 +177,53 @@ def _refuse_other_length(header: dict[str, str], path: Path) -> None:
         )
 
 
-def _require_gzip(path: Path) -> None:
-    """Raise InputError unless what follows the header is gzip: ITK takes anything else as it is."""
-    with path.open("rb") as stream:
-        while stream.readline(65536).strip():
-            pass
-        if stream.read(2) != b"\x1f\x8b":
-            raise InputError(f"{path}: its voxels are gzip by the header, but they are not. Export it again.")
+def _check_compressed(path: Path, header: dict[str, str], size: int) -> None:
+    """Raise InputError unless compressed voxels unpack to ``size`` bytes with the right checksum.
+
+    ITK takes what it gets: damaged streams become other voxels, and gzip that is none is taken as it is.
+    """
+    gzipped = header.get("encoding", "").lower() in ("gzip", "gz")
+    files = itk_files(path)
+    if not (gzipped or header.get("compresseddata", "").lower() == "true") or files is None:
+        return
+    unpack, found = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # 32: zlib or gzip
+    with files[-1].open("rb") as stream:
+        if len(files) == 1:
+            _pass_header(stream)
+        for _ in range(_whole(header.get("line skip", "0"))):
+            stream.readline()
+        stored = files[-1].stat().st_size - stream.tell()
+        if _whole(header.get("compresseddatasize", str(stored))) != stored:
+            raise InputError(
+                f"{path}: {stored} bytes of compressed voxels, {header['compresseddatasize']} by CompressedDataSize. "
+                "Copy or export it again."
+            )
+        try:
+            while not unpack.eof and (packed := stream.read(_CHUNK)):
+                found += len(unpack.decompress(packed, _CHUNK))
+                while unpack.unconsumed_tail and not unpack.eof:
+                    found += len(unpack.decompress(unpack.unconsumed_tail, _CHUNK))
+        except zlib.error as error:
+            raise damaged(files[-1], "NRRD or MetaImage", error) from error
+    skipped = max(_whole(header.get("byte skip", "0")), 0)
+    if not unpack.eof or found != size + skipped:
+        raise InputError(
+            f"{files[-1]}: its compressed voxels are {found} bytes, {size} are announced. Copy or export it again."
+        )
+
+
+def _pass_header(stream: BinaryIO) -> None:
+    """Go to the first byte behind the header of an NRRD (an empty line) or MetaImage (ElementDataFile) file."""
+    while line := stream.readline(65536).strip():
+        if line.lower().replace(b" ", b"").startswith(b"elementdatafile="):
+            return
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return 0
 
 
 def _metaimage_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tuple[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_distance_units_become_mm(tmp_path: Path, unit: str, mm: float) -> None:
         (RAS | units("m"), "but then voxels of 2000 x 3000 x 4000 mm"),
         ({"spacings": "nan 3 4"}, "NaN"),
         (RAS | {"kinds": "domain domain time"}, "one of its axes is time"),
-        (RAS | {"encoding": "gzip"}, "gzip by the header, but they are not"),
+        (RAS | {"encoding": "gzip"}, "truncated, damaged or not"),
         (RAS | {"space origin": "(1,2x,3)"}, "no vectors of numbers"),
     ],
 )
@@ -154,3 +155,49 @@ def test_what_simpleitk_writes_is_no_doubt(tmp_path: Path) -> None:
             sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
             volume = read_volume(tmp_path / f"a{ending}")
             assert (volume.warnings, volume.doubts) == ((), ())
+
+
+# --- compressed voxels -----------------------------------------------------------------------------
+
+
+def compressed(path: Path) -> Path:
+    """A compressed volume, in one file or two."""
+    image = sitk.GetImageFromArray(np.random.default_rng(1).integers(0, 9, (4, 5, 6)).astype(np.int16))
+    sitk.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd", "a.nii.gz"])
+def test_no_damage_of_compressed_voxels_goes_unnoticed(tmp_path: Path, name: str) -> None:
+    """ITK checks no checksum: a changed byte was other voxels."""
+    path = compressed(tmp_path / name)
+    whole = read_volume(path).array
+    voxels = max(tmp_path.iterdir(), key=lambda file: (file != path, file.name))
+    content = voxels.read_bytes()
+    first = content.find(b"\x1f\x8b" if name != "a.mha" and name != "a.mhd" else b"\x78")
+    refused = 0
+    for at in range(first, len(content)):
+        for value in (0x00, 0xFF, content[at] ^ 0x10):
+            changed = bytearray(content)
+            changed[at] = value
+            voxels.write_bytes(changed)
+            try:
+                found = read_volume(path).array
+            except InputError:
+                refused += 1
+            else:
+                np.testing.assert_array_equal(found, whole, err_msg=f"{value} at {at}")
+    assert refused > len(content) - first
+    voxels.write_bytes(content[:-9])
+    with pytest.raises(InputError):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("size", [0, 10, -1])
+def test_wrong_size_of_compressed_data_is_refused(tmp_path: Path, size: int) -> None:
+    path = compressed(tmp_path / "a.mha")
+    read_volume(path)
+    text = re.sub(rb"CompressedDataSize = \d+", f"CompressedDataSize = {size}".encode(), path.read_bytes())
+    path.write_bytes(text)
+    with pytest.raises(InputError, match="by CompressedDataSize" if size >= 0 else "damaged"):
+        read_volume(path)

@@ -266,9 +266,9 @@ def test_one_position_for_all_frames_is_none(dicom_files: Files, tmp_path: Path)
 
 def test_colours_with_a_sign_are_doubted(dicom_files: Files, tmp_path: Path) -> None:
     image = dicom_files.image(pixels(8, False, shape=(6, 8, 3)), "XC")
-    assert not read_image(write(tmp_path / "x", [image])).doubts
+    assert not read_image(dicom_files.write(tmp_path / "x", [image])).doubts
     image.PixelRepresentation = 1
-    assert "(0028,0103) says signed" in said(read_image(write(tmp_path / "y", [image])))
+    assert "(0028,0103) says signed" in said(read_image(dicom_files.write(tmp_path / "y", [image])))
 
 
 @pytest.mark.parametrize(("keyword", "tag"), [("BitsStored", "0028,0101"), ("SamplesPerPixel", "0028,0002")])
@@ -278,7 +278,7 @@ def test_missing_kind_of_pixels_is_doubted(
     images = dicom_files.stack(pixels(16, True))
     for image in images:
         delattr(image, keyword)
-    (doubt,) = read_image(write(tmp_path / "x", images)).doubts
+    (doubt,) = read_image(dicom_files.write(tmp_path / "x", images)).doubts
     assert f"({tag})" in doubt
 
 
@@ -333,7 +333,7 @@ def test_pet_has_a_scale_a_slice(dicom_files: Files, tmp_path: Path, variant: An
         image.Modality, image.SOPClassUID = "PT", "1.2.840.10008.5.1.4.1.1.128"
         if mapped:
             image.RealWorldValueMappingSequence = mapping(float(slope) / 1000, 0, "{SUVbw}g/ml")
-    folder = write(tmp_path / "x", images, syntax)
+    folder = dicom_files.write(tmp_path / "x", images, syntax)
     volume = read_image(folder)
     same(volume.array, stored * np.array([0.731, 2.5, 11.0625]))
     same(volume.array, by_pydicom(folder))
