@@ -200,7 +200,7 @@ def _case(
         return case | {"input": str(one.path), "skipped": True}
     facts = {"input": str(one.path), "case": one.name, "input_hash": content, "skipped": False}
     case, results, section = _segment_case(
-        one, series, bundle, output, config, segment, on_progress, should_stop
+        one, series, bundle, output, config, finished, segment, on_progress, should_stop
     )
     finished.add(facts | case, results, section)
     return facts | case
@@ -220,6 +220,7 @@ def _segment_case(
     bundle: Bundle,
     output: Path,
     config: BatchConfig,
+    finished: Finished,
     segment: SegmentCase,
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
@@ -243,6 +244,7 @@ def _segment_case(
     if config.report:
         section = render_case(report_case(found, bundle, one.name), _identity(one.name))
     probabilities: list[Path] = []
+    finished.forget(one.name)
     with all_or_none() as together:
         stem = output / one.name
         reconstruction = _write_reconstruction(found, stem, image.array.dtype, config)

@@ -77,6 +77,10 @@ class Finished:
         ]
         return dict(case)
 
+    def forget(self, name: str) -> None:
+        """To be called before the first result of a case is replaced: until it is finished again, it is not."""
+        self._record(name).unlink(missing_ok=True)
+
     def add(self, case: Mapping[str, Any], results: Sequence[Path], section: str | None) -> None:
         """Note a case as finished, once its results are on the disk. section: its part of the report."""
         if section is not None:

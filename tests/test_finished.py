@@ -179,6 +179,32 @@ def test_another_image_of_the_same_name_is_another_case(
     assert [case["skipped"] for case in cases] == [False, True, True]
 
 
+def test_results_of_a_case_that_was_cut_short_are_nobodys(
+    run: BatchRun,
+    computed: list[str],
+    batch_scans: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between another patient's mask and its note: the first patient's scan, back again, must not get it."""
+    run()
+    first = batch_scans[0].read_bytes()
+    volume = batch.read_image(batch_scans[0])
+    write_volume(batch_scans[0], volume.array + 1, volume.grid)
+    with monkeypatch.context() as patched:
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(finished_module.Finished, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    batch_scans[0].write_bytes(first)
+    del computed[:]
+    assert [case["skipped"] for case in run()] == [False, True, True]
+    assert computed == ["a.nii.gz"]
+
+
 def test_the_same_image_elsewhere_is_the_same_case(
     run: BatchRun, computed: list[str], batch_scans: list[Path], tmp_path: Path
 ) -> None:

@@ -290,6 +290,16 @@ def test_a_multi_frame_source(
     assert_same(viewer(tmp_path / "seg.dcm", [file], how), labels, grid, [file])
 
 
+def test_empty_frames_make_odd_slices_readable(viewer: Viewer, dicom_files: Any, tmp_path: Path) -> None:
+    """Frames of 37 x 29 bits, as many as are of even length together: 16."""
+    files, grid = stack(dicom_files, tmp_path / "series", AXIAL, shape=(37, 29, 20))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[:, :, 6:9] = blobs((*grid.shape[:2], 7))[:, :, 2:5]
+    write_dicom_seg(tmp_path / "seg.dcm", labels, grid, LABELS, files)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").NumberOfFrames % 16 == 0
+    assert_same(viewer(tmp_path / "seg.dcm", files), labels, grid, files)
+
+
 @pytest.mark.xfail(
     strict=True,
     reason="Cornerstone 5.14 wants the bits of all frames without the byte that makes their length even (PS3.5 8.1.1), "

@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ UTF8 = "ISO_IR 192"  # the Specific Character Set
 # How far a slice of the source may lie from the grid's, in voxels along each axis, and still be that slice:
 # more than rounded positions, far less than a slice that was interpolated.
 SLICE_TOLERANCE_VOXELS = 0.1
+_EVEN_BITS = 16  # of an even number of bytes
 _PARALLEL = 1e-3  # direction cosines of one series differ by rounding only
 _MOST_SLICES = 10_000  # of a file to read; more is a damaged header
 
@@ -110,8 +112,8 @@ def write_dicom_seg(
     slices that the source has not (interpolated ones), or is wider (a straightened gantry), every frame gets the
     grid's own position and the file refers to the series as a whole. A single image without positions (an X-ray) is
     referred to by its pixels, and the result says no pixel size. Frames without any pixel of their label are left out,
-    except in the first and the last slice, which tell a reader the extent: an empty label map is a valid
-    file of two empty frames.
+    except in the first and the last slice, which tell a reader the extent (an empty label map is a valid
+    file), and where more frames make the pixels of even length, see ``_mark_empty``.
     Patient and study attributes are the source's (text becomes UTF-8), invalid values left out; a missing study,
     series or frame of reference gets a UID from a hash of the source's. UIDs of the result
     come from a hash of all arguments and the source's UIDs: the same result has the same UIDs.
@@ -557,7 +559,7 @@ def _filled(
     if positions and "pixel_measures" not in geometry and _are_those_of(source.headers, positions):
         # Else highdicom looks for each of them in all images: 4 s for 1,000 slices, growing with the square.
         geometry = {}
-    marked = _mark_extent(frames)
+    marked = _mark_empty(frames)
     segmentation = hd.seg.Segmentation(
         source_images=source.headers,
         pixel_array=frames,
@@ -580,8 +582,7 @@ def _filled(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **geometry,
     )
-    for k in marked:
-        _clear_first_pixel(segmentation, positions[k] if positions else None)
+    _clear_first_pixels(segmentation, [positions[k] if positions else None for k in marked])
     _name_classes(segmentation, source)
     _set_dimensions_uid(segmentation, uids["dimensions"])
     # UTF-8: names of labels, whatever the source is written in. highdicom has no argument for it before 0.28, and 3D
@@ -724,32 +725,45 @@ def _source_of_slices(grid: Grid, places: Sequence[_Place], rows: int, columns: 
     return [places[found[k][1]] for k in range(grid.shape[2])]
 
 
-def _mark_extent(frames: np.ndarray) -> list[int]:
-    """Give the first label a pixel in the outer slices that have none at all; returns these slices.
+def _mark_empty(frames: np.ndarray) -> list[int]:
+    """Give the first label a pixel in slices that have none at all but are to have a frame; returns these slices.
+
+    The outer slices, which tell a reader the extent. And where the bits of all frames would need a byte more to be of
+    even length (PS3.5 8.1.1), as many others as make them even by themselves: Cornerstone (5.14; OHIF) does not expect
+    that byte, refuses such files or shifts the mask.
 
     highdicom (0.27.0 and 0.28.2 tried) leaves out all empty frames or none. With ``omit_empty_frames=False``
     every label has a frame in every slice that is given, also where only others are: 1118 instead of 521
-    frames and twice the bytes for the 13 organs of a BTCV patient. It has no choice by frame, so the outer
+    frames and twice the bytes for the 13 organs of a BTCV patient. It has no choice by frame, so these
     slices are kept by a pixel that is cleared in the result.
     """
-    empty = [k for k in sorted({0, len(frames) - 1}) if not frames[k].any()]
-    frames[empty, 0, 0] = 1
-    return empty
+    empty = [k for k, plane in enumerate(frames) if not plane.any()]
+    marked = [k for k in empty if k in (0, len(frames) - 1)]
+    together = _EVEN_BITS // math.gcd(frames[0].size, _EVEN_BITS)  # frames that are of even length
+    if together > 1:
+        count = len(marked) + sum(np.count_nonzero(np.bincount(plane.ravel())[1:]) for plane in frames)
+        others = [k for k in empty if k not in marked]
+        marked += others[: -count % together] if len(others) >= -count % together else []
+    frames[marked, 0, 0] = 1
+    return marked
 
 
-def _clear_first_pixel(segmentation: hd.seg.Segmentation, place: hd.PlanePositionSequence | None) -> None:
-    """Take away the pixel of ``_mark_extent`` in the slice at this place."""
-    index = 0  # of the frame of segment 1
-    if place is not None:
-        groups = segmentation.PerFrameFunctionalGroupsSequence
-        places = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
-        wanted = np.array(place[0].ImagePositionPatient, float)
-        # Frames are sorted by segment, so that the first one at this place is the first segment's.
-        index = int(np.abs(places - wanted).max(axis=1).argmin())
-    # PS3.5 8.2 and annex D: pixels of one bit follow each other without gaps, the first in the lowest bit.
-    byte, bit = divmod(index * segmentation.Rows * segmentation.Columns, 8)
+def _clear_first_pixels(
+    segmentation: hd.seg.Segmentation, places: Sequence[hd.PlanePositionSequence | None]
+) -> None:
+    """Take away the pixels of ``_mark_empty`` in the slices at these places. None: in the only slice."""
+    groups = segmentation.PerFrameFunctionalGroupsSequence
     pixels = bytearray(segmentation.PixelData)
-    pixels[byte] &= ~(1 << bit) & 0xFF
+    for place in places:
+        index = 0  # of the frame of segment 1
+        if place is not None:
+            found = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
+            wanted = np.array(place[0].ImagePositionPatient, float)
+            # Frames are sorted by segment, so that the first one at this place is the first segment's.
+            index = int(np.abs(found - wanted).max(axis=1).argmin())
+        # PS3.5 8.2 and annex D: pixels of one bit follow each other without gaps, the first in the lowest bit.
+        byte, bit = divmod(index * segmentation.Rows * segmentation.Columns, 8)
+        pixels[byte] &= ~(1 << bit) & 0xFF
     segmentation.PixelData = bytes(pixels)
 
 

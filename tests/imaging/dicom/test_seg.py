@@ -328,6 +328,21 @@ def test_outer_slices_of_odd_size_stay_empty(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labels)
 
 
+@pytest.mark.parametrize("kept", [1, 3])
+def test_empty_frames_make_the_pixels_of_even_length(tmp_path: Path, kept: int) -> None:
+    """Frames of 23 x 31 bits are of an even number of bytes by 16; web viewers do not expect a byte more."""
+    rows, columns = 23, 31
+    pixels = np.zeros((rows, columns), np.int16).tobytes()
+    images = [ct_slice(k, Rows=rows, Columns=columns, PixelData=pixels) for k in range(20)]
+    files = write_series(tmp_path / "odd", images)
+    labels = np.zeros((columns, rows, 20), np.uint8)
+    labels[3:9, 4:8, 5 : 5 + kept], labels[12:15, 4:8, 6] = 1, 2
+    segmentation = written(tmp_path, labels, Grid(labels.shape, grid().affine), LABELS, files)
+    assert segmentation.NumberOfFrames == 16
+    assert len(segmentation.PixelData) == 16 * rows * columns // 8
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "seg.dcm").array, labels)
+
+
 def test_frames_without_their_label_are_left_out(tmp_path: Path, series: list[Path]) -> None:
     segmentation = written(tmp_path, labelmap(), grid(), LABELS, series)
     planes = sum(int((labelmap() == number).any(axis=(0, 1)).sum()) for number in (1, 2))
