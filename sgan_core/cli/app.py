@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from sgan_core import __version__
 from sgan_core.errors import Cancelled, InputError
@@ -138,7 +138,10 @@ def _stderr_of_our_own() -> Iterator[None]:
     try:
         yield
     finally:
-        ours.flush()  # and left open: log handlers that libraries have made meanwhile keep it
+        try:
+            ours.flush()  # and left open: log handlers that libraries have made meanwhile keep it
+        except OSError:  # nobody listens
+            _forget(ours)
         sys.stderr = before
         faulthandler.enable(before) if watched else faulthandler.disable()
 
@@ -225,9 +228,13 @@ def _one_line(text: str) -> str:
 def _forget_stdout() -> None:
     """Let nothing be flushed into the closed pipe when the interpreter ends."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget(sys.stdout)
     except (OSError, ValueError, AttributeError):  # stdout is not a real file (tests, embedding)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _forget(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
