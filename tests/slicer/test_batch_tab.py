@@ -81,7 +81,8 @@ def test_cancel_keeps_what_is_finished(panel: Any, folder: Path, tmp_path: Path)
         "2 segmented, 1 failed.",  # the run was faster
     )
     assert (output / "a_seg.nii.gz").is_file()
-    assert {path.name for path in output.iterdir() if path.name.startswith(".")} == {".finished"}  # nothing half-written
+    hidden = {path.name for path in output.iterdir() if path.name.startswith(".")}
+    assert hidden == {".finished"}  # nothing half-written
 
 
 def test_run_needs_both_folders(panel: Any, folder: Path, tmp_path: Path) -> None:
