@@ -106,6 +106,7 @@ def run_batch(
     finished = Finished(output, made_by)
     try:
         prepare_folder(output)
+        finished.check_folder()
         for number, one in enumerate(inputs):
             which = f"{one.name} ({number + 1} of {len(inputs)}): " if len(inputs) > 1 else ""
             progress = part_of(on_progress, number, len(inputs), which)
@@ -132,9 +133,9 @@ def run_batch(
     finally:
         if record["cases"]:
             write_text(output / "run.json", json_text(record))
-            if config.report:
+            if sections := _sections(record["cases"], finished) if config.report else []:
                 facts = {"Model": f"{bundle.name} ({bundle.hash[:12]})", "Device": record["device"]}
-                write_pages(output, "Segmentation", _sections(record["cases"], finished), facts=facts)
+                write_pages(output, "Segmentation", sections, facts=facts)
         elif new:
             with suppress(OSError):  # it holds something after all
                 output.rmdir()
@@ -194,14 +195,17 @@ def _case(
     if one.problem:
         raise InputError(one.problem)
     series = choose_series(one.found, config.series, one.path) if one.found else None
+    if series is not None and series.problem:
+        raise InputError(series.problem)
     content = _content(one, series)
     if not redo and (case := finished.find(one.name, content)):
         on_progress(1, 1, "finished before")
         return case | {"input": str(one.path), "skipped": True}
     facts = {"input": str(one.path), "case": one.name, "input_hash": content, "skipped": False}
-    case, results, section = _segment_case(
+    case, results, section, moved = _segment_case(
         one, series, bundle, output, config, finished, segment, on_progress, should_stop
     )
+    case["warnings"] += moved
     finished.add(facts | case, results, section)
     return facts | case
 
@@ -224,8 +228,8 @@ def _segment_case(
     segment: SegmentCase,
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
-) -> tuple[dict[str, Any], list[Path], str | None]:
-    """A new case's part of run.json, its files and its section of the report."""
+) -> tuple[dict[str, Any], list[Path], str | None, list[str]]:
+    """A new case's part of run.json, its files, its section of the report, and what became of former results."""
     if series is None and config.format == "dicom-seg":
         raise InputError(
             f"{one.path}: not DICOM, so a DICOM segmentation has nothing to refer to. Use --format nifti or nrrd."
@@ -244,8 +248,7 @@ def _segment_case(
     if config.report:
         section = render_case(report_case(found, bundle, one.name), _identity(one.name))
     probabilities: list[Path] = []
-    finished.forget(one.name)
-    with all_or_none() as together:
+    with finished.writing(one.name, _result_names(one.name, bundle)) as moved, all_or_none() as together:
         stem = output / one.name
         reconstruction = _write_reconstruction(found, stem, image.array.dtype, config)
         if reconstruction:
@@ -279,7 +282,7 @@ def _segment_case(
         "warnings": list(found.warnings),
     }
     results = [*([reconstruction] if reconstruction else []), *probabilities, target]
-    return case, results, section
+    return case, results, section, moved
 
 
 def _rounded(points_mm: np.ndarray) -> list[list[float]]:
@@ -348,14 +351,33 @@ def _write_probabilities(
 ) -> Iterator[Path]:
     """Write the probability of each label, file by file. stem: folder and name of the case."""
     grid = found.stack.grid
-    for label in bundle.config.labels:
+    for label, slug in zip(bundle.config.labels, _slugs(bundle), strict=True):
         probability = images_to_volume(found.label_probs[:, [label.value]], found.stack, outside=0.0)
-        target = _beside(stem, f"{re.sub(r'[^A-Za-z0-9]+', '-', label.name)}_prob", grid, config)
+        target = _beside(stem, f"{slug}_prob", grid, config)
         if grid is None:
             write_mask_png(target, (probability[0] * 255).round())
         else:
             write_volume(target, probability, grid)
         yield target
+
+
+def _slugs(bundle: Bundle) -> list[str]:
+    """The label names in file names: letters and digits, with the value where that is not enough (two in Chinese)."""
+    labels = bundle.config.labels
+    slugs = [re.sub(r"[^A-Za-z0-9]+", "-", label.name).strip("-") for label in labels]
+    lower = [slug.lower() for slug in slugs]
+    return [
+        slug if slug and lower.count(slug.lower()) == 1 else f"{slug}-{label.value}".strip("-")
+        for slug, label in zip(slugs, labels, strict=True)
+    ]
+
+
+def _result_names(name: str, bundle: Bundle) -> list[str]:
+    """The files that may come of a case, in any format."""
+    endings = (".nii.gz", ".nrrd", ".png")
+    masks = [f"{name}_seg{ending}" for ending in (".nii.gz", ".seg.nrrd", ".dcm", ".png")]
+    beside = ["recon", *(f"{slug}_prob" for slug in _slugs(bundle))]
+    return masks + [f"{name}_{what}{ending}" for what in beside for ending in endings]
 
 
 def _beside(stem: Path, what: str, grid: Grid | None, config: BatchConfig) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,11 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     finally:
         _remove(partial)
         _unfinished.discard(partial)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file is called as ``replacing`` calls one that is being written, which a killed process leaves."""
+    return re.match(r"\.[0-9a-f]{16}\.part", name) is not None
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgan_core.errors import InputError
 from sgan_core.imaging.dicom import Series, find_series, is_dicom
-from sgan_core.imaging.dicom.search import LeftOut, search
+from sgan_core.imaging.dicom.search import Found, LeftOut, search
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix
 
 FINISHED = ".finished"  # the folder of results that has a file for each finished case
@@ -63,11 +65,12 @@ def find_inputs(paths: Sequence[Path]) -> Inputs:
             found.append(Input(case_name(path), path, tuple(find_series(path))))
         else:
             found.append(Input(case_name(path), path))
-    names = [one.name for one in found]
-    for name in names:
-        if names.count(name) > 1:
+    # As file systems compare names that know no capitals (Windows, macOS) or other spellings of an accent (macOS).
+    names = Counter(unicodedata.normalize("NFC", one.name).casefold() for one in found)
+    for one in found:
+        if names[unicodedata.normalize("NFC", one.name).casefold()] > 1:
             raise InputError(
-                f"two inputs are named {name!r}: one result would overwrite the other. Rename one."
+                f"two inputs are named {one.name!r}: one result would overwrite the other. Rename one."
             )
     return Inputs(found, left_out)
 
@@ -106,7 +109,7 @@ def _inside(folder: Path) -> tuple[list[Input], list[LeftOut]]:
             left_out.append(
                 LeftOut(file, f"is an image by its name but for the ending {file.suffix}", is_slice=False)
             )
-    dicom, beside = _dicom_inputs(folder)
+    dicom, beside = _dicom_inputs(folder, {one.path for one in inputs})
     known = {one.path for one in left_out}
     return inputs + dicom, left_out + [one for one in beside if one.path not in known]
 
@@ -149,9 +152,10 @@ def _results_of(case: dict[str, Any]) -> set[str]:
 # --- DICOM -----------------------------------------------------------------------------------------
 
 
-def _dicom_inputs(folder: Path) -> tuple[list[Input], list[LeftOut]]:
-    """The DICOM images of a folder, and what lies beside them."""
+def _dicom_inputs(folder: Path, others: Set[Path]) -> tuple[list[Input], list[LeftOut]]:
+    """The DICOM images of a folder, and what lies beside them. others: files that are inputs by their names."""
     found = search(folder)
+    found = Found(found.series, [one for one in found.left_out if one.path not in others])
     # What makes a series that is found unreadable is told with it.
     lost = [one for one in found.left_out if one.is_slice and not any(_spoils(one, s) for s in found.series)]
     if found.series and all(_is_picture(one) for one in found.series):

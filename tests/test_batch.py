@@ -21,6 +21,7 @@ from PIL import Image
 from sgan_core import batch
 from sgan_core import inputs as inputs_module
 from sgan_core.batch import BatchConfig, prepare_folder, run_batch
+from sgan_core.cohort import Label
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Volume
@@ -129,6 +130,22 @@ def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(InputError, match="two inputs are named 'a'"):
         find_inputs([tmp_path])
+
+
+def test_names_that_some_disks_take_for_one_are_refused(tmp_path: Path) -> None:
+    for folder, name in (("1", "Scan.nii"), ("2", "scan.nii")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    with pytest.raises(InputError, match="two inputs are named"):
+        find_inputs([tmp_path / "1" / "Scan.nii", tmp_path / "2" / "scan.nii"])
+
+
+def test_a_dead_link_is_one_input(dicom_files: Any, tmp_path: Path) -> None:
+    dicom_files.save(
+        tmp_path / "x.dcm", dicom_files.image(np.arange(30, dtype=np.uint16).reshape(5, 6), "DX")
+    )
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    assert sorted(one.name for one in find_inputs([tmp_path])) == ["broken", "x"]
 
 
 # --- DICOM folders ---------------------------------------------------------------------------------
@@ -457,6 +474,15 @@ def test_label_names_become_file_names(bundle: Any, scans: list[Path], tmp_path:
         "a_left-kidney-cyst_prob.nii.gz",
         "run.json",
     }
+
+
+def test_label_names_without_latin_letters_do_not_meet(
+    bundle: Any, scans: list[Path], tmp_path: Path
+) -> None:
+    bundle.config.labels = (Label(1, "肝脏", (200, 90, 60)), Label(2, "脾脏", (90, 90, 200)))
+    config = BatchConfig(probabilities=True, report=False)
+    run_batch(find_inputs(scans[:1]), bundle, tmp_path / "out", config, options={})
+    assert {"a_1_prob.nii.gz", "a_2_prob.nii.gz"} <= names(tmp_path / "out")
 
 
 # --- reconstructions -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -205,6 +206,111 @@ def test_results_of_a_case_that_was_cut_short_are_nobodys(
     assert computed == ["a.nii.gz"]
 
 
+def test_no_results_of_another_patient_stay_under_the_name(
+    run: BatchRun, batch_scans: list[Path], tmp_path: Path
+) -> None:
+    run(batch_scans[0], config=replace(DEFAULT, save_reconstruction=True, probabilities=True))
+    assert (tmp_path / "out" / "a_recon.nii.gz").is_file()
+    volume = batch.read_image(batch_scans[0])
+    write_volume(batch_scans[0], volume.array + 1, volume.grid)
+    run(batch_scans[0])
+    assert {path.name for path in (tmp_path / "out").glob("a_*")} == {"a_seg.nii.gz"}
+
+
+def test_a_correction_by_hand_is_moved_aside_not_lost(run: BatchRun, tmp_path: Path) -> None:
+    run()
+    mask = tmp_path / "out" / "a_seg.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(mask)) * 0, str(mask))
+    corrected = mask.read_bytes()
+    first, second, _ = run(config=replace(DEFAULT, probabilities=True))
+    assert (tmp_path / "out" / "a_seg.nii.gz.before").read_bytes() == corrected
+    assert any("is now a_seg.nii.gz.before" in warning for warning in first["warnings"])
+    assert second["warnings"] == []
+
+
+def test_what_a_killed_run_wrote_is_taken_for_no_image(
+    run: BatchRun, batch_scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the label map and the note, with the results beside the scans."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finished_module.Finished, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, output=".", config=replace(DEFAULT, save_reconstruction=True, probabilities=True))
+    assert (tmp_path / "a_recon.nii.gz").is_file()
+    assert [one.name for one in find_inputs([tmp_path]).inputs] == ["a", "b", "c"]
+
+
+def test_batch_in_which_everything_fails_is_recorded(
+    run: BatchRun, batch_scans: list[Path], tmp_path: Path
+) -> None:
+    for path in batch_scans:
+        path.write_bytes(b"damaged")
+    assert [case["status"] for case in run()] == ["failed"] * 3
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("spoil", [b"", b"\xff", b"<script>"])
+def test_spoilt_part_of_the_report_is_made_again(
+    spoil: bytes, run: BatchRun, computed: list[str], tmp_path: Path
+) -> None:
+    run()
+    (tmp_path / "out" / FINISHED / "a.html").write_bytes(spoil)
+    run()
+    assert computed == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "a.nii.gz"]
+    assert "<script" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_truncated_mask_is_lost(run: BatchRun, computed: list[str], tmp_path: Path) -> None:
+    run()
+    mask = tmp_path / "out" / "a_seg.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:-20])
+    assert [case["skipped"] for case in run()] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"warnings": None},
+        {"warnings": "none"},
+        {"output": 3},
+        {"labels": [{"name": "x"}]},
+        {"case": "../../../evil"},
+        {"case": "b"},
+        {"trust": {}},
+    ],
+)
+def test_odd_note_is_none(change: dict[str, Any], run: BatchRun, computed: list[str], tmp_path: Path) -> None:
+    run()
+    note = tmp_path / "out" / FINISHED / "a.json"
+    stored = json.loads(note.read_text(encoding="utf-8"))
+    stored["case"] |= change
+    note.write_text(json.dumps(stored), encoding="utf-8")
+    cases = run()
+    assert [(case["case"], case["skipped"]) for case in cases] == [("a", False), ("b", True), ("c", True)]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_notes_have_a_folder_of_their_own(kind: str, run: BatchRun, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    if kind == "file":
+        (tmp_path / "out" / FINISHED).touch()
+    else:
+        (tmp_path / "out" / FINISHED).symlink_to(tmp_path)
+    with pytest.raises(InputError, match="not a folder"):
+        run()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders on this system")
+def test_pipe_is_not_waited_for(run: BatchRun, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="a pipe or device"):
+        run(tmp_path / "pipe.png")
+
+
 def test_the_same_image_elsewhere_is_the_same_case(
     run: BatchRun, computed: list[str], batch_scans: list[Path], tmp_path: Path
 ) -> None:
@@ -379,4 +485,4 @@ def test_results_are_on_the_disk_before_they_are_noted(
         finished_module, "write_text", lambda path, text: (order.append(path.name), write(path, text))
     )
     run()
-    assert order[:3] == ["a.html", "a_seg.nii.gz", "a.json"]
+    assert order[:5] == ["a.json", "a.html", "a.html", "a_seg.nii.gz", "a.json"]

@@ -34,7 +34,7 @@ CANCELLED = 3
 INTERNAL_ERROR = 70
 
 # What the user can mend when the system refuses to write.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 # A file where a folder should be, and the like.
 _WRONG_PLACE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}

@@ -44,8 +44,10 @@ def require_file(path: Path) -> None:
     """Raise InputError unless the path is a file that holds something."""
     if not path.exists():
         raise InputError(f"{path}: no such file. Check the path.")
-    if not path.is_file():
+    if path.is_dir():
         raise InputError(f"{path}: a folder, not an image file. Name one file inside it.")
+    if not path.is_file():
+        raise InputError(f"{path}: a pipe or device, not an image file.")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes). Copy or export it again.")
 

@@ -43,6 +43,9 @@ def load_itk(path: Path) -> Volume:
 
     Raises InputError: damaged, colour or 4-D file, a unit that is no length, a header that asks for what ITK ignores.
     """
+    header = _header(path)
+    if image_suffix(path) in (".mha", ".mhd"):
+        _refuse_unsure_voxels(path, header)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -60,7 +63,6 @@ def load_itk(path: Path) -> Volume:
     affine_lps[:axes, :axes] = direction[:axes, :axes] * image.GetSpacing()[:axes]
     affine_lps[:axes, 3] = image.GetOrigin()[:axes]
     of_kind = _nrrd_facts if image_suffix(path) in (".nrrd", ".nhdr") else _metaimage_facts
-    header = _header(path)
     unit, doubts = of_kind(header, direction[:axes, :axes], path)
     _check_compressed(path, header, array.nbytes)
     mm = _in_mm(unit, path)
@@ -175,6 +177,26 @@ def _refuse_other_length(header: dict[str, str], path: Path) -> None:
         raise InputError(
             f"{path}: {announced} bytes of voxels are announced, the file holds {found}. Export it again."
         )
+
+
+def _refuse_unsure_voxels(path: Path, header: dict[str, str]) -> None:
+    """Raise InputError where MetaIO fills a part of the voxels with whatever is in memory, or guesses.
+
+    That is a list or pattern of fewer files than slices, and compressed voxels in the file itself without a size.
+    """
+    if itk_files(path) is None:
+        raise InputError(
+            f"{path}: its ElementDataFile is a list, a pattern or a file that is not here. Save the volume as one file."
+        )
+    packed = header.get("compresseddata", "false").lower()
+    if packed not in ("true", "false"):
+        raise InputError(f"{path}: CompressedData is {packed!r}, neither True nor False. Export it again.")
+    if (
+        packed == "true"
+        and len(itk_files(path) or ()) == 1
+        and _whole(header.get("compresseddatasize", "0")) <= 0
+    ):
+        raise InputError(f"{path}: compressed voxels without a CompressedDataSize. Export it again.")
 
 
 def _check_compressed(path: Path, header: dict[str, str], size: int) -> None:

@@ -60,11 +60,17 @@ def load_nifti(path: Path) -> Volume:
             if voxels.offset + math.prod(shape) * voxels.dtype.itemsize > stream.limit:
                 raise ImageFileError(f"{times(shape)} voxels are announced, the file holds fewer")
             array = np.asanyarray(voxels, dtype=dtype)
+            stream.seek(voxels.offset + array.size * voxels.dtype.itemsize)
+            longer = bool(stream.read(1))
     except _ERRORS as error:
         raise damaged(path, "NIfTI", error) from error
     except MemoryError as error:
         raise InputError(f"{path}: no memory for its voxels. Crop the scan.") from error
     affine, remarks, doubts = _orientation(raw, shape, path)
+    if longer:
+        doubts += (
+            f"{path.name}: the file goes on behind its last voxel; it may hold more than its header says.",
+        )
     grid = Grid(shape, affine)
     unit = int(raw["xyzt_units"]) & 7
     if unit in _UNIT_NAMES:
@@ -124,6 +130,15 @@ def _header(path: Path, stream: BoundedReader) -> tuple[nib.Nifti1Header, np.nda
         raise InputError(
             f"{path}: its header says that the voxels are in {'this' if paired else 'another'} file. "
             "Convert it to .nii.gz."
+        )
+    if not paired and raw["vox_offset"].item() < kind.sizeof_hdr + 4:  # nibabel and ITK take it as it is
+        raise InputError(
+            f"{path}: its voxels begin within the header (vox_offset {raw['vox_offset'].item():g}). Convert it again."
+        )
+    if raw["bitpix"].item() != 8 * header.get_data_dtype().itemsize:
+        raise InputError(
+            f"{path}: voxels of {raw['bitpix'].item()} bits by bitpix, of {8 * header.get_data_dtype().itemsize} by "
+            "datatype. Convert it again."
         )
     if header.get_data_dtype().fields is not None:
         raise InputError(f"{path}: a colour volume; one value a voxel is needed. Convert it to grey values.")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _WIDE = 65535
 # Tags of TIFF 6.0.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 255, 258, 262, 284, 339
+_LENGTH = 257
 _COMPRESSION, _ORIENTATION, _SAMPLES, _STRIP_BYTES = 259, 274, 277, 279
 # The tags that decide what pixels are: sizes, kind, compression, where they lie, colours, alpha.
 _DECISIVE = {
@@ -71,13 +72,16 @@ def open_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         with Image.open(path) as opened:
+            if opened.format == "PNG":
+                opened.verify()  # all checksums, which are not looked at otherwise; then it is of no more use
+        with Image.open(path) as opened:
             warnings = _only_page(opened, path)
             tags = _tiff_tags(opened)
             if reason := _misread(opened, tags):
                 raise InputError(f"{path}: {reason}, which is not read. Save it as 8- or 16-bit PNG.")
             upright = ImageOps.exif_transpose(opened)  # a loaded copy
             if opened.format == "TIFF":
-                _second_opinion(opened, tags, path)
+                _second_opinion(opened, upright, tags, path)
             _let_decoders_speak(opened, tags, path)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {error} Save a smaller picture.") from error
@@ -98,7 +102,7 @@ def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     return upright, warnings
 
 
-def _second_opinion(opened: Image.Image, tags: dict[int, int], path: Path) -> None:
+def _second_opinion(opened: Image.Image, upright: Image.Image, tags: dict[int, int], path: Path) -> None:
     """Raise InputError unless tifffile finds in a TIFF page what Pillow did: a damaged directory is read in many ways.
 
     Of what it cannot unpack by itself (LZW, JPEG, 12 bits) only the kind of pixels is compared.
@@ -111,7 +115,9 @@ def _second_opinion(opened: Image.Image, tags: dict[int, int], path: Path) -> No
             page = file.pages[opened.tell()]
             assert isinstance(page, tifffile.TiffPage)
             lost = _DECISIVE.intersection(_directory(file, page.offset)).difference(page.tags.keys())
-            if (page.imagewidth, page.imagelength) != opened.size or page.dtype is None or lost:
+            turn = int(page.tags[_ORIENTATION].value) if _ORIENTATION in page.tags else 1
+            size = (page.imagewidth, page.imagelength)[:: -1 if turn > 4 else 1]
+            if size != upright.size or page.dtype is None or lost:
                 raise InputError(reason)
             kind, bits = page.dtype.kind, page.bitspersample
             unpacks = page.compression in (1, 8, 32946, 32773) and bits != 12
@@ -120,13 +126,14 @@ def _second_opinion(opened: Image.Image, tags: dict[int, int], path: Path) -> No
         raise
     except Exception as error:  # it raises many kinds
         raise InputError(reason) from error
-    ours = np.asarray(opened)
+    ours = np.asarray(upright)
     if kind == "i" and ours.dtype.kind == "u" or (kind == "f") != (ours.dtype.kind == "f"):
         raise InputError(reason)
     if theirs is None or opened.mode not in ("1", "L", "P", "I", "F", "RGB", "I;16", "I;16B"):
         return
     if tags.get(_PLANAR) == 2 and theirs.ndim == 3:
         theirs = theirs.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+    theirs = _turned(theirs, turn)
     if opened.mode in ("1", "L") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # turned round by Pillow
         theirs = (1 << bits) - 1 - theirs.astype(np.int64)
     if opened.mode == "L" and bits < 8:
@@ -135,6 +142,15 @@ def _second_opinion(opened: Image.Image, tags: dict[int, int], path: Path) -> No
         theirs = theirs >> 8
     if theirs.shape != ours.shape or not np.array_equal(theirs, ours, equal_nan=ours.dtype.kind == "f"):
         raise InputError(reason)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, ...) upright, by the tag Orientation (TIFF 6.0, page 36)."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    across = orientation in (2, 3, 6, 7)
+    down = orientation in (3, 4, 7, 8)
+    return pixels[:: -1 if down else 1, :: -1 if across else 1]
 
 
 def _directory(file: tifffile.TiffFile, offset: int) -> list[int]:
@@ -207,6 +223,7 @@ def _tiff_tags(opened: Image.Image) -> dict[int, int]:
     """The numbers of a TIFF page's directory, the largest of each; empty for other files."""
     found = {}
     for tag in (
+        _LENGTH,
         _NEW_SUBFILE_TYPE,
         _SUBFILE_TYPE,
         _BITS,
@@ -231,7 +248,9 @@ def _misread(opened: Image.Image, tags: dict[int, int]) -> str:
         return "a TIFF of signed 8-bit values"
     if tags.get(_BITS) == 16 and tags.get(_PLANAR) == 2 and len(opened.getbands()) > 1:
         return "a 16-bit TIFF in colour planes"
-    if opened.format == "TIFF" and max((tile[1][3] for tile in opened.tile), default=0) < opened.height:  # type: ignore[attr-defined]
+    if opened.format == "TIFF" and max((tile[1][3] for tile in opened.tile), default=0) < tags.get(  # type: ignore[attr-defined]
+        _LENGTH, opened.height
+    ):
         return "a TIFF that does not say where all of its rows are"  # Pillow leaves them black
     if (
         opened.format == "TIFF"
@@ -313,9 +332,11 @@ def label_pixels(
         return _palette_labels(picture, path, values, remarks)
     if picture.mode in ("CMYK", "YCbCr"):
         picture = picture.convert("RGB")
+    if picture.mode in ("LA", "RGBA"):  # what is transparent is black, as in images
+        picture = Image.fromarray(grey_or_rgb(picture).transpose(1, 2, 0))
     pixels = np.asarray(picture)
     if pixels.ndim == 3:
-        channels = pixels[..., :-1] if picture.mode in ("LA", "RGBA") else pixels
+        channels = pixels
         if (channels != channels[..., :1]).any():
             raise InputError(
                 f"{path}: a colour picture; label values are needed. "

@@ -361,3 +361,32 @@ def test_labels_in_another_order_come_into_the_images(tmp_path: Path, axes: str)
     assert isinstance(ordered, Volume)
     np.testing.assert_array_equal(ordered.array, labelmap)
     np.testing.assert_allclose(ordered.grid.affine, AFFINE, atol=1e-4)
+
+
+# --- where the voxels are in the file --------------------------------------------------------------
+
+
+def patched(path: Path, offset: int, form: str, value: float) -> Path:
+    content = bytearray(nifti(path).read_bytes())
+    struct.pack_into(form, content, offset, value)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 348.0])
+def test_voxels_within_the_header_are_refused(tmp_path: Path, offset: float) -> None:
+    with pytest.raises(InputError, match="within the header|too low"):
+        read_volume(patched(tmp_path / "a.nii", 108, "<f", offset))
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_bits_that_contradict_the_type_are_refused(tmp_path: Path, bits: int) -> None:
+    with pytest.raises(InputError, match="by bitpix"):
+        read_volume(patched(tmp_path / "a.nii", 72, "<h", bits))
+
+
+def test_voxels_behind_the_last_are_doubted(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii")
+    assert read_volume(path).doubts == ()
+    path.write_bytes(path.read_bytes() + bytes(2))
+    assert "goes on behind its last voxel" in read_volume(path).doubts[0]

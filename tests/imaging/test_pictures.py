@@ -208,6 +208,55 @@ def test_tiff_of_every_compression_is_what_was_written(tmp_path: Path, mode: str
             np.testing.assert_array_equal(found, expected)
 
 
+def test_no_damage_of_a_png_goes_unnoticed(tmp_path: Path) -> None:
+    """Pillow looks at no checksum of the pixels: a changed byte was another mask."""
+    rows, columns = np.ogrid[:60, :50]
+    disc = ((rows - 30) ** 2 + (columns - 25) ** 2 < 300).astype(np.uint8) * 255
+    Image.fromarray(disc).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    first = content.index(b"IDAT")
+    for at in range(first, len(content) - 12):
+        changed = bytearray(content)
+        changed[at] ^= 0x10
+        (tmp_path / "a.png").write_bytes(changed)
+        with pytest.raises(InputError):
+            read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_turned_tiff_is_upright(tmp_path: Path, orientation: int, compression: str | None) -> None:
+    pixels = values_of("u1", (6, 9))
+    turned = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.T,
+        6: pixels.T[:, ::-1],
+        7: pixels.T[::-1, ::-1],
+        8: pixels.T[::-1],
+    }
+    extra = [(274, "H", 1, orientation, True)]
+    how = {"photometric": "minisblack", "compression": compression, "extratags": extra}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **how)
+    if orientation > 4 and compression is None:  # Pillow 12 takes the rows for columns of the turned picture
+        with pytest.raises(InputError, match="two readers"):
+            read_picture(tmp_path / "a.tif")
+        return
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").array[0], turned[orientation])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_is_no_label(tmp_path: Path, mode: str) -> None:
+    white = Image.new(mode, (9, 6), (255,) * len(mode))
+    alpha = np.zeros((6, 9), np.uint8)
+    alpha[2:4, 3:7] = 255
+    white.putalpha(Image.fromarray(alpha))
+    white.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png", values=[1]), alpha // 255)
+
+
 def test_cmyk_is_ink_on_white(tmp_path: Path) -> None:
     ink = values_of("u1", (6, 9, 4))
     ink[0, 0], ink[0, 1] = (0, 0, 0, 0), (0, 0, 0, 255)

@@ -6,6 +6,7 @@ memory that a message could be made from.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import struct
 import warnings
@@ -63,7 +64,7 @@ _UNDEFINED = 0xFFFFFFFF
 # What is read, by what it decides. docs/data.md says of each of GEOMETRY and VALUES what is done with it.
 IDENTITY = (
     "SOPClassUID SOPInstanceUID Modality StudyInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber "
-    "InstanceNumber EchoTime"
+    "InstanceNumber EchoTime PatientID PatientName PatientBirthDate"
 )
 GEOMETRY = (
     "SliceThickness SpacingBetweenSlices ImagePositionPatient ImageOrientationPatient PixelSpacing "
@@ -124,6 +125,7 @@ class Header:
     sop_class: str  # by name
     uid: str
     study_uid: str
+    patient: str  # a hash of id, name and birth date, which are not kept
     number: int | None
     description: str
     modality: str
@@ -362,6 +364,7 @@ def _header(
         sop_class=sop_class,
         uid=_text(dataset, "SeriesInstanceUID"),
         study_uid=_text(dataset, "StudyInstanceUID"),
+        patient=_patient(dataset),
         number=_optional_whole(dataset, "SeriesNumber"),
         description=_text(dataset, "SeriesDescription"),
         modality=_text(dataset, "Modality"),
@@ -449,6 +452,11 @@ def _contradictions(
     return notes, doubts
 
 
+def _patient(dataset: Dataset) -> str:
+    said = [_text(dataset, keyword) for keyword in ("PatientID", "PatientName", "PatientBirthDate")]
+    return hashlib.sha256("\\".join(said).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
 def _syntax(dataset: Dataset) -> UID:
     if named := _text(dataset.file_meta, "TransferSyntaxUID"):
         return UID(named)
@@ -468,8 +476,8 @@ def _refuse_impossible_size(header: Header, length: int, file_size: int) -> None
         fits = length == _UNDEFINED and claimed <= max(_LARGEST_COMPRESSION * file_size, _SMALLEST_LIMIT)
     else:
         fits = length != _UNDEFINED and claimed <= length and header.pixel_offset + claimed <= file_size
-        if (
-            fits and length >= 2 * claimed + 2
+        if fits and length >= max(
+            2 * claimed, claimed + 2
         ):  # an even length is due; less than an image more may be padding
             size = f"{header.columns} x {header.rows} x {header.frames}"
             raise InputError(

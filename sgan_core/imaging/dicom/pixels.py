@@ -61,9 +61,12 @@ def value_frames(slices: Sequence[Slice]) -> Iterator[Frame]:
         if padded is not None:
             rest = values[~padded]
             values[padded] = AIR_HU if says_hu(one) else rest.min() if rest.size else 0
-        exceeds = _exceeds_stored_bits(raw, one.header)
-        doubt = f"{named('BitsStored')} has no room for all of the compressed values; some may be wrong."
-        yield Frame(values, padded, doubt if exceeds else "")
+        doubt = ""
+        if _exceeds_stored_bits(raw, one.header):
+            doubt = f"{named('BitsStored')} has no room for all of the compressed values; some may be wrong."
+        elif _has_other_bits(raw, padded, one.header):
+            doubt = f"pixels have bits that {named('BitsStored')} leaves out; taken for overlays, they are dropped."
+        yield Frame(values, padded, doubt)
 
 
 def _values(one: Slice, stored: np.ndarray) -> np.ndarray:
@@ -271,6 +274,23 @@ def _in_stored_bits(raw: np.ndarray, header: Header) -> np.ndarray:
     size = max(raw.dtype.itemsize, header.bits_allocated // 8)
     lifted = raw.astype(f"{'i' if header.signed else 'u'}{size}") << (8 * size - 1 - high_bit)
     return lifted >> (8 * size - header.bits_stored)
+
+
+def _has_other_bits(raw: np.ndarray, padded: np.ndarray | None, header: Header) -> bool:
+    """Whether uncompressed values have bits above those stored that are neither zero nor the sign's."""
+    bits, size = header.bits_stored, 8 * raw.dtype.itemsize
+    if (
+        header.syntax.is_encapsulated
+        or header.high_bit != bits - 1
+        or bits >= size
+        or raw.dtype.kind not in "iu"
+    ):
+        return False
+    above = raw.astype(f"i{raw.dtype.itemsize}") >> (bits - 1 if header.signed else bits)
+    odd = (above != 0) & (above != -1) if header.signed else above != 0
+    if header.signed:  # without the sign carried on, negative values have a one there and zeros above
+        odd &= above != 1
+    return bool((odd if padded is None else odd & ~padded).any())
 
 
 def _exceeds_stored_bits(raw: np.ndarray, header: Header) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sgan_core.errors import InputError
+from sgan_core.files import is_partial
 from sgan_core.imaging.decoder_messages import heard
 from sgan_core.imaging.dicom.headers import (
     Header,
@@ -152,6 +153,8 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         linked = [folder for folder in folders if os.path.islink(os.path.join(parent, folder))]
         for name in sorted([*names, *linked]):
             file = Path(parent, name)
+            if is_partial(name):
+                continue
             if name in linked:
                 yield file, _LINKED_FOLDER
                 continue
@@ -181,8 +184,18 @@ def _looks_like_a_slice(file: Path, neighbours: dict[Path, set[str]]) -> bool:
     if file.name.startswith("._"):  # what macOS notes about a file of that name
         return False
     beside = neighbours.get(file.parent, set())
+    if beside and not file.suffix and not file.name.startswith(".") and _is_empty(file):
+        return True  # names of slices need not resemble each other
     names = (file.name.lower(), file.name.lower().rpartition(".")[0])
     return any(name.endswith(_SUFFIXES) or bool(name) and _shape(name) in beside for name in names)
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        found = file.stat()
+        return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    except OSError:
+        return False
 
 
 def _why(file: Path) -> str:
@@ -208,7 +221,7 @@ def _whole_sentence(files: Sequence[LeftOut]) -> str:
 def _group_key(one: Slice) -> tuple[str, ...]:
     header = one.header
     # Without a UID, files of one folder are all that can be said to belong together.
-    series = (header.study_uid, header.uid, "" if header.uid else str(header.path.parent))
+    series = (header.patient, header.study_uid, header.uid, "" if header.uid else str(header.path.parent))
     if one.is_placed:
         return (*series, "placed")
     return (*series, "unplaced") if header.is_scan else (*series, str(header.path))
@@ -288,7 +301,8 @@ def _judged(one: Series, left_out: Sequence[LeftOut]) -> Series:
     own = [
         other
         for other in unreadable
-        if (other.series_uid == one.uid if other.series_uid else other.path.parent in folders)
+        # A header may be cut within its UID.
+        if (one.uid.startswith(other.series_uid) if other.series_uid else other.path.parent in folders)
     ]
     if one.spacing_mm is not None and own:
         more = f" ({_named(own[1:])})" if own[1:] else ""
@@ -336,7 +350,23 @@ def _incomplete(group: list[Slice], parts: Sequence[Part]) -> tuple[str, ...]:
         )
     if len(parts) == 1 and not doubts and (end := _missing_end(parts[0].slices)):
         doubts.append(end)
+    if not doubts and len(parts) == 1 and (every := _every_other(parts[0].slices)):
+        doubts.append(every)
     return tuple(doubts)
+
+
+def _every_other(slices: list[Slice]) -> str:
+    """What instance numbers with equal gaps say where slices lie as many times farther apart than the header says."""
+    numbers = [one.header.instance for one in slices]
+    declared_mm = slices[0].plane.thickness_mm
+    if len(slices) < 3 or len(slices[0].header.planes) > 1 or None in numbers or not declared_mm:
+        return ""
+    steps = {abs(int(step)) for step in np.diff(np.array(numbers, int))}
+    step = steps.pop()
+    apart_mm = usual(np.diff([distance_mm(one) for one in slices]))
+    if steps or step < 2 or abs(apart_mm - step * declared_mm) > 0.1 * declared_mm:
+        return ""
+    return f"the scan may be incomplete: only one of every {step} images is here, by number and distance"
 
 
 def _missing_end(slices: list[Slice]) -> str:

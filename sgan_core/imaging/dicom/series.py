@@ -48,7 +48,7 @@ from sgan_core.imaging.dicom.stacks import (
     usual,
 )
 from sgan_core.imaging.grid import Grid, ras_from_lps
-from sgan_core.imaging.guards import refuse_constant
+from sgan_core.imaging.guards import impossible_size, refuse_constant
 from sgan_core.imaging.image import Picture, Volume
 
 # Tolerances. Positions are decimal strings that scanners round, often to 0.01 mm.
@@ -161,6 +161,8 @@ def read_series(series: Series, *, resample_gaps: bool = False) -> Volume | Pict
         raise InputError(series.problem)
     with heard() as said:
         image = _read(series, resample_gaps)
+        if isinstance(image, Volume) and (odd := impossible_size(image.grid)):
+            image = replace(image, doubts=(*image.doubts, f"{odd}; are its lengths in mm?"))
     return said.told(image, _place(series).name)
 
 

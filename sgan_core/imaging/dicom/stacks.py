@@ -243,8 +243,14 @@ def _is_one_scan(slices: list[Slice], distances: np.ndarray, sets: list[np.ndarr
 def _passes(slices: list[Slice]) -> list[Hashable]:
     """For each slice, in which run through the scan its instance number lies; all in one without such numbers."""
     numbers = [one.header.instance for one in slices]
-    if None in numbers or len(set(numbers)) < len(numbers):
+    if None in numbers:
         return [1] * len(slices)
+    if len(set(numbers)) < len(numbers):
+        often = Counter(numbers)[numbers[0]]
+        together = [set(numbers[first : first + often]) for first in range(0, len(numbers), often)]
+        alike = often > 1 and len(numbers) % often == 0 and all(len(one) == 1 for one in together)
+        # Each number as often, and next to its equals: so many sets that are numbered alike take turns.
+        return [index % often if alike else 1 for index in range(len(slices))]
     order = sorted(range(len(slices)), key=lambda index: numbers[index] or 0)
     runs: list[Hashable] = [1] * len(slices)
     run, direction = 1, 0
@@ -272,7 +278,7 @@ def _by_traits(slices: list[Slice], traits: list[Trait]) -> list[Part]:
         echo = next((v for t, v in zip(traits, key, strict=True) if t.name == "echo"), None)
         doubts: tuple[str, ...] = ()
         if len(volumes[key]) < longest and any(
-            trait.name in ("echo", "kind", "time point") for trait in traits
+            trait.name in ("echo", "kind", "component", "time point", "b-value") for trait in traits
         ):
             doubts = (
                 f"the scan may be incomplete: {len(volumes[key])} slices, other volumes of its series have {longest}",

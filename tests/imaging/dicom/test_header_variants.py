@@ -271,6 +271,21 @@ def test_colours_with_a_sign_are_doubted(dicom_files: Files, tmp_path: Path) -> 
     assert "(0028,0103) says signed" in said(read_image(dicom_files.write(tmp_path / "y", [image])))
 
 
+@pytest.mark.parametrize(
+    ("signed", "high", "odd"), [(False, 0x2000, True), (True, 0x2000, True), (True, 0, False)]
+)
+def test_bits_beyond_those_stored_are_doubted(
+    dicom_files: Files, tmp_path: Path, signed: bool, high: int, odd: bool
+) -> None:
+    stored = pixels(12, signed)
+    if signed and not odd:
+        stored[:, :, 0] &= 0x0FFF  # the sign is not carried on: usual
+    stored[2, 2, 1] = 5 | high
+    images = dicom_files.stack(stored, BitsStored=12, HighBit=11)
+    doubts = " ".join(read_image(dicom_files.write(tmp_path / "x", images)).doubts)
+    assert ("leaves out" in doubts) == odd
+
+
 @pytest.mark.parametrize(("keyword", "tag"), [("BitsStored", "0028,0101"), ("SamplesPerPixel", "0028,0002")])
 def test_missing_kind_of_pixels_is_doubted(
     dicom_files: Files, tmp_path: Path, keyword: str, tag: str

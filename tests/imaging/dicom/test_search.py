@@ -130,6 +130,44 @@ def test_nothing_but_damaged_files_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("size", [660, 690, 719])
+def test_a_slice_cut_within_its_series_uid_belongs_to_the_series(
+    size: int, dicom_files: Any, tmp_path: Path
+) -> None:
+    files = save(dicom_files, tmp_path, SeriesInstanceUID="1.2.826.0.1.3680043.8.498.1234567890")
+    content = files[2].read_bytes()
+    at = content.index(b"1.2.826.0.1.3680043.8.498.1234567890")
+    files[2].write_bytes(content[: at + 8 + size % 20])
+    with pytest.raises(InputError, match="a part of the scan would be missing"):
+        read_image(tmp_path)
+
+
+def test_an_empty_file_of_another_name_is_a_slice_too(dicom_files: Any, tmp_path: Path) -> None:
+    files = save(dicom_files, tmp_path, name="IM{:04d}")
+    files[2].unlink()
+    (tmp_path / "LAST").touch()
+    with pytest.raises(InputError, match="LAST: is empty"):
+        read_image(tmp_path)
+
+
+def test_what_a_killed_run_left_is_no_slice(dicom_files: Any, tmp_path: Path) -> None:
+    save(dicom_files, tmp_path)
+    (tmp_path / ".0123456789abcdef.part.dcm").touch()
+    assert read_image(tmp_path).array.shape == SHAPE
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "PatientBirthDate"])
+def test_two_patients_are_never_one_scan(keyword: str, dicom_files: Any, tmp_path: Path) -> None:
+    """Whatever UIDs an anonymiser has left alike."""
+    images = dicom_files.stack(hu(), SeriesInstanceUID="1.2.3")
+    for image in images[3:]:
+        setattr(image, keyword, {"PatientBirthDate": "19500101"}.get(keyword, "OTHER"))
+    dicom_files.save_all(tmp_path, images)
+    assert len(find_series(tmp_path)) == 2
+    with pytest.raises(InputError, match="--series|several"):
+        read_image(tmp_path)
+
+
 def test_linked_slices_are_read(dicom_files: Any, tmp_path: Path) -> None:
     paths = save(dicom_files, tmp_path / "series")
     store = tmp_path / "annex"
@@ -208,6 +246,7 @@ def doubts(files: Any, folder: Path, numbers: list[int], **attributes: Any) -> s
         (range(5, 13), {}, "lower end: its images are numbered from 5 on"),
         (range(12, 4, -1), {}, "upper end: its images are numbered from 5 on"),
         (range(2, 18, 2), {}, ""),  # every second: one of two echoes
+        (range(1, 17, 2), {"SliceThickness": 1}, "only one of every 2 images is here"),
         (range(9, 17), {}, ""),  # after a whole stack of others
         (range(501, 509), {}, ""),  # numbers of their own
         ([5, 7, 6, 9, 8, 11, 10, 12], {}, ""),  # in no order of the stack

@@ -167,6 +167,17 @@ def test_without_a_number_the_order_of_the_images_tells_two_passes(dicom_files: 
     np.testing.assert_array_equal(found["(pass 2)"], voxels(2, 5))
 
 
+def test_two_sets_that_are_numbered_alike_are_two_scans(dicom_files: Any, tmp_path: Path) -> None:
+    images = stack(dicom_files, 0) + stack(dicom_files, 1, start=STEP / 2)
+    for number, image in enumerate(images):
+        image.InstanceNumber = number % 6 + 1
+    dicom_files.save_all(tmp_path, images)
+    found = list(volumes(tmp_path).values())
+    assert len(found) == 2
+    for seed, array in enumerate(found):
+        np.testing.assert_array_equal(array, voxels(seed))
+
+
 def one_volume(files: Any) -> dict[str, list[Dataset]]:
     """Ways of a single volume."""
     every = {"SpacingBetweenSlices": STEP}
