@@ -19,7 +19,7 @@ from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.files import all_or_none
-from sgan_core.finished import Finished, input_hash
+from sgan_core.finished import Finished, input_hash, stamps
 from sgan_core.imaging.dicom import Series, choose_series, read_series
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Volume
@@ -197,7 +197,7 @@ def _case(
     series = choose_series(one.found, config.series, one.path) if one.found else None
     if series is not None and series.problem:
         raise InputError(series.problem)
-    content = _content(one, series)
+    before, content = _content(one, series)
     if not redo and (case := finished.find(one.name, content)):
         on_progress(1, 1, "finished before")
         return case | {"input": str(one.path), "skipped": True}
@@ -206,13 +206,18 @@ def _case(
         one, series, bundle, output, config, finished, segment, on_progress, should_stop
     )
     case["warnings"] += moved
+    if stamps(one, series) != before:  # the hash would be that of another image
+        content = facts["input_hash"] = None
+        case["warnings"].append("the image changed while it was segmented; segment it again")
     finished.add(facts | case, results, section)
     return facts | case
 
 
-def _content(one: Input, series: Series | None) -> str | None:
+def _content(one: Input, series: Series | None) -> tuple[list[tuple[int, int]], str | None]:
+    """The stamps and the hash of an image's files."""
     try:
-        return input_hash(one, series)
+        content = input_hash(one, series)
+        return stamps(one, series), content
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{error.filename or one.path}: cannot be read ({reason}). Check it.") from error

@@ -40,6 +40,12 @@ def input_hash(one: Input, series: Series | None) -> str | None:
     ).hexdigest()
 
 
+def stamps(one: Input, series: Series | None) -> list[tuple[int, int]]:
+    """Size and time of an image's files, to see whether they changed since they were hashed. Raises OSError."""
+    files = series.files if series is not None else files_of(one.path) or (one.path,)
+    return [(found.st_size, found.st_mtime_ns) for found in map(Path.stat, files)]
+
+
 class Finished:
     """The finished cases of an output folder, a file each in its folder ``.finished``.
 

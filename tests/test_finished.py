@@ -311,6 +311,25 @@ def test_pipe_is_not_waited_for(run: BatchRun, tmp_path: Path) -> None:
         run(tmp_path / "pipe.png")
 
 
+def test_image_that_changes_meanwhile_is_not_finished(
+    run: BatchRun, batch_scans: list[Path], computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashed as one patient's, read as another's."""
+    segment, read = batch.segment_volume, batch.read_image
+
+    def exchanged(*arguments: Any, **settings: Any) -> Any:
+        volume = read(batch_scans[0])
+        write_volume(batch_scans[0], volume.array + 1, volume.grid)
+        return segment(*arguments, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "segment_volume", exchanged)
+        (case,) = run(batch_scans[0])
+    assert case["input_hash"] is None
+    assert "changed while it was segmented" in case["warnings"][-1]
+    assert [one["skipped"] for one in run(batch_scans[0])] == [False]
+
+
 def test_the_same_image_elsewhere_is_the_same_case(
     run: BatchRun, computed: list[str], batch_scans: list[Path], tmp_path: Path
 ) -> None:

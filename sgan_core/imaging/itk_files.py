@@ -6,7 +6,6 @@ asked for these (NRRD: teem.sourceforge.net/nrrd/format.html; MetaImage: itk.org
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
 from pathlib import Path
@@ -64,6 +63,7 @@ def load_itk(path: Path) -> Volume:
     affine_lps[:axes, 3] = image.GetOrigin()[:axes]
     of_kind = _nrrd_facts if image_suffix(path) in (".nrrd", ".nhdr") else _metaimage_facts
     unit, doubts = of_kind(header, direction[:axes, :axes], path)
+    _refuse_other_length(path, header, array.nbytes)
     _check_compressed(path, header, array.nbytes)
     mm = _in_mm(unit, path)
     affine_lps[:axes] *= mm
@@ -121,7 +121,6 @@ def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tu
     units = {unit for unit in re.findall(r'"([^"]*)"', named) if unit} or {""}
     if len({_in_mm(unit, path) for unit in units}) > 1:
         raise InputError(f"{path}: its axes have different units of length. Export it again in mm.")
-    _refuse_other_length(header, path)
     if not _VECTORS.fullmatch(header.get("space origin", "")) or not _VECTORS.fullmatch(
         re.sub(r"\bnone\b", "", header.get("space directions", ""))
     ):
@@ -148,34 +147,26 @@ def _nrrd_facts(header: dict[str, str], direction: np.ndarray, path: Path) -> tu
     return units.pop(), doubts
 
 
-_BYTES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(
-        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
-    ),
-    "double": 8,
-}
-
-
-def _refuse_other_length(header: dict[str, str], path: Path) -> None:
-    """Raise InputError where plain voxels behind the header are more than it announces: ITK takes the first of them."""
-    size = _BYTES.get(header.get("type", "").lower())
-    skips = {header.get("byte skip", "0"), header.get("line skip", "0")}
-    if (
-        header.get("encoding", "").lower() != "raw"
-        or header.keys() & {"data file", "datafile"}
-        or size is None
-    ):
+def _refuse_other_length(path: Path, header: dict[str, str], size: int) -> None:
+    """Raise InputError where plain voxels are more than the ``size`` bytes announced: ITK takes the first of them."""
+    nrrd = image_suffix(path) in (".nrrd", ".nhdr")
+    files = itk_files(path)
+    plain = (
+        header.get("encoding", "").lower() == "raw"
+        if nrrd
+        else header.get("binarydata", "true").lower() != "false"
+        and header.get("compresseddata", "false").lower() == "false"
+    )
+    skip = _whole(header.get("byte skip" if nrrd else "headersize", "0"))
+    if not plain or files is None or skip < 0 or header.get("line skip", "0") != "0":
         return
-    with path.open("rb") as stream:
-        _pass_header(stream)
-        found = path.stat().st_size - stream.tell()
-    announced = size * math.prod(int(n) for n in header.get("sizes", "").split())
-    if skips == {"0"} and found > announced:
+    with files[-1].open("rb") as stream:
+        if len(files) == 1:
+            _pass_header(stream)
+        found = files[-1].stat().st_size - stream.tell() - skip
+    if found > size:
         raise InputError(
-            f"{path}: {announced} bytes of voxels are announced, the file holds {found}. Export it again."
+            f"{files[-1]}: {size} bytes of voxels are announced, the file holds {found}. Export it again."
         )
 
 

@@ -222,3 +222,16 @@ def test_compression_that_is_not_plainly_said_is_refused(tmp_path: Path, value: 
     )
     with pytest.raises(InputError, match="neither True nor False"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("dtype", [np.int16, np.float64])
+def test_more_voxels_than_announced_are_refused(tmp_path: Path, name: str, dtype: type) -> None:
+    """Those of another program's header before them would come first."""
+    image = sitk.GetImageFromArray(np.random.default_rng(1).integers(0, 9, (4, 5, 6)).astype(dtype))
+    sitk.WriteImage(image, str(tmp_path / name))
+    read_volume(tmp_path / name)
+    voxels = max(tmp_path.iterdir(), key=lambda file: (file.name != name, file.name))
+    voxels.write_bytes(voxels.read_bytes() + bytes(2))
+    with pytest.raises(InputError, match="bytes of voxels are announced"):
+        read_volume(tmp_path / name)

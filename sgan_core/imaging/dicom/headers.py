@@ -89,6 +89,7 @@ ANNOUNCED = (
     "NumberOfSlices",
     "NumberOfSeriesRelatedInstances",
     "NumberOfTemporalPositions",
+    "InConcatenationTotalNumber",
 )
 _TAGS: list[Any] = [tag_for_keyword(keyword) for keyword in (*_WANTED.split(), *KEYWORDS, *ANNOUNCED)]
 

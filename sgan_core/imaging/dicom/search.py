@@ -184,8 +184,8 @@ def _looks_like_a_slice(file: Path, neighbours: dict[Path, set[str]]) -> bool:
     if file.name.startswith("._"):  # what macOS notes about a file of that name
         return False
     beside = neighbours.get(file.parent, set())
-    if beside and not file.suffix and not file.name.startswith(".") and _is_empty(file):
-        return True  # names of slices need not resemble each other
+    if beside and re.fullmatch(r"(?=.*\d)[^.]+", file.name) and _is_empty(file):
+        return True  # names of slices need not resemble each other; those of marks (COMPLETE) have no digits
     names = (file.name.lower(), file.name.lower().rpartition(".")[0])
     return any(name.endswith(_SUFFIXES) or bool(name) and _shape(name) in beside for name in names)
 
@@ -342,6 +342,10 @@ def _incomplete(group: list[Slice], parts: Sequence[Part]) -> tuple[str, ...]:
                 f"the scan may be incomplete: its header names {announced} {what}, {found} are here"
             )
             break
+    whole = max(one.header.announced.get("InConcatenationTotalNumber", 0) for one in group)
+    files = len({one.header.path for one in group})
+    if files < whole:
+        doubts.append(f"the scan may be incomplete: it was divided into {whole} files, {files} are here")
     times = max(one.header.announced.get("NumberOfTemporalPositions", 0) for one in group)
     here = {one.plane.traits.get("time point") for one in group}
     if len(parts) > 1 and None not in here and len(here) < times:
@@ -379,7 +383,7 @@ def _missing_end(slices: list[Slice]) -> str:
     first = min(number for number in numbers if number is not None)
     missing = (first - 1) // abs(step) if step else 0
     # Whole stacks before it are other phases of one series; far more than there are is a numbering of its own.
-    if steps or not 0 < missing < len(slices) or missing % len(slices) == 0:
+    if steps or not 0 < missing < 2 * len(slices) or missing % len(slices) == 0:
         return ""
     plane = slices[0].plane
     axis = int(np.abs(normal(plane)).argmax())

@@ -297,6 +297,23 @@ def test_missing_kind_of_pixels_is_doubted(
     assert f"({tag})" in doubt
 
 
+def test_air_that_became_the_brightest_is_doubted(dicom_files: Files, tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 1000, SIZE).astype(np.int16)
+    images = dicom_files.stack(hu, RescaleSlope="1", RescaleIntercept="0")
+    assert not read_image(dicom_files.write(tmp_path / "x", images)).doubts
+    for image in images:
+        image.PixelRepresentation = 0
+    assert "read as unsigned" in " ".join(read_image(dicom_files.write(tmp_path / "y", images)).doubts)
+
+
+def test_part_of_a_concatenation_is_doubted(dicom_files: Files, tmp_path: Path) -> None:
+    image = dicom_files.enhanced(pixels(12, False))
+    image.InConcatenationNumber, image.InConcatenationTotalNumber = 1, 2
+    assert "divided into 2 files, 1 are here" in " ".join(
+        read_image(dicom_files.write(tmp_path / "x", [image])).doubts
+    )
+
+
 # --- real world values -----------------------------------------------------------------------------
 
 

@@ -145,9 +145,15 @@ def test_a_slice_cut_within_its_series_uid_belongs_to_the_series(
 def test_an_empty_file_of_another_name_is_a_slice_too(dicom_files: Any, tmp_path: Path) -> None:
     files = save(dicom_files, tmp_path, name="IM{:04d}")
     files[2].unlink()
-    (tmp_path / "LAST").touch()
-    with pytest.raises(InputError, match="LAST: is empty"):
+    (tmp_path / "45C48CCE").touch()
+    with pytest.raises(InputError, match="45C48CCE: is empty"):
         read_image(tmp_path)
+
+
+def test_an_empty_mark_is_no_slice(dicom_files: Any, tmp_path: Path) -> None:
+    save(dicom_files, tmp_path, name="IM{:04d}")
+    (tmp_path / "COMPLETE").touch()
+    assert read_image(tmp_path).array.shape == SHAPE
 
 
 def test_what_a_killed_run_left_is_no_slice(dicom_files: Any, tmp_path: Path) -> None:
@@ -249,6 +255,7 @@ def doubts(files: Any, folder: Path, numbers: list[int], **attributes: Any) -> s
         (range(1, 17, 2), {"SliceThickness": 1}, "only one of every 2 images is here"),
         (range(9, 17), {}, ""),  # after a whole stack of others
         (range(501, 509), {}, ""),  # numbers of their own
+        (range(13, 21), {}, "lower end: its images are numbered from 13 on"),  # most of it is missing
         ([5, 7, 6, 9, 8, 11, 10, 12], {}, ""),  # in no order of the stack
         (range(1, 9), {"ImagesInAcquisition": 8}, ""),
         (range(1, 9), {"ImagesInAcquisition": 12}, "names 12 images in the acquisition, 8 are here"),
