@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+FINISHED = ".finished"  # the folder of results that has a note for each finished case
+
 # What is incomplete at this moment, for a process that must end at once: see ``remove_unfinished``.
 _unfinished: set[Path] = set()
 
@@ -57,6 +59,16 @@ def all_or_none() -> Iterator[Callable[[Path], None]]:
         raise
     finally:
         _unfinished.difference_update(told)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """A file that is of no use when the process ends within the block."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        _unfinished.discard(path)
 
 
 def remove_unfinished() -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
-from sgan_core.files import keep, sha256
+from sgan_core.files import FINISHED, keep, sha256, unfinished
 from sgan_core.imaging.dicom import Series
 from sgan_core.imaging.guards import require_file
 from sgan_core.imaging.readers import files_of, read_image, read_labels
-from sgan_core.inputs import FINISHED, Input
+from sgan_core.inputs import Input
 
 
 def input_hash(one: Input, series: Series | None) -> str | None:
@@ -119,7 +119,8 @@ class Finished:
                     said.append(
                         f"{file.name} had been changed since it was written; that one is now {kept.name}"
                     )
-            yield said
+            with unfinished(record) if before is None else nullcontext():
+                yield said
         except BaseException:
             if before is not None:
                 record.write_bytes(before)

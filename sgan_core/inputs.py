@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sgan_core.errors import InputError
+from sgan_core.files import FINISHED
 from sgan_core.imaging.dicom import Series, find_series, is_dicom
 from sgan_core.imaging.dicom.search import Found, LeftOut, search
 from sgan_core.imaging.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, image_suffix
 
-FINISHED = ".finished"  # the folder of results that has a file for each finished case
 _LARGEST_RECORD = 256 << 20  # bytes of a run.json that is looked into
 _RESULT_ENDINGS = ("_seg", "_seg.seg", "_recon", "_prob")
 

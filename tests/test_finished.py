@@ -20,11 +20,11 @@ from sgan_core import batch
 from sgan_core import finished as finished_module
 from sgan_core.batch import BatchConfig, run_batch
 from sgan_core.errors import Cancelled, InputError
-from sgan_core.files import sha256
+from sgan_core.files import FINISHED, sha256
 from sgan_core.finished import input_hash
 from sgan_core.imaging.readers import files_of
 from sgan_core.imaging.writers import write_volume
-from sgan_core.inputs import FINISHED, Input, find_inputs
+from sgan_core.inputs import Input, find_inputs
 from sgan_core.labelling import SegmentConfig
 
 BatchRun = Callable[..., list[dict[str, Any]]]

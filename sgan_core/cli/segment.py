@@ -15,7 +15,7 @@ from sgan_core import __version__
 from sgan_core.cli import app
 from sgan_core.cli.cancel import cancelled_at_eof
 from sgan_core.cli.progress import Progress
-from sgan_core.files import remove_unfinished
+from sgan_core.files import FINISHED, remove_unfinished
 
 if TYPE_CHECKING:
     from sgan_core.batch import BatchResult
@@ -186,6 +186,8 @@ def _clearing(output: Path) -> Callable[[], None]:
         remove_unfinished()
         if new:
             with suppress(OSError):  # not made yet, or finished cases are in it
+                (output / FINISHED).rmdir()
+            with suppress(OSError):
                 output.rmdir()
 
     return clear
