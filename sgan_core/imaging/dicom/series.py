@@ -56,7 +56,9 @@ _STEP_TOLERANCE = 0.01  # of the slice distance: how far a slice may be from whe
 _ROUNDING_MM = 0.02  # ... or this much, where that is less than a tenth of the slice distance
 _SIDEWAYS_MM = 0.05  # how far slices may lie beside the line along the normal
 _TILT_DEGREES = 0.5  # of the gantry, from which slices are out of line
-_HIGHEST_HU = 40_000  # metal on an extended scale stays below 31,000
+# What is below water becomes more than the second of these when its sign is lost; metal on an extended scale stays
+# below the first, and nothing lies between.
+_WRAPPED_HU = (31_000, 60_000)
 _AIR_BELOW_HU = -500.0  # a scan in HU holds air, around the patient if nowhere else
 _MISSING = 1.5  # slice distances from which a gap is a missing slice rather than an uneven one
 
@@ -449,7 +451,11 @@ def _doubts(stack: _Stack, array: np.ndarray, found: set[str]) -> tuple[str, ...
     if of_ct and not all(says_hu(one) for one in of_ct) and array.min() > _AIR_BELOW_HU:
         missing = f"{named('RescaleIntercept')} is missing, and no value is as low as air"
         doubts += (f"{stack.place.name}: {missing}: probably stored values, not HU.",)
-    elif of_ct and array.max() > _HIGHEST_HU:
+    elif (
+        of_ct
+        and (array > _WRAPPED_HU[1]).any()
+        and not ((array > _WRAPPED_HU[0]) & (array <= _WRAPPED_HU[1])).any()
+    ):
         doubts += (
             f"{stack.place.name}: values up to {array.max():g} HU; signed values may be read as unsigned.",
         )
