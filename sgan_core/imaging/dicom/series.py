@@ -451,15 +451,20 @@ def _doubts(stack: _Stack, array: np.ndarray, found: set[str]) -> tuple[str, ...
     if of_ct and not all(says_hu(one) for one in of_ct) and array.min() > _AIR_BELOW_HU:
         missing = f"{named('RescaleIntercept')} is missing, and no value is as low as air"
         doubts += (f"{stack.place.name}: {missing}: probably stored values, not HU.",)
-    elif (
-        of_ct
-        and (array > _WRAPPED_HU[1]).any()
-        and not ((array > _WRAPPED_HU[0]) & (array <= _WRAPPED_HU[1])).any()
-    ):
+    elif of_ct and _is_wrapped(array):
         doubts += (
             f"{stack.place.name}: values up to {array.max():g} HU; signed values may be read as unsigned.",
         )
     return doubts
+
+
+def _is_wrapped(array: np.ndarray) -> bool:
+    """Whether values (I, J, K) in HU have a part so far above the rest that it must have been negative."""
+    low, high = _WRAPPED_HU
+    if array.max() <= high:
+        return False
+    planes = (array[:, :, k] for k in range(array.shape[2]))  # one at a time: comparing takes memory
+    return not any(((plane > low) & (plane <= high)).any() for plane in planes)
 
 
 def _padding_note(slices: Sequence[Slice], padded: int, count: int, place: Path) -> tuple[str, ...]:
