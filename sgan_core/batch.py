@@ -206,11 +206,19 @@ def _case(
         one, series, bundle, output, config, finished, segment, on_progress, should_stop
     )
     case["warnings"] += moved
-    if stamps(one, series) != before:  # the hash would be that of another image
-        content = facts["input_hash"] = None
+    if not _is_still(one, series, before):  # the hash would be that of another image
+        facts["input_hash"] = None
         case["warnings"].append("the image changed while it was segmented; segment it again")
     finished.add(facts | case, results, section)
     return facts | case
+
+
+def _is_still(one: Input, series: Series | None, before: list[tuple[int, int]]) -> bool:
+    """Whether an image's files are there as they were."""
+    try:
+        return stamps(one, series) == before
+    except (OSError, InputError):
+        return False
 
 
 def _content(one: Input, series: Series | None) -> tuple[list[tuple[int, int]], str | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
-from sgan_core.files import FINISHED, keep, sha256, unfinished
+from sgan_core.files import FINISHED, keep, replacing, sha256, unfinished
 from sgan_core.imaging.dicom import Series
 from sgan_core.imaging.guards import require_file
 from sgan_core.imaging.readers import files_of, read_image, read_labels
@@ -123,7 +123,8 @@ class Finished:
                 yield said
         except BaseException:
             if before is not None:
-                record.write_bytes(before)
+                with replacing(record) as partial:
+                    partial.write_bytes(before)
             else:
                 record.unlink(missing_ok=True)
                 with suppress(OSError):  # other notes are in it

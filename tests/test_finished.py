@@ -330,6 +330,22 @@ def test_image_that_changes_meanwhile_is_not_finished(
     assert [one["skipped"] for one in run(batch_scans[0])] == [False]
 
 
+def test_image_that_vanishes_meanwhile_costs_no_result(
+    run: BatchRun, batch_scans: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = batch.segment_volume
+
+    def removed(*arguments: Any, **settings: Any) -> Any:
+        batch_scans[0].unlink(missing_ok=True)
+        return segment(*arguments, **settings)
+
+    monkeypatch.setattr(batch, "segment_volume", removed)
+    first, second, third = run()
+    assert Path(first["output"]).is_file()
+    assert "changed while it was segmented" in first["warnings"][-1]
+    assert second["warnings"] == third["warnings"] == []
+
+
 def test_the_same_image_elsewhere_is_the_same_case(
     run: BatchRun, computed: list[str], batch_scans: list[Path], tmp_path: Path
 ) -> None:

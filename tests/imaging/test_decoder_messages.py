@@ -366,7 +366,8 @@ def test_neither_values_nor_places_are_told(written: str, told: str) -> None:
 def test_nothing_remains_of_what_is_harmless_or_of_itks_headings() -> None:
     with heard() as said:
         os.write(
-            2, b"WARNING: In /work/ITK/x.cxx, line 12\nTIFFReadDirectory: Warning, Unknown field with tag 7\n"
+            2,
+            b"WARNING: In /build/ITK/x.cxx, line 12\nTIFFReadDirectory: Warning, Unknown field with tag 7\n",
         )
     assert said.lines == ()
 
