@@ -47,11 +47,18 @@ def _make_qt() -> types.ModuleType:
     qt = types.ModuleType("qt")
     for source in (QtCore, QtGui, QtUiTools):
         qt.__dict__.update({name: getattr(source, name) for name in dir(source) if not name.startswith("__")})
-    # Slicer's PythonQt (a fork) has this name of objectName; childWidgetVariables asks for it.
-    qt.QObject.name = property(
-        lambda self: self.objectName, lambda self, value: setattr(self, "objectName", value)
-    )
     return qt
+
+
+def _give_names(module: Any) -> None:
+    """``name`` for ``objectName``, as Slicer's PythonQt (a fork) has it; childWidgetVariables asks for it.
+
+    Each class on its own: to Python, PythonQt's classes do not inherit from each other.
+    """
+    name = property(lambda self: self.objectName, lambda self, value: self.setObjectName(value))
+    for cls in vars(module).values():
+        if isinstance(cls, type) and hasattr(cls, "objectName"):
+            cls.name = name
 
 
 def _make_ctk() -> types.ModuleType:
@@ -74,6 +81,8 @@ def _single_shot(milliseconds: int, function: Any) -> None:
 def _install() -> None:
     qt = sys.modules["qt"] = _make_qt()
     sys.modules["ctk"] = _make_ctk()
+    for module in (qt, ctkwidgets, slicerwidgets):
+        _give_names(module)
     qt.QTimer.singleShot = staticmethod(_single_shot)
     for name in dir(slicerwidgets):
         if name.startswith("qMRML"):
