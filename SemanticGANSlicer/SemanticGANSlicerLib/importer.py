@@ -18,7 +18,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
-from .volumes import addNode, frameName, ijkToRas, isPicture, removeNode
+from .volumes import addNode, drawnOn, ijkToRas, isPicture, removeNode
 
 _CHUNK_VOXELS = 1 << 20  # looked at between two events
 _NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
@@ -69,18 +69,22 @@ def readCase(folder):
     return case
 
 
-def importResult(case, labels, volume, target=None):
+def importResult(case, labels, volume, target=None, frame=""):
     """Bring a result into the scene, piece by piece (a generator); returns a ``Result``.
 
     labels: of the engine's "start" event. target: the segmentation to update: segments that an earlier run made are
-    replaced, all others stay as they are; None makes a new one. Raises ValueError when the file does not fit.
+    replaced, all others stay as they are. None makes a new one, named after the volume and ``frame``; so does a target
+    that is removed or becomes another volume's while the result is read. Raises ValueError when the file does not fit.
     """
+    belongedTo = drawnOn(target) if target is not None else None
     labelmap = yield from _readLabels(case["output"], volume)
     pieces = []
     for label in labels:
         piece = yield from _cropped(labelmap, label["value"])
         pieces.append((label, piece))
-    return _changeScene(case, pieces, labels, volume, target)
+    if target is not None and (target.GetScene() is None or drawnOn(target) is not belongedTo):
+        target = None
+    return _changeScene(case, pieces, labels, volume, target, frame)
 
 
 def _readLabels(path, volume):
@@ -147,12 +151,12 @@ def _cropped(labelmap, value):
     return mask, [first for first, _last in box]
 
 
-def _changeScene(case, pieces, labels, volume, target):
+def _changeScene(case, pieces, labels, volume, target, frame):
     if volume.GetScene() is None:
         raise ValueError(_("The volume was removed from the scene; there is nothing to put the result on."))
     new = target is None
     if new:
-        name = _("{name} segmentation").format(name=volume.GetName() + frameName(volume))
+        name = _("{name} segmentation").format(name=volume.GetName() + frame)
         target = addNode("vtkMRMLSegmentationNode", name)
         target.CreateDefaultDisplayNodes()
         target.GetSegmentation().SetSourceRepresentationName("Binary labelmap")

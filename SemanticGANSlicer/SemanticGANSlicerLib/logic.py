@@ -1,9 +1,10 @@
 """A run from a volume of the scene to a segmentation in the scene."""
 
+import errno
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import slicer
 from slicer.i18n import tr as _
@@ -64,6 +65,8 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
 
         onProgress(done, total, message, secondsLeft or None) while it runs; onFinished(outcome, result) once at
         the end, with a ``importer.Result`` when the outcome's status is "done". Until then the scene is unchanged.
+        What the user does meanwhile is never in the way of a patient: a target that was removed or that belongs to
+        another volume by then is left alone, and the result comes in a segmentation of its own.
         Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
         """
         volumes.checkVolume(volume)
@@ -167,6 +170,7 @@ class _Run:
         if self._worker is not None:
             self._worker.abandon()
         self._cleanUp()
+        self._letGo()
 
     def _end(self, outcome, result=None):
         if self._closed:
@@ -176,7 +180,13 @@ class _Run:
             self._steps.stop()
         self._cleanUp()
         self._logic._ended(self)
-        self._onFinished(outcome, result)
+        onFinished = self._onFinished
+        self._letGo()
+        onFinished(outcome, result)
+
+    def _letGo(self):
+        """Hold no volume any more: PythonQt may hold this run for longer than it lasts."""
+        self._onProgress = self._onFinished = self._worker = self._steps = None
 
     def _fail(self, error):
         self._end(process.Outcome(process.FAILED, str(error)))
@@ -186,11 +196,17 @@ class _Run:
 
 
 class _VolumeRun(_Run):
-    """Volume -> file -> worker -> segmentation."""
+    """Volume -> file -> worker -> segmentation.
+
+    What the result is called and where it goes is settled at the start, as what is selected and shown then.
+    """
 
     def __init__(self, logic, volume, target, options, onProgress, onFinished):
         super().__init__(logic, options, onProgress, onFinished)
         self._volume, self._target = volume, target
+        self._drawnOn = volumes.drawnOn(target) if target is not None else None
+        self._frame = volumes.frameName(volume)
+        self._grid = volumes.grid(volume)
         self._folder = ""
         self._kept = False  # the folder, for the reconstruction in it
 
@@ -219,10 +235,8 @@ class _VolumeRun(_Run):
         if self._closed:
             return
         if outcome.status != process.DONE:
-            self._end(outcome)
+            self._end(self._named(outcome))
             return
-        if self._target is not None and self._target.GetScene() is None:
-            self._target = None  # removed meanwhile: the result is kept in a new one
         try:
             case = importer.readCase(self._results())
         except ValueError as error:
@@ -231,9 +245,24 @@ class _VolumeRun(_Run):
         self._onProgress(0, 0, _("Loading the result"), None)
         self._steps = process.Steps(self._import(case), self._imported)
 
+    def _named(self, outcome):
+        """An outcome whose message names the volume in place of the file that the worker was given."""
+        path, name = os.path.join(self._folder, volumes.inputName(self._volume)), self._volume.GetName()
+        return replace(outcome, message=outcome.message.replace(path, name))
+
     def _import(self, case):
         yield from volumes.removeInput(case["input"])
-        return (yield from importer.importResult(case, self._labels, self._volume, self._target))
+        if volumes.grid(self._volume) != self._grid:
+            raise ValueError(
+                _(
+                    "The geometry of {name} was changed during the run, so its result would lie elsewhere. "
+                    "Apply again."
+                ).format(name=self._volume.GetName())
+            )
+        target = self._target
+        if target is not None and (target.GetScene() is None or volumes.drawnOn(target) is not self._drawnOn):
+            target = None  # gone, or another volume's by now
+        return (yield from importer.importResult(case, self._labels, self._volume, target, self._frame))
 
     def _imported(self, result, error):
         if error is not None:
@@ -243,9 +272,21 @@ class _VolumeRun(_Run):
         result.folder = self._folder
         self._end(process.Outcome(process.DONE), result)
 
+    def _fail(self, error):
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error = _(
+                "The disk is full: {folder} needs room for the volume and its result. Free some space there, or "
+                "choose another temporary folder (Edit > Application Settings > General), and apply again."
+            ).format(folder=slicer.app.temporaryPath)
+        super()._fail(error)
+
     def _cleanUp(self):
         if self._folder and not self._kept:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _letGo(self):
+        super()._letGo()
+        self._volume = self._target = self._drawnOn = None
 
 
 class _FolderRun(_Run):

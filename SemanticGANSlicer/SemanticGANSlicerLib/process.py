@@ -18,6 +18,8 @@ DONE, CANCELLED, FAILED = "done", "cancelled", "failed"
 _PATIENCE_MSEC = 1600
 _LONGEST_LINE = 1 << 20  # bytes; a longer "line" is no message of ours
 _KEPT_OUTPUT = 4000  # bytes of other output, to show when the worker fails
+_TASKKILL_SECONDS = 5.0
+_NO_WINDOW = 0x08000000  # CREATE_NO_WINDOW of Windows, which subprocess has a name for only there
 _KILLED = 137  # 128 + SIGKILL: what a launcher answers when the system killed what it had launched
 
 
@@ -66,8 +68,8 @@ class Worker:
         return not self._ended
 
     def pid(self):
-        """Process id of what was started: in Slicer the launcher PythonSlicer, whose child is the worker."""
-        return int(self._process.processId())
+        """Process id of what was started: in Slicer the launcher PythonSlicer, whose child is the worker. 0: none."""
+        return 0 if self._ended else int(self._process.processId())
 
     def cancel(self):
         """Ask the worker to end by closing its input; it is killed when it does not. Returns at once."""
@@ -89,8 +91,19 @@ class Worker:
         if not self._ended:
             self.kill()
             self._ended = True
-            self._deadline.stop()
             self._process.waitForFinished(1000)
+            self._letGo()
+
+    def _letGo(self):
+        """Hold nothing any more, nor be held.
+
+        PythonQt keeps a method that is connected for as long as the sender lives, and with it the volume of the run.
+        Senders go with the next event, not at once: one of them may be waiting for its own signal to return.
+        """
+        self._deadline.stop()
+        self._onEvent = self._onFinished = None
+        for sender in (self._process, self._deadline):
+            sender.deleteLater()
 
     # --- what the process says
 
@@ -173,10 +186,11 @@ class Worker:
         if self._ended:
             return
         self._ended = True
-        self._deadline.stop()
         if outcome.status == FAILED:
             logging.error("SemanticGAN worker: %s", outcome.message)
-        self._onFinished(outcome)
+        onFinished = self._onFinished
+        self._letGo()
+        onFinished(outcome)
 
 
 def _bytes(array):
@@ -198,8 +212,10 @@ class Steps:
 
     def stop(self):
         """Go no further; onFinished is not called."""
-        self._timer.stop()
-        self._generator.close()
+        if self._generator is not None:
+            generator = self._generator
+            self._letGo()
+            generator.close()
 
     def _next(self):
         try:
@@ -211,8 +227,15 @@ class Steps:
             self._end(None, error)
 
     def _end(self, result, error):
+        onFinished = self._onFinished
+        self._letGo()
+        onFinished(result, error)
+
+    def _letGo(self):
+        """As of ``Worker``: what the generator holds is a volume."""
         self._timer.stop()
-        self._onFinished(result, error)
+        self._timer.deleteLater()
+        self._generator = self._onFinished = None
 
 
 # --- ending a tree of processes ---
@@ -223,7 +246,17 @@ def killTree(pid):
     if pid <= 0:  # it never started
         return
     if os.name == "nt":
-        qt.QProcess.startDetached("taskkill", ["/PID", str(pid), "/T", "/F"])
+        # Waited for: the tree is found through the launcher, which is killed next.
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                ["taskkill", "/PID", str(pid), "/T", "/F"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_TASKKILL_SECONDS,
+                creationflags=_NO_WINDOW,
+                check=False,
+            )
         return
     for one in _withDescendants(pid):
         # It may have ended by itself, and its number belong to somebody else by now.

@@ -8,6 +8,7 @@ from slicer.i18n import tr as _
 
 from . import importer
 from .dialogs import explained
+from .volumes import uniqueName
 
 _TRUST_COLOURS = {"ok": "#2e7d32", "review": "#b26a00"}  # readable on light and dark
 
@@ -18,6 +19,7 @@ class ResultView:
     def __init__(self, ui, say):
         self._ui, self._say = ui, say
         self.result = self._reconstruction = None
+        self._earlier = False  # whether a later run has failed
         self._doubtful = []
         self._comparison = ui.reconstructionCheckBox.toolTip
         ui.volumeTable.setColumnCount(4)
@@ -33,13 +35,14 @@ class ResultView:
         ui.editButton.clicked.connect(self._onEdit)
         ui.undoButton.clicked.connect(self._onUndo)
 
-    def show(self, result):
-        """Show a result in place of the former one."""
+    def show(self, result, seconds, inViews=True):
+        """Show a result in place of the former one. seconds: since Apply; inViews: whether the views go to it."""
         self.forget()
-        self.result = result
+        self.result, self._earlier = result, False
         node, case, ui = result.segmentation, result.case, self._ui
-        slicer.util.setSliceViewerLayers(background=result.volume)
-        status = _("Done in {seconds:.0f} s: {name}").format(seconds=case["seconds"], name=node.GetName())
+        if inViews:
+            slicer.util.setSliceViewerLayers(background=result.volume)
+        status = _("Done in {seconds:.0f} s: {name}").format(seconds=seconds, name=uniqueName(node))
         self._say("\n".join([status, *(_("Warning: {text}").format(text=text) for text in case["warnings"])]))
         trust = case["trust"]
         verdict = _("Looks right") if trust["status"] == "ok" else _("Please review")
@@ -59,6 +62,23 @@ class ResultView:
         ui.show3DButton.setSegmentationNode(node)
         ui.resultCollapsibleButton.setVisible(True)
         ui.resultCollapsibleButton.collapsed = False
+
+    def isEarlier(self):
+        """A later run has failed: say that what is shown is not its result."""
+        self._earlier = True
+        if self.result is not None:
+            self._setTitle()
+
+    def follow(self, volume):
+        """Grey the result out while another volume than its own is chosen."""
+        if self.result is None:
+            return
+        self._ui.resultCollapsibleButton.setEnabled(volume is self.result.volume)
+        self._setTitle()
+
+    def _setTitle(self):
+        title = _("Result of an earlier run: {name}") if self._earlier else _("Result: {name}")
+        self._ui.resultCollapsibleButton.text = title.format(name=uniqueName(self.result.volume))
 
     def _fillVolumes(self, result):
         table = self._ui.volumeTable

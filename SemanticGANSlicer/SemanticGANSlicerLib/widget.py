@@ -2,6 +2,8 @@
 
 import html
 import os
+import time
+from dataclasses import dataclass
 
 import qt
 import slicer
@@ -18,6 +20,16 @@ from .logic import Options, SemanticGANSlicerLogic
 from .probe import DeviceProbe
 from .progress import ProgressView
 from .results import ResultView
+
+
+@dataclass
+class _Started:
+    """What there was when Apply was pressed. copy: the hardened copy of ``volume`` that is segmented, or None."""
+
+    volume: object
+    copy: object
+    inView: object
+    seconds: float
 
 
 class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -140,10 +152,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if volume is self._volume:
             return
         self._volume = volume
-        if target is not None:
-            drawnOn = target.GetNodeReference(target.GetReferenceImageGeometryReferenceRole())
-            if drawnOn is not None and drawnOn is not volume:
-                p.outputSegmentation = None
+        if target is not None and volumes.drawnOn(target) not in (None, volume):
+            p.outputSegmentation = None
 
     def _options(self):
         """The options of both tabs. Raises ValueError when there is no model."""
@@ -324,7 +334,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if volume is None:
             hint = _("Select a volume, or load sample data.")
         else:
-            hint = _("Segment {name}.").format(name=volume.GetName())
+            hint = _("Segment {name}.").format(name=volumes.uniqueName(volume))
         ui.applyButton.setToolTip(_("A run is under way.") if running or busy else hint)
         ui.cancelButton.setEnabled((running or busy) and not self._batch.isRunning())
         region = p is not None and p.regionEnabled
@@ -338,26 +348,31 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         for widget in (ui.sampleCtButton, ui.sampleMrButton):
             widget.setEnabled(not running and not busy)
         self._batch.updateButtons()
+        self._result.follow(volume)
 
     def _onApply(self, *unused):
-        p = self._parameterNode
-        if p is None or not self._ensureInstalled():
+        if self._parameterNode is None or not self._ensureInstalled():
+            return
+        if self._parameterNode is None or self.logic.isRunning():  # changed while the dialog was open
             return
         with explained(_("The volume cannot be segmented.")):
             options = self._options()
-            volume, copied = self._withoutTransform(p.inputVolume)
+            chosen, target = self._selected()
+            volumes.checkVolume(chosen)
+            if not self._mayChange(target, chosen):
+                return
+            volume, copied = self._withoutTransform(chosen)
             if volume is None:
                 return
+            started = _Started(chosen, volume if copied else None, volumes.volumeInView(), time.monotonic())
             self._progress.start()
             try:
                 self.logic.segment(
                     volume,
                     options,
-                    target=p.outputSegmentation,
+                    target=target,
                     onProgress=self._progress.show,
-                    onFinished=lambda outcome, result: self._onFinished(
-                        outcome, result, volume if copied else None
-                    ),
+                    onFinished=lambda outcome, result: self._onFinished(outcome, result, started),
                 )
             except Exception:
                 self._progress.stop("")
@@ -366,9 +381,46 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                 raise
         self._updateButtons()
 
+    def _selected(self):
+        """(volume, segmentation) that the selectors show, which count.
+
+        The parameters are brought up to them first: a selector of Qt 6 says nothing when the choice goes from one node
+        to another of the same name.
+        """
+        ui, p = self.ui, self._parameterNode
+        if ui.inputSelector.currentNode() is not p.inputVolume:
+            p.inputVolume = ui.inputSelector.currentNode()  # lets go of the former one's segmentation, too
+        if ui.outputSelector.currentNode() is not p.outputSegmentation:
+            p.outputSegmentation = ui.outputSelector.currentNode()
+        return p.inputVolume, p.outputSegmentation
+
+    def _mayChange(self, target, volume):
+        """Whether a run on a volume may change a segmentation: one that is not the volume's own is asked about."""
+        if target is None:
+            return True
+        owner, empty = volumes.drawnOn(target), not target.GetSegmentation().GetNumberOfSegments()
+        if owner is volume or (owner is None and empty):
+            return True
+        belongs = (
+            _("{segmentation} is a segmentation of {owner}.")
+            if owner is not None
+            else _("It is not known which volume {segmentation} belongs to.")
+        )
+        question = _(
+            "{belongs} You are about to segment {volume} into it.\n\nOK: it becomes the segmentation of {volume}, "
+            'what an earlier run drew in it is replaced.\nCancel: do nothing. To keep both, choose "Create new '
+            'segmentation" below Segmentation.'
+        ).format(
+            belongs=belongs.format(
+                segmentation=volumes.uniqueName(target),
+                owner=volumes.uniqueName(owner) if owner is not None else "",
+            ),
+            volume=volumes.uniqueName(volume),
+        )
+        return slicer.util.confirmOkCancelDisplay(question, _("Segmentation of another volume"))
+
     def _withoutTransform(self, volume):
         """(volume, False) as it is; under a transform (a hardened copy, True), (None, False) if not wanted."""
-        volumes.checkVolume(volume)
         if volume.GetParentTransformNode() is None:
             return volume, False
         question = _(
@@ -387,21 +439,47 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self._progress.say(_("Cancelling..."))
             self.logic.cancel()
 
-    def _onFinished(self, outcome, result, copy):
+    def _onFinished(self, outcome, result, started):
+        copy, stillChosen = started.copy, self._isChosen(started.volume)
         if outcome.status == process.DONE:
-            self._result.show(result)
-            self.logic.getParameterNode().outputSegmentation = result.segmentation
-            if copy is not None:
-                self.logic.getParameterNode().inputVolume = copy  # the next run needs no copy of its own
+            # Another patient may have been looked at meanwhile: then nothing that the user sees or chose is changed.
+            there = stillChosen and self.parent.isEntered
+            show = there and volumes.volumeInView() in (started.volume, started.inView, copy)
+            if stillChosen:
+                parameters = self.logic.getParameterNode()
+                if copy is not None:
+                    parameters.inputVolume = copy  # the next run needs no copy of its own
+                parameters.outputSegmentation = result.segmentation
+            self._result.show(result, time.monotonic() - started.seconds, inViews=show)
+            if not there:
+                _notify(_("{volume} is segmented.").format(volume=volumes.uniqueName(result.volume)))
         else:
             if copy is not None:
                 volumes.removeNode(copy)
+            self._result.isEarlier()
             if outcome.status == process.CANCELLED:
                 self._progress.stop(_("Cancelled; the scene is as it was."))
             else:
                 self._progress.stop(_("Failed; the scene is as it was."))
                 slicer.util.errorDisplay(
-                    _("The segmentation failed.") + "\n\n" + outcome.message,
+                    _("The segmentation of {volume} failed.").format(
+                        volume=volumes.uniqueName(started.volume)
+                    )
+                    + "\n\n"
+                    + outcome.message,
                     detailedText=outcome.details or None,
                 )
         self._updateButtons()
+
+    def _isChosen(self, volume):
+        """Whether a volume is still the input; what the selector shows counts while it is seen."""
+        shown = self._parameterNode is None or self.ui.inputSelector.currentNode() is volume
+        return shown and self.logic.getParameterNode().inputVolume is volume
+
+
+def _notify(text):
+    """Tell someone who is elsewhere in Slicer, or in another program."""
+    window = slicer.util.mainWindow()
+    if window is not None:
+        slicer.util.showStatusMessage(text, 10000)
+        qt.QApplication.alert(window)

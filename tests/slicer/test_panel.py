@@ -408,7 +408,7 @@ def test_failure_is_told_once_and_the_panel_is_usable_again(
     before = standin.leaves(slicer.mrmlScene)
     apply(panel)
     (text,) = errors()
-    assert text.startswith("The segmentation failed.")
+    assert text.startswith("The segmentation of CT failed.")
     assert panel.ui.statusLabel.text == "Failed; the scene is as it was."
     assert standin.leaves(slicer.mrmlScene) == before
     fake_worker(panel, "good")

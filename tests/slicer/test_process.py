@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -146,8 +148,6 @@ def test_worker_ends_when_its_parent_dies(tmp_path: Path) -> None:
     read, write = os.pipe()
     command = [sys.executable, "-m", "sgan_core.cli.segment", str(tmp_path), "--model", "phantom-ct-liver"]
     command += ["--output", str(tmp_path / "out"), "--json-progress", "--cancel-on-eof"]
-    import subprocess
-
     child = subprocess.Popen(command, stdin=read, stdout=subprocess.PIPE)
     os.close(read)
     assert child.stdout is not None
@@ -202,14 +202,38 @@ def test_modules_of_the_current_folder_are_not_taken(tmp_path: Path, monkeypatch
     assert "The Zen of Python, by Tim Peters" in lines
 
 
-def test_windows_kills_by_taskkill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No Windows here: what would be started is looked at."""
-    started = []
-    monkeypatch.setattr(process.os, "name", "nt")
-    monkeypatch.setattr(process.qt.QProcess, "startDetached", lambda *command: started.append(command))
-    process.killTree(4711)
-    process.killTree(0)  # never started
-    assert started == [("taskkill", ["/PID", "4711", "/T", "/F"])]
+def test_windows_waits_for_taskkill_before_the_launcher_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Windows here: what would be run is looked at. taskkill finds the tree through the living launcher."""
+    run = Run("deaf", tmp_path)
+    standin.pump(lambda: run.heard("start"))
+    pids = [run.worker.pid(), run.heard("start")["child"]]
+    ran: list[Any] = []
+
+    def taskkill(command: list[str], **options: Any) -> None:
+        launcher_lives = run.worker.isRunning() and run.worker._process.state() == process.qt.QProcess.Running
+        ran.append((command, options["timeout"], options["creationflags"], launcher_lives))
+        if len(ran) == 2:
+            raise subprocess.TimeoutExpired(command, 5)
+
+    with monkeypatch.context() as windows:
+        windows.setattr(process.os, "name", "nt")
+        windows.setattr(process.subprocess, "run", taskkill)
+        run.worker.kill()
+    assert run.outcome().status == process.CANCELLED
+    with monkeypatch.context() as windows:
+        windows.setattr(process.os, "name", "nt")
+        windows.setattr(process.subprocess, "run", taskkill)
+        process.killTree(4711)  # a taskkill that hangs is not waited for longer, and is no error
+        process.killTree(0)  # never started
+    assert not is_alive(pids[0])  # by Qt, after taskkill
+    os.kill(pids[1], signal.SIGKILL)  # the work of the real taskkill
+    create_no_window = 0x08000000
+    assert ran == [
+        (["taskkill", "/PID", str(pids[0]), "/T", "/F"], 5.0, create_no_window, True),
+        (["taskkill", "/PID", "4711", "/T", "/F"], 5.0, create_no_window, False),
+    ]
 
 
 def test_python_of_slicer_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

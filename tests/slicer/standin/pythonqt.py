@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import types
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
+import shiboken6
 from PySide6 import QtCore, QtGui, QtWidgets
 
 _MODULES = (QtCore, QtGui, QtWidgets)
@@ -66,7 +68,8 @@ def _adopt_connect() -> None:
 
     def find(self: QtCore.QObject, name: str) -> Any:
         if name not in ("connect", "disconnect"):
-            return pyside6_find(self, name)
+            found = pyside6_find(self, name)
+            return Signal(self, found) if isinstance(found, QtCore.SignalInstance) else found
         own = next((vars(cls)[name] for cls in type(self).__mro__ if name in vars(cls)), None)
 
         def dispatch(*arguments: Any) -> Any:
@@ -78,6 +81,53 @@ def _adopt_connect() -> None:
 
     QtCore.QObject.__getattribute__ = find
     QtCore.QObject.connect, QtCore.QObject.disconnect = connect, _disconnect
+
+
+class Signal:
+    """A signal of an object. What is connected is kept alive as long as the object lives, as PythonQt does.
+
+    PySide6 forgets a method together with its owner, and Python sees through a circle of the two. Nobody sees through
+    the table here.
+    """
+
+    _kept: ClassVar[dict[int, list[tuple[str, Callable[..., Any]]]]] = {}  # by the address of the C++ object
+
+    def __init__(self, sender: QtCore.QObject, signal: Any) -> None:
+        self._sender, self._signal = sender, signal
+        self._name = str(signal).split()[1]  # "<PySide6.QtCore.SignalInstance timeout() at 0x..>"
+
+    def __getitem__(self, kinds: Any) -> Signal:
+        return Signal(self._sender, self._signal[kinds])
+
+    def _targets(self) -> list[tuple[str, Callable[..., Any]]]:
+        (address,) = shiboken6.getCppPointer(self._sender)
+        kept = self._kept
+        if address not in kept:
+            kept[address] = []
+            # Deleted by Qt, or with its Python object: PySide6 tells of the first only.
+            object.__getattribute__(self._sender, "destroyed").connect(
+                lambda *unused: kept.pop(address, None)
+            )
+            weakref.finalize(self._sender, kept.pop, address, None)
+        return kept[address]
+
+    def connect(self, callback: Callable[..., Any], *options: Any) -> Any:
+        """Call back at each emission."""
+        self._targets().append((self._name, callback))
+        return self._signal.connect(callback, *options)
+
+    def disconnect(self, *callbacks: Callable[..., Any]) -> Any:
+        """Call back no more."""
+        for callback in callbacks:
+            with contextlib.suppress(ValueError):
+                self._targets().remove((self._name, callback))
+        return self._signal.disconnect(*callbacks)
+
+    def emit(self, *values: Any) -> None:
+        """Call all that are connected."""
+        self._signal.emit(*values)
+
+    __call__ = emit
 
 
 def connect(self: QtCore.QObject, signature: str, callback: Callable[..., Any]) -> bool:

@@ -98,6 +98,8 @@ def pump(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, f"not reached in {seconds} s"
         QtWidgets.QApplication.processEvents(QtCore.QEventLoop.ProcessEventsFlag.AllEvents, 20)
+        # deleteLater waits for a loop that exec() started, as Slicer's is.
+        QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete)
         time.sleep(0.001)
 
 

@@ -1,0 +1,522 @@
+"""Never one patient's result under another's name: whatever is pressed, in whatever order, during a run.
+
+The engine is in this process here and ends when the test says so, so that everything can happen in between.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_worker as engine
+import numpy as np
+import pytest
+import slicer
+from helpers import MODULE, make_volume, voxels
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import standin
+from SemanticGANSlicerLib import logic as logic_module
+from SemanticGANSlicerLib import process, volumes
+
+
+class Engine:
+    """In the place of ``process.Worker``: segments when ``finish`` is called."""
+
+    running: Engine | None = None
+
+    def __init__(self, on_event: Callable[..., None], on_finished: Callable[..., None]) -> None:
+        self._on_event, self._on_finished = on_event, on_finished
+        self._ended = False
+
+    def start(self, _program: str, arguments: list[str]) -> None:
+        Engine.running = self
+        place = arguments.index("--output")
+        self._source, self._output = Path(str(arguments[place - 1])), Path(str(arguments[place + 1]))
+        self._on_event({"event": "start", "model": "fake", "device": "none", "labels": engine.LABELS})
+
+    def isRunning(self) -> bool:
+        return not self._ended
+
+    def cancel(self) -> None:
+        self._end(process.Outcome(process.CANCELLED))
+
+    def abandon(self) -> None:
+        self._ended, Engine.running = True, None
+
+    def finish(self) -> None:
+        """The result is there; it is read between events."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "say", lambda **event: self._on_event(event))
+            engine.segment(self._source, self._output, reconstructs=False)
+        self._end(process.Outcome(process.DONE))
+
+    def _end(self, outcome: process.Outcome) -> None:
+        if not self._ended:
+            self._ended, Engine.running = True, None
+            self._on_finished(outcome)
+
+
+@pytest.fixture(autouse=True)
+def engine_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logic_module.process, "Worker", Engine)
+    yield
+    Engine.running = None
+
+
+SHAPE = (4, 8, 8)
+
+
+def patient(number: int, name: str) -> Any:
+    """A volume with a bright place that no other patient has; the geometry is the same."""
+    array = np.full(SHAPE, -1000, np.int16)
+    array[1:3, number : number + 2, 2:6] = 60
+    return make_volume(array, name)
+
+
+def press_apply(panel: Any) -> None:
+    """Up to the run of the engine: the volume is written between events."""
+    panel.ui.applyButton.click()
+    standin.pump(lambda: Engine.running is not None or not panel.logic.isRunning())
+
+
+def let_finish(panel: Any) -> None:
+    """Up to the result in the scene."""
+    assert Engine.running is not None
+    Engine.running.finish()
+    standin.pump(lambda: not panel.logic.isRunning())
+
+
+def segmentations() -> list[Any]:
+    return list(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+
+
+def computed_from(segmentation: Any, patients: list[Any]) -> Any:
+    """The patient whose bright place the segmentation shows; None when nothing was drawn into it."""
+    if not segmentation.GetSegmentation().GetNumberOfSegments():
+        return None
+    mask = voxels(segmentation, 0, patients[0])
+    (found,) = [one for one in patients if (mask == (slicer.util.arrayFromVolume(one) > 0)).all()]
+    return found
+
+
+def questions() -> list[str]:
+    return [message.text for message in slicer.app.messages if message.kind == "confirmOkCancel"]
+
+
+# --- single stories ---------------------------------------------------------------------------------
+
+
+def test_another_patient_is_chosen_during_the_run(panel: Any) -> None:
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    panel.ui.inputSelector.setCurrentNode(second)
+    slicer.util.setSliceViewerLayers(background=second)
+    let_finish(panel)
+    (segmentation,) = segmentations()
+    assert segmentation.GetName() == "Anna segmentation"
+    assert volumes.drawnOn(segmentation) is first
+    assert panel._parameterNode.outputSegmentation is None  # the next run is Berta's
+    assert panel._parameterNode.inputVolume is second
+    assert volumes.volumeInView() is second  # who looks at Berta goes on looking at her
+    press_apply(panel)
+    let_finish(panel)
+    assert sorted(node.GetName() for node in segmentations()) == ["Anna segmentation", "Berta segmentation"]
+    assert computed_from(segmentation, [first, second]) is first
+
+
+def test_the_result_of_the_patient_that_is_still_chosen_is_chosen_too(panel: Any) -> None:
+    first, _second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    let_finish(panel)
+    assert panel._parameterNode.outputSegmentation is segmentations()[0]
+    assert panel.ui.outputSelector.currentNode() is segmentations()[0]
+
+
+def test_segmentation_of_another_patient_is_asked_about_by_name(panel: Any) -> None:
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    let_finish(panel)
+    (segmentation,) = segmentations()
+    panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.outputSelector.setCurrentNode(segmentation)
+    slicer.app.answers = [False, True]
+    press_apply(panel)
+    (question,) = questions()
+    assert "Anna segmentation is a segmentation of Anna." in question
+    assert "segment Berta into it" in question
+    assert not panel.logic.isRunning()
+    assert computed_from(segmentation, [first, second]) is first
+    press_apply(panel)
+    let_finish(panel)
+    assert volumes.drawnOn(segmentation) is second
+    assert computed_from(segmentation, [first, second]) is second
+
+
+def test_segmentation_of_an_unknown_volume_is_asked_about(panel: Any) -> None:
+    only = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(only)
+    foreign = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "from a file")
+    panel.ui.outputSelector.setCurrentNode(foreign)
+    press_apply(panel)  # empty: nothing can be lost or mistaken
+    assert not questions()
+    Engine.running.cancel()  # type: ignore[union-attr]
+    foreign.GetSegmentation().AddEmptySegment("drawn elsewhere")
+    slicer.app.answers = [False]
+    press_apply(panel)
+    assert "It is not known which volume from a file belongs to." in questions()[0]
+    assert not panel.logic.isRunning()
+
+
+def test_two_volumes_of_one_name_the_selector_counts(panel: Any) -> None:
+    """On Qt 6 a selector does not tell when the choice goes to a node of the same name."""
+    first, second = patient(0, "CT"), patient(3, "CT")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    let_finish(panel)
+    (of_first,) = segmentations()
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel._parameterNode.inputVolume is first  # no signal came: the trap
+    press_apply(panel)
+    let_finish(panel)
+    assert not questions()
+    of_second = next(node for node in segmentations() if node is not of_first)
+    for segmentation, volume in ((of_first, first), (of_second, second)):
+        assert volumes.drawnOn(segmentation) is volume
+        assert computed_from(segmentation, [first, second]) is volume
+    assert panel._parameterNode.inputVolume is second
+    assert second.GetID() in panel.ui.resultCollapsibleButton.text  # the name alone would not tell
+    assert second.GetID() in panel.ui.applyButton.toolTip
+
+
+def test_two_volumes_of_one_name_chosen_during_the_run(panel: Any) -> None:
+    first, second = patient(0, "CT"), patient(3, "CT")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    panel.ui.inputSelector.setCurrentNode(second)  # without a signal
+    let_finish(panel)
+    assert panel._parameterNode.outputSegmentation is None
+    press_apply(panel)
+    let_finish(panel)
+    assert {volumes.drawnOn(node) for node in segmentations()} == {first, second}
+
+
+def test_a_target_given_to_another_volume_during_the_run_is_left_alone(panel: Any) -> None:
+    """In the Segment Editor, for example."""
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    let_finish(panel)
+    (target,) = segmentations()
+    for moment in ("while it is computed", "while it is read"):
+        target.SetReferenceImageGeometryParameterFromVolumeNode(first)
+        press_apply(panel)
+        assert Engine.running is not None
+        if moment == "while it is read":
+            Engine.running.finish()
+            target.SetReferenceImageGeometryParameterFromVolumeNode(second)
+            standin.pump(lambda: not panel.logic.isRunning())
+        else:
+            target.SetReferenceImageGeometryParameterFromVolumeNode(second)
+            let_finish(panel)
+        assert volumes.drawnOn(target) is second
+        new = panel._parameterNode.outputSegmentation
+        assert new is not target
+        assert volumes.drawnOn(new) is first
+        panel.ui.outputSelector.setCurrentNode(target)
+
+
+def test_a_volume_that_moves_during_the_run_gets_no_result_elsewhere(panel: Any) -> None:
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_apply(panel)
+    volume.SetOrigin(0.0, 0.0, 100.0)
+    let_finish(panel)
+    assert not segmentations()
+    assert "The geometry of Anna was changed during the run" in slicer.app.messages[0].text
+
+
+def test_the_frame_that_was_shown_at_the_start_names_the_result(
+    panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = patient(0, "perfusion")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    monkeypatch.setattr(volumes, "frameName", lambda node: " (time 2 s)")
+    press_apply(panel)
+    monkeypatch.setattr(volumes, "frameName", lambda node: " (time 7 s)")  # the user scrolls on
+    let_finish(panel)
+    assert segmentations()[0].GetName() == "perfusion (time 2 s) segmentation"
+
+
+def test_the_result_names_its_volume_and_greys_out_for_another(panel: Any) -> None:
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    box = panel.ui.resultCollapsibleButton
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    let_finish(panel)
+    assert (box.text, box.enabled) == ("Result: Anna", True)
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert (box.text, box.enabled) == ("Result: Anna", False)
+    panel.ui.inputSelector.setCurrentNode(first)
+    assert box.enabled
+    press_apply(panel)
+    assert Engine.running is not None
+    Engine.running.cancel()
+    assert box.text == "Result of an earlier run: Anna"
+    press_apply(panel)
+    let_finish(panel)
+    assert box.text == "Result: Anna"
+
+
+def test_who_is_elsewhere_is_told_and_not_moved(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    alerted: list[Any] = []
+    window = object()
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda verbose=True: window)
+    monkeypatch.setattr(slicer.util, "showStatusMessage", lambda text, duration=0: told.append(text))
+    monkeypatch.setattr(process.qt.QApplication, "alert", staticmethod(alerted.append))
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_apply(panel)
+    let_finish(panel)
+    assert told == []  # it is seen
+    press_apply(panel)
+    standin.exit_module(panel)
+    slicer.util.setSliceViewerLayers(background=second)
+    let_finish(panel)
+    assert told == ["Anna is segmented."]
+    assert alerted == [window]
+    assert volumes.volumeInView() is second
+    standin.enter_module(panel)
+    assert panel.ui.outputSelector.currentNode() is segmentations()[0]
+    slicer.util.setSliceViewerLayers(background=first)
+    press_apply(panel)
+    slicer.util.setSliceViewerLayers(background=second)  # looked at, though not chosen
+    let_finish(panel)
+    assert volumes.volumeInView() is second
+
+
+# --- every order ------------------------------------------------------------------------------------
+
+
+def test_every_order_of_six_acts(panel: Any) -> None:
+    """Apply on Anna, choose Berta, the result comes, cancel, close the scene, rename: all 720 orders."""
+    made = 0
+    for order in itertools.permutations(("apply", "select", "finish", "cancel", "close", "rename")):
+        slicer.mrmlScene.Clear(0)
+        slicer.app.messages.clear()
+        first, second = patient(0, "CT"), patient(3, "CT")
+        panel.initializeParameterNode()
+        panel.ui.inputSelector.setCurrentNode(first)
+        for act in order:
+            if act == "apply" and panel.ui.applyButton.enabled:
+                press_apply(panel)
+            elif act == "select":
+                panel.ui.inputSelector.setCurrentNode(second)
+            elif act == "finish" and Engine.running is not None:
+                let_finish(panel)
+                made += 1
+            elif act == "cancel" and panel.ui.cancelButton.enabled:
+                panel.ui.cancelButton.click()
+            elif act == "rename":
+                first.SetName("Anna")
+            elif act == "close":
+                slicer.mrmlScene.Clear(0)
+                first, second = patient(1, "CT"), patient(4, "CT")
+                panel.ui.inputSelector.setCurrentNode(first)
+            for segmentation in segmentations():
+                owner = volumes.drawnOn(segmentation)
+                assert computed_from(segmentation, [first, second]) is owner, order
+                chosen = panel._parameterNode.outputSegmentation
+                shown = panel.ui.inputSelector.currentNode()
+                assert (
+                    chosen is not segmentation or shown is owner or panel._parameterNode.inputVolume is owner
+                ), order
+        assert not questions(), order
+        standin.pump(lambda: not panel.logic.isRunning() or Engine.running is not None)
+        panel.logic.close()
+    assert made == 180  # a quarter: apply before finish, with no cancel or close in between
+
+
+class Hands(RuleBasedStateMachine):
+    """Three patients and everything that can be pressed, in any order."""
+
+    numbers = st.integers(0, 2)
+
+    @initialize(names=st.lists(st.sampled_from(["CT", "CT", "MR"]), min_size=3, max_size=3))
+    def open(self, names: list[str]) -> None:
+        standin.reset()
+        standin.new_scene()
+        Engine.running = None
+        self.panel = standin.load_module(MODULE)[1]
+        self.by_hand: Any = None  # the target that was chosen by hand
+        self.owners: dict[str, Any] = {}
+        self._load(names)
+
+    def _load(self, names: list[str]) -> None:
+        self.patients = [patient(2 * number, name) for number, name in enumerate(names)]
+        self.panel.ui.inputSelector.setCurrentNode(self.patients[0])
+
+    @rule(number=numbers)
+    def select(self, number: int) -> None:
+        self.panel.ui.inputSelector.setCurrentNode(self.patients[number])
+
+    @rule(number=st.integers(-1, 4))
+    def choose_target(self, number: int) -> None:
+        found = segmentations()
+        self.by_hand = found[number % len(found)] if found and number >= 0 else None
+        self.panel.ui.outputSelector.setCurrentNode(self.by_hand)
+
+    @rule(yes=st.booleans())
+    def apply(self, yes: bool) -> None:
+        slicer.app.answers, slicer.app.messages[:] = [yes], []
+        if self.panel.ui.applyButton.enabled:
+            press_apply(self.panel)
+        self.agreed = yes and bool(questions())
+
+    @precondition(lambda self: Engine.running is not None)
+    @rule()
+    def finish(self) -> None:
+        let_finish(self.panel)
+
+    @precondition(lambda self: Engine.running is not None)
+    @rule()
+    def the_engine_ends_and_the_result_is_being_read(self) -> None:
+        assert Engine.running is not None
+        Engine.running.finish()
+
+    @rule()
+    def events_go_on(self) -> None:
+        for _ in range(3):
+            standin.pump(lambda: True)
+
+    @rule()
+    def cancel(self) -> None:
+        if self.panel.ui.cancelButton.enabled:
+            self.panel.ui.cancelButton.click()
+
+    @rule(number=numbers, name=st.sampled_from(["CT", "MR", "CT segmentation"]))
+    def rename(self, number: int, name: str) -> None:
+        self.patients[number].SetName(name)
+
+    @rule()
+    def leave(self) -> None:
+        standin.exit_module(self.panel)
+        standin.enter_module(self.panel)
+
+    @rule()
+    def undo(self) -> None:
+        if self.panel.ui.undoButton.enabled and not self.panel.ui.resultCollapsibleButton.isHidden():
+            slicer.app.answers = [True]
+            self.panel.ui.undoButton.click()
+            self.owners = {node.GetID(): volumes.drawnOn(node) for node in segmentations()}
+
+    @rule()
+    def close(self) -> None:
+        slicer.mrmlScene.Clear(0)
+        self.owners.clear()
+        self._load(["CT", "CT", "CT"])
+
+    @invariant()
+    def every_segmentation_shows_the_volume_that_it_belongs_to(self) -> None:
+        for node in segmentations():
+            owner = volumes.drawnOn(node)
+            assert computed_from(node, self.patients) is owner
+            if self.owners.get(node.GetID(), owner) is not owner:
+                assert self.agreed, "a segmentation went to another patient unasked"
+            self.owners[node.GetID()] = owner
+
+    @invariant()
+    def the_result_box_speaks_of_the_chosen_volume(self) -> None:
+        result, box = self.panel._result.result, self.panel.ui.resultCollapsibleButton
+        if result is not None:
+            assert volumes.uniqueName(result.volume) in box.text or result.volume.GetName() not in box.text
+            assert (
+                volumes.drawnOn(result.segmentation) is result.volume
+                or result.segmentation.GetScene() is None
+            )
+
+    @invariant()
+    def the_target_is_the_patients_own_or_was_chosen_by_hand(self) -> None:
+        parameters = self.panel._parameterNode
+        target = parameters.outputSegmentation if parameters is not None else None
+        if target is not None and target is not self.by_hand:
+            assert volumes.drawnOn(target) is parameters.inputVolume
+
+    def teardown(self) -> None:
+        uncaught, slicer.app.uncaught = slicer.app.uncaught, []
+        if hasattr(self, "panel"):
+            standin.unload(self.panel)
+        Engine.running = None
+        assert not uncaught
+
+
+def test_any_order_of_anything() -> None:
+    run_state_machine_as_test(
+        Hands,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            derandomize=True,
+        ),
+    )
+
+
+# --- what is left behind ----------------------------------------------------------------------------
+
+
+def test_a_run_leaves_neither_worker_nor_volume_behind(
+    panel: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Signals keep what is connected to them, here as in PythonQt (``standin.pythonqt.Signal``)."""
+    monkeypatch.undo()  # the real worker
+    panel.logic.workerArguments = [str(Path(engine.__file__)), "good"]
+    left: list[weakref.ref[Any]] = []
+    gone: list[str] = []
+    for kind in (process.Worker, process.Steps, logic_module._VolumeRun):
+        monkeypatch.setattr(kind, "__new__", _remembered(kind, left))
+    for number in range(6):
+        volume = patient(0, f"patient {number}")
+        volume.AddObserver("DeleteEvent", lambda caller, event: gone.append(event))
+        panel.ui.inputSelector.setCurrentNode(volume)
+        panel.ui.applyButton.click()
+        if number == 4:  # a run that is cancelled leaves nothing, either
+            panel.ui.cancelButton.click()
+        standin.pump(lambda: not panel.logic.isRunning(), 60)
+        if number == 5:
+            panel._result.forget()
+        slicer.mrmlScene.RemoveNode(volume)
+        del volume
+    rounds = itertools.count()
+    standin.pump(lambda: next(rounds) > 2)
+    gc.collect()
+    assert len(left) >= 6 * 2
+    assert [reference() for reference in left if reference() is not None] == []
+    assert len(gone) == 6
+
+
+def _remembered(kind: type, left: list[weakref.ref[Any]]) -> Any:
+    def new(cls: type, *_arguments: Any, **_options: Any) -> Any:
+        made = object.__new__(cls)
+        left.append(weakref.ref(made))
+        return made
+
+    return staticmethod(new)
