@@ -4,6 +4,7 @@
 
 PYTHON = python3
 PIP_ARGS =
+CHECK_ARGS =
 VENV = .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -13,6 +14,7 @@ help:
 	@echo "make test   install into $(VENV), then run the tests"
 	@echo "make test-slicer   install into $(VENV)-slicer, then test the 3D Slicer module over real MRML and stand-in widgets"
 	@echo "make test-interop   install into $(VENV)-interop, then open what we write with other tools (dcmqi, 3D Slicer's readers, Orthanc ...)"
+	@echo "make check-pythonqt   fetch and build PythonQt and ctk's widgets, then check the 3D Slicer module on them (optional, minutes)"
 	@echo "make lint   install into $(VENV), then check style and types"
 
 demo: $(VENV)/installed
@@ -27,6 +29,15 @@ test-slicer:
 
 run-test-slicer: $(VENV)/installed-test-slicer
 	$(BIN)/python -m pytest tests/slicer
+
+# The panel over the real PythonQt and ctk's widgets, in the environment of test-slicer: no part of the tests, as it
+# fetches sources (or takes them from PYTHONQT_SOURCES) and builds them with Qt 5.15. See docs/slicer.md.
+#   make check-pythonqt CHECK_ARGS="-k batch"
+check-pythonqt:
+	$(MAKE) VENV=$(VENV)-slicer run-check-pythonqt
+
+run-check-pythonqt: $(VENV)/installed-test-slicer
+	$(BIN)/python tests/pythonqt/run.py $(CHECK_ARGS)
 
 # In a third one: dcmqi and slicer-core are readers of our files, not parts of the program. What pip does not bring
 # (Orthanc, dcmtk, dicom3tools, node) is skipped where it is missing, with SGAN_REQUIRE_INTEROP=1 an error.
@@ -67,4 +78,4 @@ $(VENV)/installed-dev: $(VENV)/environment pyproject.toml setup.py
 	$(INSTALL) --editable ".[dev]"
 	touch $@
 
-.PHONY: help demo test test-slicer run-test-slicer test-interop run-test-interop lint
+.PHONY: help demo test test-slicer run-test-slicer check-pythonqt run-check-pythonqt test-interop run-test-interop lint
