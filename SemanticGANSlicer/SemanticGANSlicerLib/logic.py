@@ -60,11 +60,13 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
     def isRunning(self):
         return self._run is not None
 
-    def segment(self, volume, options, target=None, onProgress=None, onFinished=None):
+    def segment(self, volume, options, target=None, onProgress=None, onFinished=None, onText=None):
         """Segment a volume into ``target``, or a new segmentation; returns at once.
 
         onProgress(done, total, message, secondsLeft or None) while it runs; onFinished(outcome, result) once at
         the end, with a ``importer.Result`` when the outcome's status is "done". Until then the scene is unchanged.
+        onText(text) gets what the engine writes beside that, for a log.
+
         What the user does meanwhile is never in the way of a patient: a target that was removed or that belongs to
         another volume by then is left alone, and the result comes in a segmentation of its own.
         Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
@@ -83,7 +85,7 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
                     name=target.GetName()
                 )
             )
-        self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished))
+        self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished, onText))
 
     def segmentFolder(
         self, source, output, options, fileFormat="nifti", onProgress=None, onCase=None, onFinished=None
@@ -128,8 +130,8 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
 class _Run:
     """What runs have in common: the worker, its events, one end."""
 
-    def __init__(self, logic, options, onProgress, onFinished):
-        self._logic, self._options = logic, options
+    def __init__(self, logic, options, onProgress, onFinished, onText=None):
+        self._logic, self._options, self._onText = logic, options, onText
         self._onProgress = onProgress or (lambda done, total, message, left: None)
         self._onFinished = onFinished or (lambda outcome, result: None)
         self._worker = self._steps = None
@@ -137,7 +139,7 @@ class _Run:
         self._closed = False
 
     def _startWorker(self, arguments):
-        self._worker = process.Worker(self._onEvent, self._workerFinished)
+        self._worker = process.Worker(self._onEvent, self._workerFinished, onText=self._onText)
         fixed = ["--json-progress", "--cancel-on-eof", "--low-priority"]
         self._worker.start(self._logic.python(), [*self._logic.workerArguments, *arguments, *fixed])
 
@@ -186,7 +188,7 @@ class _Run:
 
     def _letGo(self):
         """Hold no volume any more: PythonQt may hold this run for longer than it lasts."""
-        self._onProgress = self._onFinished = self._worker = self._steps = None
+        self._onProgress = self._onFinished = self._onText = self._worker = self._steps = None
 
     def _fail(self, error):
         self._end(process.Outcome(process.FAILED, str(error)))
@@ -201,8 +203,8 @@ class _VolumeRun(_Run):
     What the result is called and where it goes is settled at the start, as what is selected and shown then.
     """
 
-    def __init__(self, logic, volume, target, options, onProgress, onFinished):
-        super().__init__(logic, options, onProgress, onFinished)
+    def __init__(self, logic, volume, target, options, onProgress, onFinished, onText):
+        super().__init__(logic, options, onProgress, onFinished, onText)
         self._volume, self._target = volume, target
         self._drawnOn = volumes.drawnOn(target) if target is not None else None
         self._frame = volumes.frameName(volume)

@@ -16,6 +16,11 @@ _REMEMBERED = "SemanticGAN/Models"  # key of the application's settings
 _MODALITIES = {"ct": "CT", "mr": "MR", "xray": "X-ray", "dermoscopy": "dermoscopy", "face": "faces"}
 
 
+def modalityName(modality):
+    """A modality in words; one that no model names stays as it is, such as PT of DICOM."""
+    return _MODALITIES.get(modality, modality)
+
+
 @dataclass(frozen=True)
 class Label:
     """A class that a model draws."""
@@ -42,7 +47,7 @@ class Model:
     def details(self):
         """What it was trained on, its labels with colours and its licence, as rich text."""
         training = [
-            _MODALITIES.get(self.modality, self.modality),
+            modalityName(self.modality),
             _("data set {name}").format(name=self._fact("cohort")),
         ]
         if "labelled_patients" in self.facts:

@@ -349,6 +349,24 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             widget.setEnabled(not running and not busy)
         self._batch.updateButtons()
         self._result.follow(volume)
+        hint = self._hint(volume)
+        ui.hintLabel.setText(hint)
+        ui.hintLabel.setVisible(bool(hint))
+
+    def _hint(self, volume):
+        """What speaks against the chosen model for the chosen volume, in words; "" when nothing does."""
+        if volume is None or not self._models:
+            return ""
+        trained, (found, certain) = self._chosenModel().modality, volumes.modality(volume)
+        if not found or found == trained or not trained:
+            return ""
+        says = (
+            _("{name} is {found}, as its DICOM header says") if certain else _("{name} looks like {found}")
+        ).format(name=volumes.uniqueName(volume), found=models.modalityName(found))
+        return _(
+            "{says}; the model was trained on {trained}. It may be segmented all the same: look at every slice of the "
+            "result."
+        ).format(says=says, trained=models.modalityName(trained))
 
     def _onApply(self, *unused):
         if self._parameterNode is None or not self._ensureInstalled():
@@ -366,12 +384,16 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                 return
             started = _Started(chosen, volume if copied else None, volumes.volumeInView(), time.monotonic())
             self._progress.start()
+            self._log(
+                _("{volume}, model {model}").format(volume=volumes.uniqueName(volume), model=options.model)
+            )
             try:
                 self.logic.segment(
                     volume,
                     options,
                     target=target,
-                    onProgress=self._progress.show,
+                    onProgress=self._onProgress,
+                    onText=self._log,
                     onFinished=lambda outcome, result: self._onFinished(outcome, result, started),
                 )
             except Exception:
@@ -380,6 +402,18 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                     volumes.removeNode(volume)
                 raise
         self._updateButtons()
+
+    def _onProgress(self, done, total, message, secondsLeft):
+        self._progress.show(done, total, message, secondsLeft)
+        if not total:  # a stage of the run; steps of the optimisation would fill the log
+            self._log(message)
+
+    def _log(self, text):
+        """Add lines to the log, each with the time of day."""
+        now = time.strftime("%H:%M:%S")
+        for line in text.splitlines():
+            if line.strip():
+                self.ui.logText.appendPlainText(f"{now} {line}")
 
     def _selected(self):
         """(volume, segmentation) that the selectors show, which count.
@@ -450,10 +484,12 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                 if copy is not None:
                     parameters.inputVolume = copy  # the next run needs no copy of its own
                 parameters.outputSegmentation = result.segmentation
+            self._log("\n".join([_("done"), *result.case["warnings"]]))
             self._result.show(result, time.monotonic() - started.seconds, inViews=show)
             if not there:
                 _notify(_("{volume} is segmented.").format(volume=volumes.uniqueName(result.volume)))
         else:
+            self._log(outcome.message or outcome.status)
             if copy is not None:
                 volumes.removeNode(copy)
             self._result.isEarlier()

@@ -89,6 +89,9 @@ def main(mode: str, source: Path, output: Path) -> int:
         say(event="error", message="scan.nii: broken. Mend it.", code=2, details="line one")
         print("a warning on the way", file=sys.stderr)
         return 2
+    if mode == "names-its-file":
+        say(event="error", message=f"{source}: too dark.", code=2)
+        return 2
     if mode == "internal":
         print("Traceback: ValueError: our fault", file=sys.stderr)
         return 70
