@@ -101,7 +101,7 @@ class InstallDialog:
                 error = problem
         if error is None and not self._plan.isEmpty:
             error = install.InstallError(
-                _("Something is still missing: {what}").format(what=_names(self._plan))
+                _("Something is still missing: {what}").format(what=install.names(self._plan))
             )
         if error is None:
             self.installed = True
@@ -122,9 +122,3 @@ class InstallDialog:
     def _onWindowClosed(self, *unused):
         if self._installer is not None:
             self._installer.cancel()
-
-
-def _names(plan):
-    return ", ".join(
-        [*plan.requirements, *(["PyTorch"] if plan.torch else []), *([plan.wheel] if plan.wheel else [])]
-    )

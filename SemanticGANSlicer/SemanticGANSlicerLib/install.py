@@ -118,6 +118,24 @@ def makePlan():
     return Plan(missing, wheel, torch)
 
 
+def whyNotInstalled():
+    """A sentence on what is missing; "" when the engine can run."""
+    try:
+        plan = makePlan()
+    except InstallError as error:
+        return str(error)
+    if plan.isEmpty:
+        return ""
+    return _("The engine is not installed; missing: {what}").format(what=names(plan))
+
+
+def names(plan):
+    """What a plan installs, by name."""
+    torch = ["PyTorch"] if plan.torch else []
+    wheel = [os.path.basename(plan.wheel)] if plan.wheel else []
+    return ", ".join([*plan.requirements, *torch, *wheel])
+
+
 def description(plan):
     """What the dialog says before anything is installed: what, how big, where."""
     parts = []

@@ -22,7 +22,8 @@ def registerSampleData(iconsFolder):
     import SampleData
 
     logic = SampleData.SampleDataLogic
-    logic.registerCustomSampleDataCategory(CATEGORY, title=_("SemanticGAN"))
+    if hasattr(logic, "registerCustomSampleDataCategory"):  # without it the name is the title
+        logic.registerCustomSampleDataCategory(CATEGORY, title=_("SemanticGAN"))
     for domain, (name, _window) in SAMPLES.items():
         logic.registerCustomSampleDataSource(
             category=CATEGORY,

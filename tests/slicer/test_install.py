@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -29,6 +30,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
+
+
+# name -> version of the packages in Slicer's own Python, with the commit of Slicer they were read from.
+PINS = json.loads((Path(__file__).parent / "slicer_pins.json").read_text(encoding="utf-8"))["slicer"]
 
 
 def make_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = ()) -> Path:
@@ -104,21 +109,27 @@ def test_requirements_are_those_of_the_engine() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == install.ENGINE
 
 
-def test_requirements_admit_what_slicer_brings_along() -> None:
-    """Versions of Slicer 5.13, from SuperBuild/External_python-*.cmake of 2026-08-21: these are never replaced."""
+@pytest.mark.parametrize("slicer_of", PINS, ids=lambda one: one["version"])
+def test_requirements_admit_what_slicer_brings_along(slicer_of: dict[str, Any]) -> None:
+    """These packages are never replaced, so what Slicer pins must do."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    brought = {
-        "highdicom": "0.27.0",
-        "numpy": "2.4.6",
-        "pillow": "12.2.0",
-        "pydicom": "3.0.2",
-        "SimpleITK": "2.5.5",
-        "scipy": "1.17.1",
-    }
-    requirements = {one.name: one for one in map(Requirement, install._requirementLines())}
-    for name, version in brought.items():
-        assert requirements[name].specifier.contains(version), name
+    pins = slicer_of["packages"]
+    assert pins.keys() >= {"highdicom", "numpy", "pillow", "pydicom", "scipy", "simpleitk"}
+    for line in install._requirementLines():
+        wanted = Requirement(line)
+        pin = pins.get(canonicalize_name(wanted.name))
+        assert pin is None or wanted.specifier.contains(pin), f"{line}, Slicer brings {pin}"
+
+
+def test_pins_are_of_the_oldest_slicer_and_of_a_newer_one() -> None:
+    from SemanticGANSlicerLib import version
+
+    versions = {tuple(map(int, one["version"].split(".")[:2])) for one in PINS}
+    assert min(versions) == version.OLDEST
+    assert (5, 13) in versions
+    assert all(re.fullmatch("[0-9a-f]{40}", one["commit"]) for one in PINS)
 
 
 def test_nothing_is_missing_here() -> None:
