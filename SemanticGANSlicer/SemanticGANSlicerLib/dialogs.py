@@ -69,7 +69,18 @@ class InstallDialog:
         self._start(lambda installer: installer.installFromFolder(self._plan, folder))
 
     def close(self, *unused):
-        self.window.reject()
+        """Leave; while PyTorch is being installed, as soon as that has ended."""
+        if self._installer is None or not self._installer.isAtTorch:
+            self.window.reject()
+            return
+        self._installer.cancel()
+        self.closeButton.setEnabled(False)
+        self.text.setText(
+            _(
+                "Cancelled. PyTorch itself cannot be stopped while its extension installs it; nothing else is "
+                "installed after it. This window closes then."
+            )
+        )
 
     def _button(self, row, text, hint, function):
         button = qt.QPushButton(text)
@@ -94,6 +105,9 @@ class InstallDialog:
     def _onFinished(self, error):
         self._installer = None
         self._setRunning(False)
+        if isinstance(error, install.Cancelled):
+            self.window.reject()
+            return
         if error is None:
             try:
                 self._plan = install.makePlan()
@@ -108,7 +122,10 @@ class InstallDialog:
             self.window.accept()
             return
         self.text.setText(
-            _("<b>The installation failed.</b> Nothing of Slicer's own was changed; it can be tried again.")
+            _(
+                "<b>The installation failed.</b> Packages that were there keep their versions; what was added "
+                "stays and serves the next try."
+            )
         )
         self.log.setPlainText(f"{error}\n\n{error.details}")
         self.closeButton.setText(_("Close"))

@@ -72,6 +72,10 @@ class InstallError(Exception):
         self.details = details
 
 
+class Cancelled(InstallError):
+    """The person stopped it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is missing: requirements for pip, the wheel of the engine ("" when it is there), PyTorch or not."""
@@ -107,15 +111,27 @@ def makePlan():
                 "Install the extension again, or install semanticgan into Slicer's Python."
             ).format(folder=WHEELS)
         )
-    torch = not all(isSatisfied(name + version) for name, version in TORCH.items())
-    if torch and _version("torch") is not None:
-        raise InstallError(
-            _(
-                "PyTorch {found} is installed, {wanted} is needed. Uninstall it with the module PyTorch "
-                "Utils, restart Slicer, and try again."
-            ).format(found=_version("torch"), wanted=TORCH["torch"])
-        )
-    return Plan(missing, wheel, torch)
+    wrong = [name for name, version in TORCH.items() if not isSatisfied(name + version)]
+    if wrong and _version("torch") is not None:  # one of the two cannot be replaced without the other
+        raise InstallError(_wrongTorch(wrong[0]))
+    return Plan(missing, wheel, bool(wrong))
+
+
+def _wrongTorch(name):
+    """What is wrong with the PyTorch that is there, and what to do. name: of the package that is to blame."""
+    found = _version(name)
+    if name == "torch":
+        problem = _("PyTorch {found} is installed, {wanted} is needed.")
+    elif found is None:
+        problem = _("PyTorch {torch} is installed without torchvision, of which {wanted} is needed.")
+    else:
+        problem = _("PyTorch {torch} is installed with torchvision {found}, of which {wanted} is needed.")
+    problem = problem.format(found=found, torch=_version("torch"), wanted=TORCH[name])
+    advice = _(
+        "Uninstall PyTorch with the module PyTorch Utils, restart Slicer, and try again: PyTorch and torchvision "
+        "are then installed together, as they must fit each other."
+    )
+    return f"{problem} {advice}"
 
 
 def whyNotInstalled():
@@ -161,10 +177,17 @@ def description(plan):
     items = "".join(f"<li>{part}</li>" for part in parts)
     where = _("They go into Slicer's Python: {folder} ({free:.0f} GB free).").format(folder=folder, free=free)
     kept = _(
-        "Packages that Slicer brought along (SimpleITK, numpy, pydicom, ...) stay as they are. No image "
-        "or other data leaves this computer."
+        "Packages that are there already, of Slicer (SimpleITK, numpy, pydicom, ...) or of other extensions, "
+        "keep their versions; pip may add packages that the new ones need."
     )
-    return _("To segment, this module needs:") + f"<ul>{items}</ul>{where}<br>{kept}"
+    if plan.torch:
+        kept += " " + _(
+            "The extension PyTorch installs by rules of its own: its installer, light-the-torch, may replace "
+            "pip itself by an older version. It cannot be stopped once it has begun; Cancel then ends the "
+            "installation after it."
+        )
+    private = _("No image or other data leaves this computer.")
+    return _("To segment, this module needs:") + f"<ul>{items}</ul>{where}<br>{kept}<br>{private}"
 
 
 def isSatisfied(requirement):
@@ -208,26 +231,43 @@ def constraintLines():
     return sorted(pins.values())
 
 
+_running = set()
+
+
 class Installer:
     """Carries a plan out without freezing the window. One at a time; ``cancel`` stops pip.
 
     python: the interpreter to install into. onLine(text) gets what pip prints; onFinished(error) comes once:
-    None, or an InstallError.
+    None, or an InstallError (Cancelled after ``cancel``).
     """
 
     def __init__(self, python, onLine, onFinished):
         self._python, self._onLine, self._onFinished = python, onLine, onFinished
         self._worker, self._folder, self._lines = None, "", []
+        self._cancelled = False
+        self.isAtTorch = False  # the extension PyTorch is at work: it cannot be stopped
 
     def installOnline(self, plan):
         """From the internet: PyTorch by its extension, then pip."""
         try:
             if plan.torch:
                 self._onLine(_("Installing PyTorch; this can take minutes."))
-                installTorch()
+                self._installTorch()
             self._pip([*self._targets(plan)])
         except InstallError as error:
             self._onFinished(error)
+
+    def _installTorch(self):
+        self.isAtTorch = True
+        try:
+            installTorch()  # events go on meanwhile, so ``cancel`` may be called
+        except InstallError:
+            if not self._cancelled:
+                raise
+        finally:
+            self.isAtTorch = False
+        if self._cancelled:
+            raise _cancelled()
 
     def installFromFolder(self, plan, folder):
         """Without internet: everything, PyTorch too, from a folder of wheels."""
@@ -235,8 +275,10 @@ class Installer:
         self._pip(["--no-index", "--find-links", folder, *torch, *self._targets(plan)])
 
     def cancel(self):
+        """Stop pip; while the extension PyTorch is at work, do not go on to pip after it."""
+        self._cancelled = True
         if self._worker is not None:
-            self._worker.kill()
+            self._worker.cancel()
 
     def _targets(self, plan):
         return [*plan.requirements, *([plan.wheel] if plan.wheel else [])]
@@ -250,7 +292,8 @@ class Installer:
         # Wheels only: a compiler is not to be had in Slicer.
         fixed += ["--only-binary", ":all:", "--constraint", constraints]
         self._worker = process.Worker(self._onEvent, self._pipFinished, plain=True)
-        self._worker.start(self._python, [*fixed, *arguments])
+        _running.add(self)  # its dialog may be gone before pip has ended
+        self._worker.start(self._python, process.untilEof([*fixed, *arguments]))
 
     def constraints(self):
         return constraintLines()
@@ -260,15 +303,20 @@ class Installer:
         self._onLine(event["text"])
 
     def _pipFinished(self, outcome):
+        _running.discard(self)
         shutil.rmtree(self._folder, ignore_errors=True)
         importlib.invalidate_caches()
         if outcome.status == process.DONE:
             self._onFinished(None)
         elif outcome.status == process.CANCELLED:
-            self._onFinished(InstallError(_("The installation was cancelled. It can be started again.")))
+            self._onFinished(_cancelled())
         else:
             output = "\n".join([*self._lines, outcome.details])
             self._onFinished(InstallError(explain(output), "\n".join(output.splitlines()[-60:])))
+
+
+def _cancelled():
+    return Cancelled(_("The installation was cancelled. It can be started again."))
 
 
 def explain(output):

@@ -6,22 +6,25 @@ pip runs for real, into an environment made for the test, with wheels made here;
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import types
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import qt
 import slicer
-from helpers import ROOT
+from helpers import ROOT, is_alive
 
 import standin
 from SemanticGANSlicerLib import dialogs, install, process
@@ -158,7 +161,7 @@ def test_plan_names_what_is_missing(
     assert plan.torch
     assert os.path.basename(plan.wheel) == "semanticgan-0.2.0-py3-none-any.whl"
     text = install.description(plan)
-    for words in ("PyTorch", "monai, highdicom", "semanticgan-0.2.0", "GB free", "stay as they are"):
+    for words in ("PyTorch", "monai, highdicom", "semanticgan-0.2.0", "GB free", "keep their versions"):
         assert words in text
 
 
@@ -187,6 +190,35 @@ def test_old_pytorch_is_explained(versions: dict[str, str | None]) -> None:
         install.InstallError, match=r"2\.1\.0\+cu118 is installed, >=2\.6 is needed.*PyTorch Utils"
     ):
         install.makePlan()
+
+
+@pytest.mark.parametrize(
+    ("torchvision", "words"),
+    [
+        (
+            None,
+            "PyTorch 2.8.0 is installed without torchvision, of which >=0.21 is needed. Uninstall PyTorch",
+        ),
+        ("0.15.2", "PyTorch 2.8.0 is installed with torchvision 0.15.2, of which >=0.21 is needed."),
+    ],
+)
+def test_the_culprit_is_named_when_torchvision_is_at_fault(
+    torchvision: str | None, words: str, versions: dict[str, str | None]
+) -> None:
+    versions.update(torch="2.8.0", torchvision=torchvision)
+    with pytest.raises(install.InstallError) as caught:
+        install.makePlan()
+    assert words in str(caught.value)
+    assert "PyTorch 2.8.0 is installed, " not in str(caught.value)
+
+
+def test_dialog_says_what_may_change(versions: dict[str, str | None]) -> None:
+    """light-the-torch 0.8.1, by which the extension PyTorch installs, asks for pip<26.1; Slicer 5.12 brings 26.1.1."""
+    for torch in (True, False):
+        text = install.description(install.Plan(("needed",), "", torch))
+        assert "keep their versions; pip may add packages" in text
+        assert ("may replace pip itself" in text) is torch
+        assert ("cannot be stopped" in text) is torch
 
 
 # --- pip -------------------------------------------------------------------------------------------
@@ -270,14 +302,81 @@ def test_causes_come_with_advice(output: str, words: str) -> None:
     assert words in install.explain(output)
 
 
-def test_cancelled_installation_ends_at_once(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def silent_index() -> Iterator[str]:
+    """The address of a package index that takes connections and never answers: pip waits for it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it that run."""
+    return [one for one in process._withDescendants(pid) if is_alive(one)]
+
+
+def wait_for_pip(pid: int) -> list[int]:
+    """The worker, the watcher and pip below it, as soon as pip is there."""
+
+    def runs_pip() -> bool:
+        return any(
+            "pip" in Path(f"/proc/{one}/cmdline").read_text().split("\0")[1:4]
+            for one in family(pid)
+            if one != pid
+        )
+
+    standin.pump(runs_pip, 30)
+    return family(pid)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["dialog open", "dialog gone"])
+def test_cancelled_installation_ends_at_once(
+    environment: Path, silent_index: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends: list[Any] = []
-    one = install.Installer(sys.executable, lambda line: None, ends.append)
+    one: Any = install.Installer(str(environment), lambda line: None, ends.append)
     monkeypatch.setattr(install, "constraintLines", list)
-    one._pip(["--version"])  # anything that lives for a moment
+    one._pip(["--index-url", silent_index, "absent"])
+    pids = wait_for_pip(one._worker.pid())
+    assert len(pids) >= 2
     one.cancel()
-    standin.pump(lambda: ends)
-    assert "cancelled" in str(ends[0])
+    if not kept:
+        del one
+        gc.collect()
+    standin.pump(lambda: ends and not any(map(is_alive, pids)), 5)
+    assert isinstance(ends[0], install.Cancelled)
+    assert not install._running
+
+
+SLICER_THAT_DIES = """
+import sys, time
+sys.path[:0] = sys.argv[1:3]
+import standin, slicer
+from SemanticGANSlicerLib import install, sample_data
+install.constraintLines = list
+if sys.argv[3] == "pip":
+    one = install.Installer(sys.argv[4], print, print)
+    one._pip(["--index-url", sys.argv[5], "absent"])
+else:
+    one = sample_data.SampleMaker(print)
+    one.start("ct")
+print(one._worker.pid(), flush=True)
+while True:
+    slicer.app.processEvents()
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("what", ["pip", "phantom"])
+def test_nothing_outlives_slicer(environment: Path, silent_index: str, what: str) -> None:
+    folders = [str(Path(__file__).parent), str(ROOT / "SemanticGANSlicer")]
+    command = [sys.executable, "-c", SLICER_THAT_DIES, *folders, what, str(environment), silent_index]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as slicer_process:
+        assert slicer_process.stdout is not None
+        worker = int(slicer_process.stdout.readline())
+        standin.pump(lambda: len(family(worker)) >= 2, 20)
+        pids = family(worker)
+        slicer_process.kill()
+        standin.pump(lambda: not any(map(is_alive, pids)), 3)
 
 
 # --- PyTorch ---------------------------------------------------------------------------------------
@@ -371,6 +470,54 @@ def test_closing_the_dialog_stops_pip(
     dialog.window.show()
     dialog.close()
     standin.pump(lambda: not worker.isRunning())
+
+
+@pytest.mark.parametrize("by", ["Cancel", "window"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_cancel_while_pytorch_installs_stops_what_comes_after(
+    by: str, fails: bool, plans: list[install.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Slicer: the extension's installer works in the GUI process and lets events go on between its lines."""
+    plans[:] = [install.Plan(("needed",), "", torch=True)]
+    dialog = dialogs.InstallDialog(plans[0], lambda: sys.executable)
+    pip: list[Any] = []
+    monkeypatch.setattr(install.Installer, "_pip", lambda self, arguments: pip.append(arguments))
+    seen: list[tuple[bool, str, bool]] = []
+
+    def torch_installs(**options: Any) -> object:
+        if by == "Cancel":
+            dialog.closeButton.click()
+        else:
+            dialog.window.reject()
+        slicer.app.processEvents()
+        seen.append((dialog.window.visible, dialog.text.text, dialog.closeButton.enabled))
+        if fails:
+            raise RuntimeError("no GPU driver")
+        return object()
+
+    fake_pytorch_extension(monkeypatch, torch_installs)
+    qt.QTimer.singleShot(0, dialog.installOnline)
+    assert dialog.run() is False
+    assert (pip, dialog._installer) == ([], None)
+    assert not dialog.window.visible
+    ((visible, text, enabled),) = seen
+    if by == "Cancel":
+        assert visible
+        assert "PyTorch itself cannot be stopped" in text
+        assert not enabled
+    assert not slicer.app.messages
+
+
+def test_without_cancel_pip_follows_pytorch(
+    plans: list[install.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip: list[Any] = []
+    monkeypatch.setattr(install.Installer, "_pip", lambda self, arguments: pip.append(arguments))
+    fake_pytorch_extension(monkeypatch, lambda **options: object())
+    one = install.Installer(sys.executable, lambda line: None, lambda error: pytest.fail(str(error)))
+    one.installOnline(install.Plan(("needed",), "", torch=True))
+    assert pip == [["needed"]]
+    assert not one.isAtTorch
 
 
 def test_apply_asks_once_when_the_engine_is_missing(
