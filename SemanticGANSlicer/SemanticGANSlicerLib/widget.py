@@ -2,6 +2,7 @@
 
 import html
 import os
+import sys
 
 import qt
 import slicer
@@ -57,6 +58,12 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._result.forget()
         self.setParameterNode(None)
         self.removeObservers()
+
+    def onReload(self):
+        """Slicer reads the module's file anew; here the library, too."""
+        for name in [name for name in sys.modules if name.split(".")[0] == __package__]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
 
     def enter(self):
         self.initializeParameterNode()

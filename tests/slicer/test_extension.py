@@ -681,3 +681,31 @@ def test_self_tests_skip_where_the_engine_is_not_installed(
         assert [why for _test, why in result.skipped] == [reason]
     SemanticGANSlicer.SemanticGANSlicerTest().runTest()
     assert slicer.app.messages[-1].text == f"Skipped: {reason}"
+
+
+RELOAD = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+from pathlib import Path
+import slicer, standin
+standin.new_scene()
+module, panel, meta = standin.load_module(sys.argv[2])
+file = Path(sys.argv[2]).parent / "SemanticGANSlicerLib" / "models.py"
+text = file.read_text()
+assert "Trained on: {what}" in text and panel.ui.modelDetailsLabel.text.startswith("Trained on: CT")
+file.write_text(text.replace("Trained on: {what}", "It has seen this: {what}"))
+panel.onReload()
+assert meta.widget is not panel and slicer.modules.SemanticGANSlicerWidget is meta.widget
+assert panel._parameterNode is None, "the former panel is cleaned up"
+assert meta.widget.ui.modelDetailsLabel.text.startswith("It has seen this: CT"), meta.widget.ui.modelDetailsLabel.text
+standin.unload(meta.widget)
+assert not slicer.app.uncaught
+"""
+
+
+def test_reload_reads_the_library_too(tmp_path: Path) -> None:
+    """In a process of its own, on a copy: the file of the library is changed between."""
+    shutil.copytree(ROOT / MODULE, tmp_path / MODULE, ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / MODULE / f"{MODULE}.py"
+    done = run(sys.executable, "-c", RELOAD, str(ROOT / "tests" / "slicer"), str(module))
+    assert done.returncode == 0, done.stderr
