@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from slicer.i18n import tr as _
 
-from . import process
+from . import installed, process
 
 ENGINE = "semanticgan"
 TORCH = {"torch": ">=2.6", "torchvision": ">=0.21"}  # as in pyproject.toml
@@ -152,6 +152,24 @@ def names(plan):
     return ", ".join([*plan.requirements, *torch, *wheel])
 
 
+def versionRows():
+    """(name, version or "", whose) of the engine, PyTorch and all that is required, for the window."""
+    found, added = installed.versions(), installed.record()
+    lines = [ENGINE, *TORCH, *(re.split(r"[<>=!~ ;]", line)[0] for line in _requirementLines())]
+    rows = []
+    for line in lines:
+        name = installed.canonical(line)
+        version = found.get(name, "")
+        if not version:
+            whose = _("missing")
+        elif added.get(name) == version:
+            whose = _("added by this module")
+        else:
+            whose = _("of Slicer or another extension")
+        rows.append((line, version, whose))
+    return rows
+
+
 def description(plan):
     """What the dialog says before anything is installed: what, how big, where."""
     parts = []
@@ -244,7 +262,7 @@ class Installer:
     def __init__(self, python, onLine, onFinished):
         self._python, self._onLine, self._onFinished = python, onLine, onFinished
         self._worker, self._folder, self._lines = None, "", []
-        self._cancelled = False
+        self._cancelled, self._before = False, {}
         self.isAtTorch = False  # the extension PyTorch is at work: it cannot be stopped
 
     def installOnline(self, plan):
@@ -274,6 +292,18 @@ class Installer:
         torch = [name + version for name, version in TORCH.items()] if plan.torch else []
         self._pip(["--no-index", "--find-links", folder, *torch, *self._targets(plan)])
 
+    def installAgain(self):
+        """Put the files of all that this module added back, in the versions that are there; PyTorch apart."""
+        again = [
+            f"{name}=={version}" for name, version in sorted(installed.record().items()) if _isOurs(name)
+        ]
+        wheel = bundledWheel()
+        self._pip(["--force-reinstall", "--no-deps", *again, *([wheel] if wheel else [])])
+
+    def uninstall(self, names):
+        """Remove packages; ``installed.removable`` says which can go."""
+        self._run(["-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", *names])
+
     def cancel(self):
         """Stop pip; while the extension PyTorch is at work, do not go on to pip after it."""
         self._cancelled = True
@@ -291,9 +321,13 @@ class Installer:
         fixed = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
         # Wheels only: a compiler is not to be had in Slicer.
         fixed += ["--only-binary", ":all:", "--constraint", constraints]
+        self._run([*fixed, *arguments])
+
+    def _run(self, arguments):
+        self._before = installed.versions()
         self._worker = process.Worker(self._onEvent, self._pipFinished, plain=True)
         _running.add(self)  # its dialog may be gone before pip has ended
-        self._worker.start(self._python, process.untilEof([*fixed, *arguments]))
+        self._worker.start(self._python, process.untilEof(arguments))
 
     def constraints(self):
         return constraintLines()
@@ -306,6 +340,9 @@ class Installer:
         _running.discard(self)
         shutil.rmtree(self._folder, ignore_errors=True)
         importlib.invalidate_caches()
+        installed.remember(
+            self._before, ours=(ENGINE,) if bundledWheel() else ()
+        )  # also when it stopped half-way
         if outcome.status == process.DONE:
             self._onFinished(None)
         elif outcome.status == process.CANCELLED:
@@ -313,6 +350,11 @@ class Installer:
         else:
             output = "\n".join([*self._lines, outcome.details])
             self._onFinished(InstallError(explain(output), "\n".join(output.splitlines()[-60:])))
+
+
+def _isOurs(name):
+    """Whether a package that was added is put back by us: PyTorch's builds are chosen by its extension."""
+    return name not in (ENGINE, "triton", *TORCH) and not name.startswith("nvidia-")
 
 
 def _cancelled():

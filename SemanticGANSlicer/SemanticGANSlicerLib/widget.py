@@ -13,7 +13,7 @@ from slicer.util import VTKObservationMixin
 
 from . import models, process, sample_data, volumes
 from .batch import BatchTab
-from .dialogs import InstallDialog, explained
+from .dialogs import InstallationDialog, InstallDialog, explained
 from .install import InstallError, makePlan
 from .logic import Options, SemanticGANSlicerLogic
 from .model_card import ModelCardWindow, ModelChecks, warning
@@ -108,10 +108,17 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._forgetAction.triggered.connect(lambda *unused: self._forgetModel())
         ui.openModelButton.setMenu(menu)
         ui.deviceFoundLabel.setVisible(False)
+        self._installationButton = qt.QPushButton(_("Installation..."))
+        self._installationButton.setFlat(True)
+        self._installationButton.setToolTip(
+            _("Versions of the engine and its packages; install them again, or remove them.")
+        )
+        ui.tabWidget.setCornerWidget(self._installationButton)
 
     def _connectWidgets(self):
         ui = self.ui
         ui.installButton.clicked.connect(lambda *unused: self._ensureInstalled())
+        self._installationButton.clicked.connect(lambda *unused: self._showInstallation())
         ui.sampleCtButton.clicked.connect(lambda *unused: self._makeSample("ct"))
         ui.sampleMrButton.clicked.connect(lambda *unused: self._makeSample("t1_in"))
         ui.modelComboBox.currentIndexChanged.connect(self._onModelChosen)
@@ -199,11 +206,22 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if plan.isEmpty:
             return True
         installed = InstallDialog(plan, self.logic.python).run()
+        self._afterInstallation()
+        return installed
+
+    def _showInstallation(self):
+        """Versions, install again, uninstall; not while the engine is at work."""
+        if self.logic.isRunning() or self._maker is not None:
+            slicer.util.infoDisplay(_("A run is under way. Wait for it, or cancel it."))
+            return
+        InstallationDialog(self.logic.python).run()
+        self._afterInstallation()
+
+    def _afterInstallation(self):
         self._checkInstallation()
         self._listModels()
         self._showModel()
         self._updateButtons()
-        return installed
 
     def _onOptionsToggled(self, *unused):
         """The first look at the options asks the engine which device "auto" is."""
