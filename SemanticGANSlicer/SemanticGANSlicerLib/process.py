@@ -286,6 +286,14 @@ def _withDescendants(pid):
     return found[::-1]
 
 
+_UNTIL_EOF = os.path.join(os.path.dirname(os.path.abspath(__file__)), "until_eof.py")
+
+
+def untilEof(arguments):
+    """Arguments for Python that run ``arguments`` in a child which ends when its input ends, as on ``cancel``."""
+    return [_UNTIL_EOF, *arguments]
+
+
 def pythonProgram():
     """Slicer's Python. Raises RuntimeError when there is none.
 
