@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import struct
+import weakref
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +20,18 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
+from . import process
 from .volumes import addNode, frameName, ijkToRas, isPicture, removeNode
 
 _CHUNK_VOXELS = 1 << 20  # looked at between two events
 _NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
 _TERMINOLOGY = "SemanticGAN"  # name of our context, and of its file
 _MARK = "SemanticGAN"  # tag of the segments that we made: a run may replace them, and no others
+_DRAWN = "SemanticGAN.mask"  # tag: what the model drew, see ``_fingerprint``
+# Tags that Slicer's DICOM export writes as Segment Algorithm Type (0062,0008) and Name (0062,0009); it needs both,
+# and calls everything MANUAL that has none.
+_ALGORITHM_TYPE, _ALGORITHM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+_LONGEST_NAME = 64  # characters of a DICOM text of value representation LO
 
 
 @dataclass
@@ -58,10 +66,15 @@ class Result:
 
 
 def readCase(folder):
-    """The engine's record of the only case in a folder of results. Raises ValueError when there is none."""
+    """The engine's record of the only case in a folder of results, with the name of the model as "model".
+
+    Raises ValueError when there is none.
+    """
     try:
         with open(os.path.join(folder, "run.json"), encoding="utf-8") as file:
-            (case,) = json.load(file)["cases"]
+            record = json.load(file)
+        (case,) = record["cases"]
+        case["model"] = record["bundle"]["name"]
         if case["status"] != "done":
             raise ValueError(case.get("error"))
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -163,12 +176,14 @@ def _changeScene(case, pieces, labels, volume, target):
     shown3D = segmentation.ContainsRepresentation("Closed surface")  # it goes with the last segment
     for segmentId in _ourSegments(segmentation):
         segmentation.RemoveSegment(segmentId)
-    segmentIds = [_addSegment(segmentation, label, piece, volume) for label, piece in pieces]
+    algorithm = _algorithmName(case.get("model", ""))
+    segmentIds = [_addSegment(segmentation, label, piece, volume, algorithm) for label, piece in pieces]
     if shown3D:
         target.CreateClosedSurfaceRepresentation()
     if new:  # a person may have put the other elsewhere
         _placeBeside(target, volume)
     undo.done()
+    watchEdits(target)
     return Result(target, volume, case, labels, segmentIds, undo)
 
 
@@ -177,13 +192,22 @@ def _ourSegments(segmentation):
     return [one for one in ids if segmentation.GetSegment(one).HasTag(_MARK)]
 
 
-def _addSegment(segmentation, label, piece, volume):
+def _algorithmName(model):
+    """Name of what drew the segments; DICOM takes no control characters and no backslash there."""
+    name = "".join(character for character in f"SemanticGAN {model}" if character.isprintable())
+    return name.replace("\\", " ").strip()[:_LONGEST_NAME].strip()
+
+
+def _addSegment(segmentation, label, piece, volume, algorithm):
     mask, first = piece
     segment = slicer.vtkSegment()
     segment.SetName(label["name"])
     segment.SetColor(*recommendedColour(label))
     segment.SetTag(segment.GetTerminologyEntryTagName(), label.get("terminology", ""))
     segment.SetTag(_MARK, str(label["value"]))
+    segment.SetTag(_ALGORITHM_TYPE, "AUTOMATIC")
+    segment.SetTag(_ALGORITHM_NAME, algorithm)
+    segment.SetTag(_DRAWN, _fingerprint(mask, first))
     image = slicer.vtkOrientedImageData()
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(ijkToRas(volume)))
     if mask is None:  # absent: an empty segment, ready to be drawn into
@@ -202,6 +226,89 @@ def _addSegment(segmentation, label, piece, volume):
     segmentId = segmentation.GenerateUniqueSegmentID(f"{_MARK}_{label['value']}")
     segmentation.AddSegment(segment, segmentId)
     return segmentId
+
+
+# --- what a person edited ---
+
+
+def watchEdits(node):
+    """From now on, segments that a person changes count as SEMIAUTOMATIC; those changed before do at once.
+
+    DICOM (PS3.3 C.8.20.2): AUTOMATIC is a calculated segment, SEMIAUTOMATIC one calculated with the user's assistance.
+    Name, colour and place in the list are no part of it: what counts are the voxels, compared with those drawn by the
+    model. The check goes on between events, as a mask may be large.
+    """
+    segmentation = node.GetSegmentation()
+    if segmentation not in _watched:
+        _watched[segmentation] = {}
+        for event in (segmentation.SourceRepresentationModified, segmentation.SegmentModified):
+            segmentation.AddObserver(event, _onMasksModified)
+    _onMasksModified(segmentation)
+
+
+_watched = (
+    weakref.WeakKeyDictionary()
+)  # segmentation -> {segment id: time of the mask that was found unedited}
+_checks = {}  # segmentation -> [the check that goes on, whether it was modified again meanwhile]
+
+
+def _onMasksModified(segmentation, event=""):
+    if segmentation in _checks:
+        _checks[segmentation][1] = True
+        return
+    steps = _markEdited(segmentation, _watched.setdefault(segmentation, {}))
+    _checks[segmentation] = [process.Steps(steps, lambda *unused: _onChecked(segmentation)), False]
+
+
+def _onChecked(segmentation):
+    if _checks.pop(segmentation)[1]:
+        _onMasksModified(segmentation)
+
+
+def _markEdited(segmentation, unedited):
+    """Mark the segments whose voxels are not the model's any more; a generator."""
+    yield
+    for segmentId in _ourSegments(segmentation):
+        segment = segmentation.GetSegment(segmentId)
+        if segment is None or _tag(segment, _ALGORITHM_TYPE) != "AUTOMATIC" or not segment.HasTag(_DRAWN):
+            continue
+        image = segment.GetRepresentation("Binary labelmap")
+        time = image.GetMTime() if image is not None else 0
+        if unedited.get(segmentId) == time:
+            continue
+        if _tag(segment, _DRAWN) == (yield from _drawnNow(segment)):
+            unedited[segmentId] = time
+        else:
+            segment.SetTag(_ALGORITHM_TYPE, "SEMIAUTOMATIC")
+
+
+def _drawnNow(segment):
+    """The fingerprint of a segment's voxels; a generator."""
+    image = segment.GetRepresentation("Binary labelmap")
+    if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
+        return _fingerprint(None, None)
+    extent = image.GetExtent()  # (i, i, j, j, k, k)
+    shape = [extent[axis + 1] - extent[axis] + 1 for axis in (4, 2, 0)]
+    labelmap = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
+    mask, first = yield from _cropped(labelmap, segment.GetLabelValue())
+    if mask is not None:
+        first = [start + extent[axis] for start, axis in zip(first, (4, 2, 0), strict=True)]
+    return _fingerprint(mask, first)
+
+
+def _fingerprint(mask, first):
+    """What a cropped mask (k, j, i) uint8 whose first voxel is ``first`` (K, J, I) is known by again; None: absent."""
+    if mask is None:
+        return "empty"
+    return f"{zlib.crc32(np.ascontiguousarray(mask)):08x} {tuple(map(int, first))} {mask.shape}"
+
+
+def _tag(segment, name):
+    value = vtk.mutable("")
+    return str(value) if segment.GetTag(name, value) else ""
+
+
+# --- words and colours ---
 
 
 def loadTerminology():

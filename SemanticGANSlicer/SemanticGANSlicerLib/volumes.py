@@ -182,6 +182,24 @@ def frameName(volume):
     return f" ({sequence.GetIndexName()} {value} {sequence.GetIndexUnit()})".replace(" )", ")")
 
 
+def drawnOn(segmentation):
+    """The volume whose geometry a segmentation has, which is the one that it segments; None when it has none."""
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
+
+
+def uniqueName(node):
+    """The name of a node, with its id when another node of its kind in the scene is called the same."""
+    name = node.GetName()
+    namesakes = [one for one in slicer.util.getNodesByClass(node.GetClassName()) if one.GetName() == name]
+    return f"{name} ({node.GetID()})" if len(namesakes) > 1 else name
+
+
+def grid(volume):
+    """What must stay the same for a label map to fit: ((K, J, I), IJK to RAS in mm as 16 numbers)."""
+    shape = slicer.util.arrayFromVolume(volume).shape[:3] if volume.GetImageData() is not None else ()
+    return shape, tuple(ijkToRas(volume).ravel().tolist())
+
+
 def slicePositions(volume):
     """S (mm, RAS) of the centres of the slices that a model sees, ascending.
 

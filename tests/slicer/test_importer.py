@@ -404,6 +404,122 @@ def test_undo_after_the_node_was_deleted_does_nothing(ct: Any, tmp_path: Path) -
     assert standin.leaves(slicer.mrmlScene) == before
 
 
+# --- what DICOM export says of the segments ---------------------------------------------------------
+
+
+def algorithm(node: Any, segment_id: str) -> tuple[str, str]:
+    """Type and name as the export of Slicer's module DICOM reads them (DICOMSegmentationPlugin._createSegmentData)."""
+    segment = node.GetSegmentation().GetSegment(segment_id)
+    found = []
+    for tag in ("DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"):
+        value = vtk.mutable("")
+        found.append(str(value) if segment.GetTag(tag, value) else "")
+    return found[0], found[1]
+
+
+def settle() -> None:
+    """Let the check of what was edited come to its end."""
+    standin.pump(lambda: not importer._checks)
+
+
+def two_organs(ct: Any, folder: Path, target: Any = None, model: str = "phantom-ct-liver") -> importer.Result:
+    folder.mkdir(exist_ok=True)
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[2:5, 4:20, 4:20], labelmap[6:10, 8:14, 30:38] = 1, 2
+    case = write_result(folder, ct, labelmap, model=model)
+    result = run_steps(importer.importResult(case, [LIVER, SPLEEN], ct, target))
+    settle()
+    return result
+
+
+def test_segments_say_that_a_model_drew_them(ct: Any, tmp_path: Path) -> None:
+    result = two_organs(ct, tmp_path)
+    for segment_id in result.segmentIds:
+        assert algorithm(result.segmentation, segment_id) == ("AUTOMATIC", "SemanticGAN phantom-ct-liver")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("", "SemanticGAN"), ("a\\b\n", "SemanticGAN a b"), ("x" * 80, "SemanticGAN " + "x" * 52)],
+)
+def test_name_of_the_algorithm_fits_into_dicom(ct: Any, tmp_path: Path, model: str, name: str) -> None:
+    result = two_organs(ct, tmp_path, model=model)
+    assert algorithm(result.segmentation, result.segmentIds[0]) == ("AUTOMATIC", name)
+
+
+def test_an_edited_segment_is_semiautomatic_and_the_others_are_not(ct: Any, tmp_path: Path) -> None:
+    result = two_organs(ct, tmp_path)
+    node, (liver, spleen) = result.segmentation, result.segmentIds
+    node.GetSegmentation().GetSegment(liver).SetName("liver, seen")
+    node.GetSegmentation().GetSegment(spleen).SetColor(0.1, 0.2, 0.3)
+    node.GetSegmentation().CollapseBinaryLabelmaps()  # as saving does
+    node.GetSegmentation().GetSegment(liver).GetRepresentation("Binary labelmap").Modified()
+    settle()
+    assert [algorithm(node, one)[0] for one in (liver, spleen)] == ["AUTOMATIC", "AUTOMATIC"]
+    drawn = slicer.util.arrayFromSegmentBinaryLabelmap(node, liver, ct).copy()
+    drawn[3, 5, 5] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, liver, ct)
+    settle()
+    assert algorithm(node, liver) == ("SEMIAUTOMATIC", "SemanticGAN phantom-ct-liver")
+    assert algorithm(node, spleen)[0] == "AUTOMATIC"
+
+
+def test_a_moved_mask_of_the_same_shape_is_edited(ct: Any, tmp_path: Path) -> None:
+    result = two_organs(ct, tmp_path)
+    node, (liver, _spleen) = result.segmentation, result.segmentIds
+    drawn = np.roll(slicer.util.arrayFromSegmentBinaryLabelmap(node, liver, ct), 1, axis=2)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, liver, ct)
+    settle()
+    assert algorithm(node, liver)[0] == "SEMIAUTOMATIC"
+
+
+def test_drawing_into_an_absent_label_makes_it_semiautomatic(ct: Any, tmp_path: Path) -> None:
+    result = imported(ct, tmp_path, np.zeros((12, 32, 40), np.uint8))
+    settle()
+    assert algorithm(result.segmentation, result.segmentIds[0])[0] == "AUTOMATIC"
+    drawn = np.zeros((12, 32, 40), np.uint8)
+    drawn[3, 5:9, 5:9] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, result.segmentation, result.segmentIds[0], ct)
+    settle()
+    assert algorithm(result.segmentation, result.segmentIds[0])[0] == "SEMIAUTOMATIC"
+
+
+def test_undo_of_an_update_brings_back_who_drew_the_former_segments(ct: Any, tmp_path: Path) -> None:
+    first = two_organs(ct, tmp_path / "a")
+    node, (liver, spleen) = first.segmentation, first.segmentIds
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.ones((12, 32, 40), np.uint8), node, liver, ct)
+    settle()
+    again = two_organs(ct, tmp_path / "b", node, model="other")
+    assert [algorithm(node, one) for one in again.segmentIds] == [("AUTOMATIC", "SemanticGAN other")] * 2
+    again.undo.restore()
+    settle()
+    assert [algorithm(node, one)[0] for one in (liver, spleen)] == ["SEMIAUTOMATIC", "AUTOMATIC"]
+
+
+def test_edits_of_another_sitting_are_known_by_the_voxels(ct: Any, tmp_path: Path) -> None:
+    """Saved, read in a Slicer where nobody watches, edited, then watched."""
+    result = two_organs(ct, tmp_path)
+    path = tmp_path / "saved.seg.nrrd"
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(path))
+    assert storage.WriteData(result.segmentation)
+    array = slicer.util.arrayFromVolume(ct).copy()
+    standin.new_scene()
+    volume = make_volume(array)
+    node = slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path), True)
+    liver, spleen = [node.GetSegmentation().GetNthSegmentID(index) for index in range(2)]
+    importer.watchEdits(node)
+    settle()
+    assert [algorithm(node, one)[0] for one in (liver, spleen)] == ["AUTOMATIC", "AUTOMATIC"]
+    again = slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path), True)
+    drawn = slicer.util.arrayFromSegmentBinaryLabelmap(again, spleen, volume).copy()
+    drawn[7, 9] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, again, spleen, volume)
+    importer.watchEdits(again)
+    settle()
+    assert [algorithm(again, one)[0] for one in (liver, spleen)] == ["AUTOMATIC", "SEMIAUTOMATIC"]
+
+
 # --- files of Slicer -------------------------------------------------------------------------------
 
 
