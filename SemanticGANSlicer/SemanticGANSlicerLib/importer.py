@@ -5,6 +5,7 @@ changed in one go at its end, so whoever stops earlier leaves the scene as it wa
 """
 
 import gzip
+import html
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
-from . import process
-from .volumes import addNode, frameName, ijkToRas, isPicture, removeNode
+from . import process, review
+from .volumes import addNode, drawnOn, frameName, ijkToRas, isPicture, removeNode, uniqueName
 
 _CHUNK_VOXELS = 1 << 20  # looked at between two events
 _NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
@@ -39,8 +40,8 @@ class Result:
     """A finished run: what the panel shows of it.
 
     segmentation, volume: the nodes; case: the engine's record of the run (volumes, trust ...); labels: of its "start"
-    event, with a segment each in segmentIds; undo: takes the run's change of the scene back; folder: the run's files,
-    to be deleted with ``discard``.
+    event, with a segment each in segmentIds; undo: takes the run's change of the scene back, None when that is over;
+    folder: the run's files, to be deleted with ``discard``.
     """
 
     segmentation: object
@@ -53,12 +54,15 @@ class Result:
 
     def discard(self):
         """Forget what was kept for looking at the result. The scene stays as it is."""
-        self.undo.forget()
+        if self.undo is not None:
+            self.undo.forget()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def doubtfulSlices(self):
         """(number from 1, (R, A, S) mm) of the slices to look at."""
+        if "doubtful" in self.case:  # as the scene remembers it
+            return self.case["doubtful"]
         centres, first = self.case.get("slice_centres_mm"), self.case.get("first_slice") or 1
         if not centres:
             return []
@@ -82,18 +86,34 @@ def readCase(folder):
     return case
 
 
-def importResult(case, labels, volume, target=None):
+def storedResult(node):
+    """The ``Result`` of the run that drew a segmentation, as the scene remembers it, or None.
+
+    There is no undo and no file of the run any more; volume is None when it is not in the scene.
+    """
+    run = review.load(node)
+    if run is None:
+        return None
+    watchEdits(node)
+    case, labels, segmentIds = run
+    return Result(node, drawnOn(node), case, labels, segmentIds, None)
+
+
+def importResult(case, labels, volume, target=None, standardNames=False, show3D=False):
     """Bring a result into the scene, piece by piece (a generator); returns a ``Result``.
 
     labels: of the engine's "start" event. target: the segmentation to update: segments that an earlier run made are
-    replaced, all others stay as they are; None makes a new one. Raises ValueError when the file does not fit.
+    replaced, all others stay as they are; None makes a new one. standardNames: segments are called as their codes are,
+    not as the model calls them; show3D: with surfaces. Raises ValueError when the file does not fit.
     """
+    if standardNames:
+        labels = _withStandardNames(labels)
     labelmap = yield from _readLabels(case["output"], volume)
     pieces = []
     for label in labels:
         piece = yield from _cropped(labelmap, label["value"])
         pieces.append((label, piece))
-    return _changeScene(case, pieces, labels, volume, target)
+    return _changeScene(case, pieces, labels, volume, target, show3D)
 
 
 def _readLabels(path, volume):
@@ -101,7 +121,28 @@ def _readLabels(path, volume):
 
     NIfTI is read by hand, as libraries unpack all at once, which takes long for a large scan.
     """
-    shape = slicer.util.arrayFromVolume(volume).shape[:3]
+    try:
+        return (yield from _unpacked(path, slicer.util.arrayFromVolume(volume).shape[:3]))
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        struct.error,
+    ) as error:  # cut short: gzip has a word for each place
+        raise ValueError(
+            _(
+                "The result of {name} in {folder} is incomplete ({reason}), as happens when the disk is full. Free "
+                "some space there, or choose another temporary folder (Edit > Application Settings > Modules), "
+                "and apply again."
+            ).format(
+                name=uniqueName(volume),
+                folder=os.path.dirname(path),
+                reason=getattr(error, "strerror", None) or str(error) or _("it ends too early"),
+            )
+        ) from error
+
+
+def _unpacked(path, shape):
     if path.endswith(".png"):
         from PIL import Image  # Slicer brings it along; VTK and ITK would turn the palette into colours
 
@@ -117,8 +158,9 @@ def _readLabels(path, volume):
         for rows in _slabs(labelmap):
             piece = memoryview(labelmap[rows]).cast("B")
             if file.readinto(piece) < len(piece):
-                raise ValueError(_("The result is incomplete. Was the disk full?"))
+                raise EOFError
             yield
+        file.read(1)  # to the end, where gzip compares the checksum
     return labelmap
 
 
@@ -160,7 +202,7 @@ def _cropped(labelmap, value):
     return mask, [first for first, _last in box]
 
 
-def _changeScene(case, pieces, labels, volume, target):
+def _changeScene(case, pieces, labels, volume, target, show3D):
     if volume.GetScene() is None:
         raise ValueError(_("The volume was removed from the scene; there is nothing to put the result on."))
     new = target is None
@@ -178,13 +220,17 @@ def _changeScene(case, pieces, labels, volume, target):
         segmentation.RemoveSegment(segmentId)
     algorithm = _algorithmName(case.get("model", ""))
     segmentIds = [_addSegment(segmentation, label, piece, volume, algorithm) for label, piece in pieces]
-    if shown3D:
+    if shown3D or show3D:
         target.CreateClosedSurfaceRepresentation()
+    if show3D:
+        target.GetDisplayNode().SetPreferredDisplayRepresentationName3D("Closed surface")
     if new:  # a person may have put the other elsewhere
         _placeBeside(target, volume)
     undo.done()
     watchEdits(target)
-    return Result(target, volume, case, labels, segmentIds, undo)
+    result = Result(target, volume, case, labels, segmentIds, undo)
+    review.store(target, case, labels, segmentIds, result.doubtfulSlices())
+    return result
 
 
 def _ourSegments(segmentation):
@@ -319,6 +365,24 @@ def loadTerminology():
         logic.LoadTerminologyFromFile(os.path.join(resources, f"{_TERMINOLOGY}.term.json"))
 
 
+def _withStandardNames(labels):
+    """Labels under the names that the loaded terminologies have for their codes, such as "Liver".
+
+    A name that is not unique stays the model's, and so does that of a code that no terminology knows.
+    """
+    logic, names = slicer.modules.terminologies.logic(), []
+    for label in labels:
+        entry, name = slicer.vtkSlicerTerminologyEntry(), ""
+        if logic.DeserializeTerminologyEntry(label.get("terminology", ""), entry):
+            logic.UpdateEntryFromLoadedTerminologies(entry, [], [])
+            name = entry.GetTypeObject().GetCodeMeaning()
+        names.append(name)
+    return [
+        {**label, "name": name if name and names.count(name) == 1 else label["name"]}
+        for label, name in zip(labels, names, strict=True)
+    ]
+
+
 def recommendedColour(label):
     """Colour (0 to 1) of a label: what Slicer's terminology recommends for its code, else the model's own."""
     logic, entry, rgb = slicer.modules.terminologies.logic(), slicer.vtkSlicerTerminologyEntry(), label["rgb"]
@@ -358,6 +422,63 @@ def addReconstruction(result):
     return node
 
 
+def hasReport(result):
+    """Whether the page of a run is still there."""
+    return bool(result.folder) and os.path.isfile(_page(result))
+
+
+def report(result):
+    """The page of a run, under the name of its volume in place of that of the file that was segmented; its path."""
+    with open(_page(result), encoding="utf-8") as file:
+        page = file.read()
+    title = "<h2>{}</h2>".format
+    name = uniqueName(result.volume or result.segmentation)
+    page = page.replace(title(html.escape(result.case["case"])), title(html.escape(name)), 1)
+    path = os.path.join(result.folder, "report.html")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page)
+    return path
+
+
+def _page(result):
+    return os.path.join(os.path.dirname(result.case["output"]), "report.html")
+
+
+def volumeRows(result):
+    """(segment, volume in mL or None, voxels, SNOMED CT code) of each label, as the model drew it."""
+    found = {volume["value"]: volume for volume in result.case["labels"]}
+    segmentation, rows = result.segmentation.GetSegmentation(), []
+    for label, segmentId in zip(result.labels, result.segmentIds, strict=True):
+        segment, volume = segmentation.GetSegment(segmentId), found[label["value"]]
+        name = segment.GetName() if segment is not None else label["name"]
+        rows.append((name, volume["volume_ml"], volume["voxels"], label.get("code", "")))
+    return rows
+
+
+def addTable(result):
+    """Add the table of a run to the scene, beside its volume; returns the node."""
+    image = uniqueName(result.volume or result.segmentation)
+    node = addNode("vtkMRMLTableNode", _("{name} volumes").format(name=image))
+    rows = volumeRows(result)
+    columns = (
+        (vtk.vtkStringArray, _("Image"), [image] * len(rows)),
+        (vtk.vtkStringArray, _("Segment"), [row[0] for row in rows]),
+        (vtk.vtkDoubleArray, _("Volume (mL)"), [float("nan") if row[1] is None else row[1] for row in rows]),
+        (vtk.vtkLongLongArray, _("Voxels"), [row[2] for row in rows]),
+        (vtk.vtkStringArray, _("SNOMED CT"), [row[3] for row in rows]),
+    )
+    for kind, name, values in columns:
+        column = kind()
+        column.SetName(name)
+        for value in values:
+            column.InsertNextValue(value)
+        node.AddColumn(column)
+    node.SetNodeReferenceID("segmentation", result.segmentation.GetID())
+    if result.volume is not None:
+        _placeBeside(node, result.volume)
+    return node
+
+
 def _placeBeside(node, volume):
     """Put a node into the folder or study of the volume in the subject hierarchy."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
@@ -371,17 +492,19 @@ def _placeBeside(node, volume):
 class Undo:
     """Takes a run's change of a segmentation back: removes a new node, restores an updated one.
 
-    Made before the change. ``edited`` says whether the user changed the segmentation after it.
+    Made before the change. ``edited`` says whether the user changed the segmentation after it. copy: a copy of a
+    volume that was made for the run; it goes, too, unless another segmentation was drawn on it.
     """
 
     def __init__(self, node, new):
-        self.node, self.new, self.edited = node, new, False
+        self.node, self.new, self.edited, self.copy = node, new, False, None
         self._volumeRole = node.GetReferenceImageGeometryReferenceRole()
         self._observed, self._tags = None, []
         if not new:
             self._segmentation = slicer.vtkSegmentation()
             self._segmentation.DeepCopy(node.GetSegmentation())
             self._volumeId = node.GetNodeReferenceID(self._volumeRole)
+            self._memory = review.memory(node)
 
     def done(self):
         """The change is complete: what is modified from here on is the user's work."""
@@ -403,6 +526,12 @@ class Undo:
     def restore(self):
         """Bring the scene back to where it was before the run."""
         self.forget()
+        self._restoreNode()
+        copy, self.copy = self.copy, None
+        if copy is not None and copy.GetScene() is not None and not _segmentationsOf(copy):
+            removeNode(copy)
+
+    def _restoreNode(self):
         if self.node.GetScene() is None:  # the user deleted it
             return
         if self.new:
@@ -410,3 +539,10 @@ class Undo:
             return
         self.node.GetSegmentation().DeepCopy(self._segmentation)
         self.node.SetNodeReferenceID(self._volumeRole, self._volumeId)
+        review.remember(self.node, self._memory)
+
+
+def _segmentationsOf(volume):
+    return [
+        node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if drawnOn(node) is volume
+    ]

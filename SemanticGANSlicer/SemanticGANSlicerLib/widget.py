@@ -158,6 +158,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             region=(p.regionFrom, p.regionTo) if p.regionEnabled else None,
             largestComponent=p.largestComponent,
             studentAlone=model.studentAlone,
+            standardNames=p.standardNames,
+            show3D=p.show3D,
         )
 
     # --- installation

@@ -294,9 +294,26 @@ def test_incomplete_result_is_refused(ct: Any, tmp_path: Path) -> None:
 
     case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
     content = gzip.decompress(Path(case["output"]).read_bytes())
-    Path(case["output"]).write_bytes(gzip.compress(content[:-7]))
-    with pytest.raises(ValueError, match="incomplete"):
+    for kept in (len(content) - 7, len(content) // 2):
+        Path(case["output"]).write_bytes(gzip.compress(content[:kept]))
+        with pytest.raises(ValueError, match="incomplete") as told:
+            run_steps(importer.importResult(case, [LIVER], ct))
+        assert f"The result of CT in {tmp_path} is incomplete" in str(told.value)
+        assert "Free some space there" in str(told.value)
+
+
+def test_result_that_the_disk_cut_off_is_refused(ct: Any, tmp_path: Path) -> None:
+    """The file itself ends, wherever gzip or the header of NIfTI happens to be."""
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    content, before = Path(case["output"]).read_bytes(), standin.leaves(slicer.mrmlScene)
+    for kept in (0, 5, 60, len(content) // 2, len(content) - 9):
+        Path(case["output"]).write_bytes(content[:kept])
+        with pytest.raises(ValueError, match="incomplete"):
+            run_steps(importer.importResult(case, [LIVER], ct))
+    Path(case["output"]).unlink()
+    with pytest.raises(ValueError, match=r"incomplete \(No such file"):
         run_steps(importer.importResult(case, [LIVER], ct))
+    assert standin.leaves(slicer.mrmlScene) == before
 
 
 def test_picture_result_keeps_the_mask_upright(tmp_path: Path) -> None:
@@ -366,6 +383,56 @@ def test_update_of_a_segmentation_that_is_not_shown_in_3d_makes_no_surface(ct: A
     node = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8)).segmentation
     imported(ct, tmp_path / "b", np.ones((12, 32, 40), np.uint8), node)
     assert not node.GetSegmentation().ContainsRepresentation("Closed surface")
+
+
+def test_surface_is_made_when_asked_for(ct: Any, tmp_path: Path) -> None:
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[2:8, 4:20, 4:20] = 1
+    case = write_result(tmp_path, ct, labelmap)
+    node = run_steps(importer.importResult(case, [LIVER, SPLEEN], ct, show3D=True)).segmentation
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert node.GetDisplayNode().GetPreferredDisplayRepresentationName3D() == "Closed surface"
+    surface = node.GetSegmentation().GetNthSegment(0).GetRepresentation("Closed surface")
+    assert surface.GetNumberOfPoints() > 100
+
+
+def test_surface_is_the_former_one_after_undo(ct: Any, tmp_path: Path) -> None:
+    first, second = np.zeros((2, 12, 32, 40), np.uint8)
+    first[2:5, 4:10, 4:10], second[6:10, 12:30, 12:30] = 1, 1
+    node = imported(ct, tmp_path / "a", first).segmentation
+    node.CreateClosedSurfaceRepresentation()
+    segment_id = node.GetSegmentation().GetNthSegmentID(0)
+    bounds = surface_bounds_mm(node, segment_id)
+    again = imported(ct, tmp_path / "b", second, node)
+    assert surface_bounds_mm(node, again.segmentIds[0]) != pytest.approx(bounds)
+    again.undo.restore()
+    assert surface_bounds_mm(node, segment_id) == pytest.approx(bounds)
+
+
+def test_segments_are_called_as_their_codes_when_asked_for(ct: Any, tmp_path: Path) -> None:
+    """By the terminologies that are loaded; a private code, or one that two labels have, keeps the model's name."""
+    labels = [
+        label(1, "hepar", code="10200004"),
+        label(2, "upper lien", code="78961009"),
+        label(3, "lower lien", code="78961009"),
+        label(4, "thing", code=""),
+        label(5, "ren", code="99999999"),
+    ]
+    case = write_result(tmp_path, ct, np.zeros((12, 32, 40), np.uint8))
+    case["labels"] = [{"value": n, "voxels": 0, "volume_ml": 0.0} for n in range(1, 6)]
+    own = run_steps(importer.importResult(case, labels, ct))
+    assert [row[0] for row in importer.volumeRows(own)] == [
+        "hepar",
+        "upper lien",
+        "lower lien",
+        "thing",
+        "ren",
+    ]
+    standard = run_steps(importer.importResult(case, labels, ct, standardNames=True))
+    names = ["Liver", "upper lien", "lower lien", "thing", "ren"]
+    assert [row[0] for row in importer.volumeRows(standard)] == names
+    segmentation = standard.segmentation.GetSegmentation()
+    assert [segmentation.GetSegment(one).GetName() for one in standard.segmentIds] == names
 
 
 def test_undo_of_a_new_segmentation_removes_it(ct: Any, tmp_path: Path) -> None:

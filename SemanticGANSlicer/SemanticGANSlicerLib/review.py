@@ -1,0 +1,49 @@
+"""What a segmentation remembers of the run that drew it, so that its review can be interrupted and taken up again.
+
+It stands in attributes of the node, which the scene and its bundle (.mrb) keep.
+"""
+
+import json
+
+_RUN, _CHECKED = "SemanticGAN.run", "SemanticGAN.checkedSlices"
+_KEPT = ("model", "seconds", "labels", "trust", "warnings")  # of the engine's record
+
+
+def store(node, case, labels, segmentIds, doubtful):
+    """Keep what the panel shows of a run; nothing is checked yet. doubtful: of ``Result.doubtfulSlices``."""
+    kept = {name: case[name] for name in _KEPT if name in case} | {"doubtful": doubtful}
+    node.SetAttribute(_RUN, json.dumps({"case": kept, "labels": labels, "segmentIds": segmentIds}))
+    node.SetAttribute(_CHECKED, None)
+
+
+def load(node):
+    """(case, labels, segmentIds) of ``store``; None when the segmentation remembers no run."""
+    try:
+        run = json.loads(node.GetAttribute(_RUN) or "")
+        case, labels, segmentIds = run["case"], run["labels"], run["segmentIds"]
+        case["doubtful"] = [(int(number), tuple(map(float, place))) for number, place in case["doubtful"]]
+        complete = len(labels) == len(segmentIds) and all(name in case for name in _KEPT[1:])
+    except (ValueError, KeyError, TypeError):  # none, or not written by us
+        return None
+    return (case, labels, segmentIds) if complete else None
+
+
+def checked(node):
+    """Numbers of the slices that a person has looked at."""
+    return {int(number) for number in (node.GetAttribute(_CHECKED) or "").split(",") if number.isdigit()}
+
+
+def setChecked(node, numbers):
+    """Keep the numbers of the slices that a person has looked at."""
+    node.SetAttribute(_CHECKED, ",".join(map(str, sorted(numbers))) or None)
+
+
+def memory(node):
+    """All that is remembered, for ``remember``."""
+    return {name: node.GetAttribute(name) for name in (_RUN, _CHECKED)}
+
+
+def remember(node, memory):
+    """Put back what was remembered before."""
+    for name, value in memory.items():
+        node.SetAttribute(name, value)
