@@ -1,7 +1,9 @@
 """The part of the panel that shows a result: trust, volumes, doubtful slices, reconstruction, undo."""
 
 import html
+import os
 import shutil
+from contextlib import suppress
 
 import qt
 import slicer
@@ -180,9 +182,24 @@ class ResultView:
         )
         path = path[0] if isinstance(path, tuple) else path
         if path:
-            with explained(_("The report cannot be saved.")):
-                shutil.copyfile(importer.report(self.result), path)
-                self._say(_("The report is saved: {path}").format(path=path))
+            self._saveReport(path)
+
+    def _saveReport(self, path):
+        part = f"{path}.part"  # so that a full disk leaves no half of a page
+        try:
+            shutil.copyfile(importer.report(self.result), part)
+            os.replace(part, path)
+        except OSError as error:
+            with suppress(OSError):
+                os.remove(part)
+            slicer.util.errorDisplay(
+                _(
+                    "The report of {name} cannot be saved in {folder} ({reason}). Free some space there, or choose "
+                    "another folder."
+                ).format(name=self._name(), folder=os.path.dirname(path), reason=error.strerror or error)
+            )
+            return
+        self._say(_("The report is saved: {path}").format(path=path))
 
     # --- slices to look at
 

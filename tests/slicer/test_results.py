@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import slicer
 from helpers import make_volume, voxels
 
 import standin
-from SemanticGANSlicerLib import review, volumes
+from SemanticGANSlicerLib import results, review, volumes
 
 FakeWorker = Callable[..., None]
 
@@ -225,8 +226,27 @@ def test_report_is_opened_and_saved_under_the_name_of_the_volume(
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *unused: str(tmp_path / "none" / "a.html"))
     assert not errors()
     shown.ui.saveReportButton.click()
-    assert "The report cannot be saved." in errors()[0]
-    assert str(tmp_path / "none" / "a.html") in errors()[0]
+    (text,) = errors()
+    assert text.startswith(f"The report of Größe <2>/a cannot be saved in {tmp_path / 'none'} (No such file")
+    assert "choose another folder" in text
+
+
+def test_report_on_a_full_disk_leaves_no_half_of_it(
+    shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.html"
+    kept.write_text("an earlier one", encoding="utf-8")
+
+    def copy(source: str, target: str) -> None:
+        Path(target).write_text("half", encoding="utf-8")
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    monkeypatch.setattr(results.shutil, "copyfile", copy)
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *unused: str(kept))
+    shown.ui.saveReportButton.click()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.html"]
+    assert kept.read_text(encoding="utf-8") == "an earlier one"
+    assert f"in {tmp_path} (No space left on device). Free some space there" in errors()[0]
 
 
 def test_report_of_the_engine_carries_the_name_of_the_volume(panel: Any) -> None:
