@@ -18,7 +18,8 @@ from .parameters import SemanticGANSlicerParameterNode
 class Options:
     """Settings of a run, as ``sgan-segment`` knows them. region: (from, to) in mm along S, None: the whole volume.
 
-    studentAlone: the model has no generator, so there is no reconstruction to ask for.
+    studentAlone: the model has no generator, so there is no reconstruction to ask for. standardNames, show3D: of
+    segments in the scene, see ``importer.importResult``.
     """
 
     model: str
@@ -28,6 +29,8 @@ class Options:
     region: tuple | None = None
     largestComponent: bool = False
     studentAlone: bool = False
+    standardNames: bool = False
+    show3D: bool = False
 
     def arguments(self):
         """The options of the command."""
@@ -223,9 +226,7 @@ class _VolumeRun(_Run):
             return
         try:
             files = [path, "--output", self._results(), "--format", "nifti"]
-            also = ["--no-report"]
-            if not self._options.studentAlone:
-                also.append("--save-reconstruction")
+            also = [] if self._options.studentAlone else ["--save-reconstruction"]
             self._startWorker(files + also + self._options.arguments())
         except RuntimeError as problem:
             self._fail(problem)
@@ -264,7 +265,17 @@ class _VolumeRun(_Run):
         target = self._target
         if target is not None and (target.GetScene() is None or volumes.drawnOn(target) is not self._drawnOn):
             target = None  # gone, or another volume's by now
-        return (yield from importer.importResult(case, self._labels, self._volume, target, self._frame))
+        return (
+            yield from importer.importResult(
+                case,
+                self._labels,
+                self._volume,
+                target,
+                self._frame,
+                standardNames=self._options.standardNames,
+                show3D=self._options.show3D,
+            )
+        )
 
     def _imported(self, result, error):
         if error is not None:

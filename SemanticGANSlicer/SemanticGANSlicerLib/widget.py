@@ -190,6 +190,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             region=(p.regionFrom, p.regionTo) if p.regionEnabled else None,
             largestComponent=p.largestComponent,
             studentAlone=model.studentAlone,
+            standardNames=p.standardNames,
+            show3D=p.show3D,
         )
 
     # --- installation
@@ -538,13 +540,18 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             # Another patient may have been looked at meanwhile: then nothing that the user sees or chose is changed.
             there = stillChosen and self.parent.isEntered
             show = there and volumes.volumeInView() in (started.volume, started.inView, copy)
+            self._log("\n".join([_("done"), *result.case["warnings"]]))
+            self._result.show(
+                result,
+                time.monotonic() - started.seconds,
+                inViews=show,
+                copyOf=started.volume if copy is not None else None,
+            )
             if stillChosen:
                 parameters = self.logic.getParameterNode()
                 if copy is not None:
                     parameters.inputVolume = copy  # the next run needs no copy of its own
                 parameters.outputSegmentation = result.segmentation
-            self._log("\n".join([_("done"), *result.case["warnings"]]))
-            self._result.show(result, time.monotonic() - started.seconds, inViews=show)
             if not there:
                 _notify(_("{volume} is segmented.").format(volume=volumes.uniqueName(result.volume)))
         else:

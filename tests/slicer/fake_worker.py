@@ -61,7 +61,10 @@ def segment(source: Path, output: Path, *, reconstructs: bool) -> None:
         },
         "warnings": ["a warning"],
     }
-    (output / "run.json").write_text(json.dumps({"cases": [case]}), encoding="utf-8")
+    (output / "run.json").write_text(
+        json.dumps({"bundle": {"name": "fake"}, "cases": [case]}), encoding="utf-8"
+    )
+    (output / "report.html").write_text("<h1>Segmentation</h1><h2>input</h2>", encoding="utf-8")
     say(event="case", **case)
     say(event="done", output=str(output), failed=0)
 

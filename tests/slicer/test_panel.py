@@ -265,7 +265,7 @@ def test_apply_shows_progress_then_the_result(panel: Any, ct: Any, fake_worker: 
     np.testing.assert_array_equal(voxels(node, 0, ct), slicer.util.arrayFromVolume(ct) > 0)
     assert shown(ui.resultCollapsibleButton)
     assert re.search(r"Done in \d+ s: CT segmentation", ui.statusLabel.text)
-    assert "a warning" in ui.statusLabel.text
+    assert "a warning" in ui.noticesLabel.text
     assert "Please review" in ui.trustLabel.text
     assert "made up &lt;by a test&gt;" in ui.trustLabel.text
     table = [[ui.volumeTable.item(row, column).text() for column in range(3)] for row in range(2)]
