@@ -1,4 +1,4 @@
-"""The tab Batch: a folder in, a folder of results out, by the same worker."""
+"""The tab Batch: a folder in, a folder of results out, by the same worker; or volumes of the scene, one by one."""
 
 import os
 
@@ -9,6 +9,10 @@ from slicer.i18n import tr as _
 from . import process
 from .dialogs import explained
 from .progress import ProgressView
+from .volumes import uniqueName
+
+_FOLDER, _SCENE = 0, 1  # rows of the box "Source"
+_NODE_ID = qt.Qt.UserRole
 
 
 class BatchTab:
@@ -23,11 +27,20 @@ class BatchTab:
         self._options, self._ensureInstalled, self._onChange = options, ensureInstalled, onChange
         self._progress = ProgressView(ui.batchProgressBar, ui.batchStatusLabel)
         self._parameterNode, self._running, self._cases, self._output = None, False, [], ""
+        self._waiting, self._names = (
+            [],
+            {},
+        )  # ids of volumes that are still to be segmented; names at the start
         headers = [_("Case"), _("Trust"), _("Volumes (mL)"), _("Seconds"), _("Result")]
         ui.batchTable.setColumnCount(len(headers))
         ui.batchTable.setHorizontalHeaderLabels(headers)
         ui.batchTable.verticalHeader().setVisible(False)
         ui.batchTable.horizontalHeader().setStretchLastSection(True)
+        ui.batchSourceComboBox.currentIndexChanged.connect(self._onSourceChosen)
+        ui.batchVolumeList.itemChanged.connect(lambda *unused: self.updateButtons())
+        ui.inputSelector.connect("nodeAdded(vtkMRMLNode*)", lambda *unused: self.updateButtons())
+        ui.tabWidget.currentChanged.connect(lambda *unused: self.updateButtons())
+        self._onSourceChosen()
         ui.batchInputPathLineEdit.currentPathChanged.connect(self._onPathsChanged)
         ui.batchOutputPathLineEdit.currentPathChanged.connect(self._onPathsChanged)
         ui.batchRunButton.clicked.connect(self._onRun)
@@ -51,14 +64,20 @@ class BatchTab:
         ui, p = self.ui, self._parameterNode
         busy = self.logic.isRunning()
         if not busy:
-            self._running = False
-        ui.batchRunButton.setEnabled(p is not None and bool(p.batchInput and p.batchOutput) and not busy)
+            self._running, self._waiting = False, []
+        self._listVolumes()
+        ready = (
+            bool(self._chosenVolumes()) if self._fromScene() else bool(p and p.batchInput and p.batchOutput)
+        )
+        ui.batchRunButton.setEnabled(p is not None and ready and not busy)
         ui.batchCancelButton.setEnabled(self._running)
+        for widget in (ui.batchSourceComboBox, ui.batchVolumeList):
+            widget.setEnabled(not self._running)
         finished = bool(self._cases) and not self._running
         ui.batchReportButton.setEnabled(
-            finished and os.path.isfile(os.path.join(self._output, "report.html"))
+            finished and bool(self._output) and os.path.isfile(os.path.join(self._output, "report.html"))
         )
-        ui.batchFolderButton.setEnabled(bool(self._cases))
+        ui.batchFolderButton.setEnabled(bool(self._cases and self._output))
         try:
             chosen = self._options() if p is not None else None
         except ValueError as error:
@@ -77,9 +96,130 @@ class BatchTab:
             self._parameterNode.batchOutput = self.ui.batchOutputPathLineEdit.currentPath
             self.updateButtons()
 
+    # --- volumes of the scene
+
+    def _fromScene(self):
+        return self.ui.batchSourceComboBox.currentIndex == _SCENE
+
+    def _onSourceChosen(self, *unused):
+        ui, scene = self.ui, self._fromScene()
+        for widget in (ui.batchVolumeListLabel, ui.batchVolumeList):
+            widget.setVisible(scene)
+        for widget in (
+            ui.batchInputPathLineEditLabel,
+            ui.batchInputPathLineEdit,
+            ui.batchOutputPathLineEditLabel,
+            ui.batchOutputPathLineEdit,
+            ui.batchFormatComboBoxLabel,
+            ui.batchFormatComboBox,
+        ):
+            widget.setVisible(not scene)
+        ui.batchRunButton.setText(_("Segment the volumes") if scene else _("Segment the folder"))
+        self.updateButtons()
+
+    def _listVolumes(self):
+        """Let the list follow the scene; ticks stay."""
+        listed = self.ui.batchVolumeList
+        volumes = [
+            node
+            for kind in ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
+            for node in slicer.util.getNodesByClass(kind)
+            if node.GetClassName() == kind and not node.GetHideFromEditors()
+        ]
+        wanted = [(node.GetID(), uniqueName(node), _place(node)) for node in volumes]
+        items = [listed.item(row) for row in range(listed.count)]
+        if wanted == [(item.data(_NODE_ID), item.text(), item.toolTip()) for item in items]:
+            return
+        ticked, blocked = self._chosenVolumes(), listed.blockSignals(True)
+        listed.clear()
+        for row, (nodeId, name, place) in enumerate(wanted):
+            listed.addItem(name)
+            listed.item(row).setData(_NODE_ID, nodeId)
+            listed.item(row).setToolTip(place)
+            listed.item(row).setCheckState(qt.Qt.Checked if nodeId in ticked else qt.Qt.Unchecked)
+        listed.blockSignals(blocked)
+
+    def _chosenVolumes(self):
+        listed = self.ui.batchVolumeList
+        items = [listed.item(row) for row in range(listed.count)]
+        return [item.data(_NODE_ID) for item in items if item.checkState() == qt.Qt.Checked]
+
+    def _runScene(self):
+        """Segment the ticked volumes one after the other, each into a segmentation of its own."""
+        self._cases, self._output = [], ""
+        self.ui.batchTable.setRowCount(0)
+        self._waiting = self._chosenVolumes()
+        self._names = {one: uniqueName(slicer.mrmlScene.GetNodeByID(one)) for one in self._waiting}
+        self._progress.start()
+        self._next(self._options())
+
+    def _next(self, options):
+        while self._waiting:
+            volumeId = self._waiting.pop(0)
+            volume = slicer.mrmlScene.GetNodeByID(volumeId)
+            try:
+                if volume is None:
+                    raise ValueError(_("The volume was removed from the scene."))
+                self.logic.segment(
+                    volume,
+                    options,
+                    onProgress=lambda *progress, which=volumeId: self._showProgress(which, *progress),
+                    onFinished=lambda outcome, result, which=volumeId: self._onVolumeFinished(
+                        which, outcome, result, options
+                    ),
+                )
+            except (ValueError, RuntimeError, OSError) as error:
+                self._addFailed(volumeId, str(error))
+                continue
+            self._running = True
+            self._onChange()
+            return
+        self._onFinished(process.Outcome(process.DONE), None)
+
+    def _showProgress(self, volumeId, done, total, message, secondsLeft):
+        number, count = len(self._cases) + 1, len(self._names)
+        which = _("{name} ({number} of {count}): ").format(
+            name=self._names[volumeId], number=number, count=count
+        )
+        self._progress.show(done, total, which + message, secondsLeft)
+
+    def _onVolumeFinished(self, volumeId, outcome, result, options):
+        if outcome.status == process.CANCELLED:
+            self._waiting = []
+            self._onFinished(outcome, None)
+            return
+        if outcome.status == process.DONE:
+            nodes = {"volumeId": volumeId, "segmentationId": result.segmentation.GetID()}
+            name = uniqueName(result.segmentation)
+            self._addCase({**result.case, "case": self._names[volumeId], "output": name, **nodes})
+            result.discard()  # the review is in the scene, see ``review``
+        else:
+            self._addFailed(volumeId, outcome.message)
+        self._next(options)
+
+    def _addFailed(self, volumeId, error):
+        failed = {"case": self._names[volumeId], "status": "failed", "error": error, "warnings": []}
+        self._addCase(failed | {"volumeId": volumeId})
+
+    def _openVolume(self, case):
+        """Show a volume with its segmentation, and its review in the tab Segment."""
+        nodes = [slicer.mrmlScene.GetNodeByID(case[name]) for name in ("volumeId", "segmentationId")]
+        if None in nodes:
+            slicer.util.infoDisplay(_("{name} is not in the scene any more.").format(name=case["case"]))
+            return
+        slicer.util.setSliceViewerLayers(background=nodes[0], fit=True)
+        if self._parameterNode is not None:
+            self._parameterNode.inputVolume, self._parameterNode.outputSegmentation = nodes
+
+    # --- run
+
     def _onRun(self, *unused):
         p = self._parameterNode
         if p is None or not self._ensureInstalled():
+            return
+        if self._fromScene():
+            with explained(_("The volumes cannot be segmented.")):
+                self._runScene()
             return
         with explained(_("The folder cannot be segmented.")):
             self._cases, self._output = [], p.batchOutput
@@ -119,7 +259,7 @@ class BatchTab:
             )
             file = os.path.basename(case["output"])
             texts = [case["trust"]["status"], volumes, f"{case['seconds']:.0f}", file]
-            hint = case["trust"]["reason"]
+            hint = "\n".join([case["trust"]["reason"], *case["warnings"]])
         else:
             texts, hint = [_("failed"), "", "", ""], case["error"]
         for column, text in enumerate([case["case"], *texts]):
@@ -146,9 +286,17 @@ class BatchTab:
         self._onChange()
 
     def _onRowOpened(self, row, column):
-        """Load a case's image and segmentation."""
+        """Show a case: load its image and segmentation, or say why it failed."""
         case = self._cases[row]
-        if case["status"] != "done" or case["output"].endswith(".dcm") or os.path.isdir(case["input"]):
+        if case["status"] != "done":
+            slicer.util.errorDisplay(
+                _("{name} was not segmented.").format(name=case["case"]) + "\n\n" + case["error"]
+            )
+            return
+        if "volumeId" in case:
+            self._openVolume(case)
+            return
+        if case["output"].endswith(".dcm") or os.path.isdir(case["input"]):
             slicer.util.infoDisplay(
                 _("DICOM is opened with the module DICOM: import the folder of images and the results.")
             )
@@ -157,6 +305,16 @@ class BatchTab:
             volume = slicer.util.loadVolume(case["input"])
             slicer.util.loadSegmentation(case["output"])
             slicer.util.setSliceViewerLayers(background=volume, fit=True)
+
+
+def _place(node):
+    """Where a node is in the subject hierarchy, from the patient on."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item, names = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0, []
+    while item and item != hierarchy.GetSceneItemID():
+        names.insert(0, hierarchy.GetItemName(item))
+        item = hierarchy.GetItemParent(item)
+    return " / ".join(names)
 
 
 def _open(path):

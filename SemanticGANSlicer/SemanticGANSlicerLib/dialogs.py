@@ -6,7 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import install
+from . import install, installed, process
 
 
 @contextmanager
@@ -69,7 +69,18 @@ class InstallDialog:
         self._start(lambda installer: installer.installFromFolder(self._plan, folder))
 
     def close(self, *unused):
-        self.window.reject()
+        """Leave; while PyTorch is being installed, as soon as that has ended."""
+        if self._installer is None or not self._installer.isAtTorch:
+            self.window.reject()
+            return
+        self._installer.cancel()
+        self.closeButton.setEnabled(False)
+        self.text.setText(
+            _(
+                "Cancelled. PyTorch itself cannot be stopped while its extension installs it; nothing else is "
+                "installed after it. This window closes then."
+            )
+        )
 
     def _button(self, row, text, hint, function):
         button = qt.QPushButton(text)
@@ -94,6 +105,9 @@ class InstallDialog:
     def _onFinished(self, error):
         self._installer = None
         self._setRunning(False)
+        if isinstance(error, install.Cancelled):
+            self.window.reject()
+            return
         if error is None:
             try:
                 self._plan = install.makePlan()
@@ -101,14 +115,17 @@ class InstallDialog:
                 error = problem
         if error is None and not self._plan.isEmpty:
             error = install.InstallError(
-                _("Something is still missing: {what}").format(what=_names(self._plan))
+                _("Something is still missing: {what}").format(what=install.names(self._plan))
             )
         if error is None:
             self.installed = True
             self.window.accept()
             return
         self.text.setText(
-            _("<b>The installation failed.</b> Nothing of Slicer's own was changed; it can be tried again.")
+            _(
+                "<b>The installation failed.</b> Packages that were there keep their versions; what was added "
+                "stays and serves the next try."
+            )
         )
         self.log.setPlainText(f"{error}\n\n{error.details}")
         self.closeButton.setText(_("Close"))
@@ -124,7 +141,110 @@ class InstallDialog:
             self._installer.cancel()
 
 
-def _names(plan):
-    return ", ".join(
-        [*plan.requirements, *(["PyTorch"] if plan.torch else []), *([plan.wheel] if plan.wheel else [])]
-    )
+class InstallationDialog:
+    """Which versions are installed; installs what this module added again, or removes it to free its space.
+
+    python: a function that gives the interpreter.
+    """
+
+    def __init__(self, python):
+        self._python, self._installer, self._steps = python, None, None
+        self.window = qt.QDialog(slicer.util.mainWindow())
+        self.window.setWindowTitle(_("SemanticGAN: installation"))
+        layout = qt.QVBoxLayout(self.window)
+        self.versions, self.space, self.log = qt.QLabel(""), qt.QLabel(""), qt.QPlainTextEdit()
+        self.space.setWordWrap(True)
+        self.log.setReadOnly(True)
+        self.log.setVisible(False)
+        self.bar = qt.QProgressBar()
+        self.bar.setRange(0, 0)
+        self.bar.setVisible(False)
+        for widget in (self.versions, self.space, self.bar, self.log):
+            layout.addWidget(widget)
+        row = qt.QHBoxLayout()
+        layout.addLayout(row)
+        self.againButton = qt.QPushButton(_("Install again"))
+        self.againButton.setToolTip(
+            _("Puts the engine and the packages that this module added back, in the same versions.")
+        )
+        self.uninstallButton = qt.QPushButton(_("Uninstall..."))
+        self.uninstallButton.setToolTip(_("Removes what this module added, to free its space."))
+        self.closeButton = qt.QPushButton(_("Close"))
+        for button, function in (
+            (self.againButton, self._again),
+            (self.uninstallButton, self._uninstall),
+            (self.closeButton, lambda *unused: self.window.reject()),
+        ):
+            button.clicked.connect(function)
+            row.addWidget(button)
+        self.window.setMinimumWidth(560)
+        self.window.finished.connect(self._onWindowClosed)
+        self._refresh()
+
+    def run(self):
+        self.window.exec_()
+
+    def _refresh(self):
+        cells = "".join(
+            "<tr>" + "".join(f"<td>{cell}&nbsp;&nbsp;</td>" for cell in row) + "</tr>"
+            for row in install.versionRows()
+        )
+        self.versions.setText(f"<table>{cells}</table>")
+        self._removable = installed.removable()
+        self.againButton.setEnabled(bool(install.bundledWheel() or installed.record()))
+        self.uninstallButton.setEnabled(bool(self._removable))
+        self._sayMegabytes(None)
+        self._steps = process.Steps(
+            installed.sizes(self._removable), lambda size, error: self._sayMegabytes(size)
+        )
+
+    def _sayMegabytes(self, size):
+        if not self._removable:
+            self.space.setText(
+                _("This module added no package to {folder}.").format(folder=installed.folder())
+            )
+            return
+        megabytes = "" if size is None else _(", {size:.0f} MB").format(size=size / 1e6)
+        self.space.setText(
+            _(
+                "This module added {count} packages to {folder} that nothing else needs{megabytes}. Packages of "
+                "Slicer and of other extensions stay; the module PyTorch Utils removes a PyTorch that it installed."
+            ).format(count=len(self._removable), folder=installed.folder(), megabytes=megabytes)
+        )
+
+    def _again(self, *unused):
+        self._start(lambda installer: installer.installAgain())
+
+    def _uninstall(self, *unused):
+        question = _(
+            "Remove {names}?\n\nAnother extension that used one of them without asking for it would have to "
+            "install it again. Models that you trained or opened stay."
+        ).format(names=", ".join(self._removable))
+        if slicer.util.confirmOkCancelDisplay(question, _("Uninstall")):
+            self._start(lambda installer: installer.uninstall(list(self._removable)))
+
+    def _start(self, function):
+        self._setRunning(True)
+        self.log.clear()
+        self._installer = install.Installer(self._python(), self.log.appendPlainText, self._onFinished)
+        function(self._installer)
+
+    def _onFinished(self, error):
+        self._installer = None
+        self._setRunning(False)
+        self._refresh()
+        if isinstance(error, install.Cancelled):
+            return
+        self.log.appendPlainText(_("Done.") if error is None else f"{error}\n\n{error.details}")
+
+    def _setRunning(self, running):
+        for button in (self.againButton, self.uninstallButton):
+            button.setEnabled(not running)
+        self.bar.setVisible(running)
+        self.log.setVisible(True)
+
+    def _onWindowClosed(self, *unused):
+        if self._steps is not None:
+            self._steps.stop()
+        if self._installer is not None:
+            self._installer.cancel()

@@ -5,10 +5,13 @@ changed in one go at its end, so whoever stops earlier leaves the scene as it wa
 """
 
 import gzip
+import html
 import json
 import os
 import shutil
 import struct
+import weakref
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +21,18 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
-from .volumes import addNode, drawnOn, ijkToRas, isPicture, removeNode
+from . import process, review
+from .volumes import addNode, drawnOn, ijkToRas, isPicture, removeNode, uniqueName
 
 _CHUNK_VOXELS = 1 << 20  # looked at between two events
 _NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
 _TERMINOLOGY = "SemanticGAN"  # name of our context, and of its file
 _MARK = "SemanticGAN"  # tag of the segments that we made: a run may replace them, and no others
+_DRAWN = "SemanticGAN.mask"  # tag: what the model drew, see ``_fingerprint``
+# Tags that Slicer's DICOM export writes as Segment Algorithm Type (0062,0008) and Name (0062,0009); it needs both,
+# and calls everything MANUAL that has none.
+_ALGORITHM_TYPE, _ALGORITHM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+_LONGEST_NAME = 64  # characters of a DICOM text of value representation LO
 
 
 @dataclass
@@ -31,8 +40,8 @@ class Result:
     """A finished run: what the panel shows of it.
 
     segmentation, volume: the nodes; case: the engine's record of the run (volumes, trust ...); labels: of its "start"
-    event, with a segment each in segmentIds; undo: takes the run's change of the scene back; folder: the run's files,
-    to be deleted with ``discard``.
+    event, with a segment each in segmentIds; undo: takes the run's change of the scene back, None when that is over;
+    folder: the run's files, to be deleted with ``discard``.
     """
 
     segmentation: object
@@ -45,12 +54,15 @@ class Result:
 
     def discard(self):
         """Forget what was kept for looking at the result. The scene stays as it is."""
-        self.undo.forget()
+        if self.undo is not None:
+            self.undo.forget()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def doubtfulSlices(self):
         """(number from 1, (R, A, S) mm) of the slices to look at."""
+        if "doubtful" in self.case:  # as the scene remembers it
+            return self.case["doubtful"]
         centres, first = self.case.get("slice_centres_mm"), self.case.get("first_slice") or 1
         if not centres:
             return []
@@ -58,10 +70,15 @@ class Result:
 
 
 def readCase(folder):
-    """The engine's record of the only case in a folder of results. Raises ValueError when there is none."""
+    """The engine's record of the only case in a folder of results, with the name of the model as "model".
+
+    Raises ValueError when there is none.
+    """
     try:
         with open(os.path.join(folder, "run.json"), encoding="utf-8") as file:
-            (case,) = json.load(file)["cases"]
+            record = json.load(file)
+        (case,) = record["cases"]
+        case["model"] = record["bundle"]["name"]
         if case["status"] != "done":
             raise ValueError(case.get("error"))
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -69,14 +86,30 @@ def readCase(folder):
     return case
 
 
-def importResult(case, labels, volume, target=None, frame=""):
+def storedResult(node):
+    """The ``Result`` of the run that drew a segmentation, as the scene remembers it, or None.
+
+    There is no undo and no file of the run any more; volume is None when it is not in the scene.
+    """
+    run = review.load(node)
+    if run is None:
+        return None
+    watchEdits(node)
+    case, labels, segmentIds = run
+    return Result(node, drawnOn(node), case, labels, segmentIds, None)
+
+
+def importResult(case, labels, volume, target=None, frame="", standardNames=False, show3D=False):
     """Bring a result into the scene, piece by piece (a generator); returns a ``Result``.
 
     labels: of the engine's "start" event. target: the segmentation to update: segments that an earlier run made are
     replaced, all others stay as they are. None makes a new one, named after the volume and ``frame``; so does a target
-    that is removed or becomes another volume's while the result is read. Raises ValueError when the file does not fit.
+    that is removed or becomes another volume's while the result is read. standardNames: segments are called as their
+    codes are, not as the model calls them; show3D: with surfaces. Raises ValueError when the file does not fit.
     """
     belongedTo = drawnOn(target) if target is not None else None
+    if standardNames:
+        labels = _withStandardNames(labels)
     labelmap = yield from _readLabels(case["output"], volume)
     pieces = []
     for label in labels:
@@ -84,7 +117,7 @@ def importResult(case, labels, volume, target=None, frame=""):
         pieces.append((label, piece))
     if target is not None and (target.GetScene() is None or drawnOn(target) is not belongedTo):
         target = None
-    return _changeScene(case, pieces, labels, volume, target, frame)
+    return _changeScene(case, pieces, labels, volume, target, frame, show3D)
 
 
 def _readLabels(path, volume):
@@ -92,7 +125,28 @@ def _readLabels(path, volume):
 
     NIfTI is read by hand, as libraries unpack all at once, which takes long for a large scan.
     """
-    shape = slicer.util.arrayFromVolume(volume).shape[:3]
+    try:
+        return (yield from _unpacked(path, slicer.util.arrayFromVolume(volume).shape[:3]))
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        struct.error,
+    ) as error:  # cut short: gzip has a word for each place
+        raise ValueError(
+            _(
+                "The result of {name} in {folder} is incomplete ({reason}), as happens when the disk is full. Free "
+                "some space there, or choose another temporary folder (Edit > Application Settings > Modules), "
+                "and apply again."
+            ).format(
+                name=uniqueName(volume),
+                folder=os.path.dirname(path),
+                reason=getattr(error, "strerror", None) or str(error) or _("it ends too early"),
+            )
+        ) from error
+
+
+def _unpacked(path, shape):
     if path.endswith(".png"):
         from PIL import Image  # Slicer brings it along; VTK and ITK would turn the palette into colours
 
@@ -108,8 +162,9 @@ def _readLabels(path, volume):
         for rows in _slabs(labelmap):
             piece = memoryview(labelmap[rows]).cast("B")
             if file.readinto(piece) < len(piece):
-                raise ValueError(_("The result is incomplete. Was the disk full?"))
+                raise EOFError
             yield
+        file.read(1)  # to the end, where gzip compares the checksum
     return labelmap
 
 
@@ -151,7 +206,7 @@ def _cropped(labelmap, value):
     return mask, [first for first, _last in box]
 
 
-def _changeScene(case, pieces, labels, volume, target, frame):
+def _changeScene(case, pieces, labels, volume, target, frame, show3D):
     if volume.GetScene() is None:
         raise ValueError(_("The volume was removed from the scene; there is nothing to put the result on."))
     new = target is None
@@ -167,13 +222,19 @@ def _changeScene(case, pieces, labels, volume, target, frame):
     shown3D = segmentation.ContainsRepresentation("Closed surface")  # it goes with the last segment
     for segmentId in _ourSegments(segmentation):
         segmentation.RemoveSegment(segmentId)
-    segmentIds = [_addSegment(segmentation, label, piece, volume) for label, piece in pieces]
-    if shown3D:
+    algorithm = _algorithmName(case.get("model", ""))
+    segmentIds = [_addSegment(segmentation, label, piece, volume, algorithm) for label, piece in pieces]
+    if shown3D or show3D:
         target.CreateClosedSurfaceRepresentation()
+    if show3D:
+        target.GetDisplayNode().SetPreferredDisplayRepresentationName3D("Closed surface")
     if new:  # a person may have put the other elsewhere
         _placeBeside(target, volume)
     undo.done()
-    return Result(target, volume, case, labels, segmentIds, undo)
+    watchEdits(target)
+    result = Result(target, volume, case, labels, segmentIds, undo)
+    review.store(target, volume, case, labels, segmentIds, result.doubtfulSlices())
+    return result
 
 
 def _ourSegments(segmentation):
@@ -181,13 +242,22 @@ def _ourSegments(segmentation):
     return [one for one in ids if segmentation.GetSegment(one).HasTag(_MARK)]
 
 
-def _addSegment(segmentation, label, piece, volume):
+def _algorithmName(model):
+    """Name of what drew the segments; DICOM takes no control characters and no backslash there."""
+    name = "".join(character for character in f"SemanticGAN {model}" if character.isprintable())
+    return name.replace("\\", " ").strip()[:_LONGEST_NAME].strip()
+
+
+def _addSegment(segmentation, label, piece, volume, algorithm):
     mask, first = piece
     segment = slicer.vtkSegment()
     segment.SetName(label["name"])
     segment.SetColor(*recommendedColour(label))
     segment.SetTag(segment.GetTerminologyEntryTagName(), label.get("terminology", ""))
     segment.SetTag(_MARK, str(label["value"]))
+    segment.SetTag(_ALGORITHM_TYPE, "AUTOMATIC")
+    segment.SetTag(_ALGORITHM_NAME, algorithm)
+    segment.SetTag(_DRAWN, _fingerprint(mask, first))
     image = slicer.vtkOrientedImageData()
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(ijkToRas(volume)))
     if mask is None:  # absent: an empty segment, ready to be drawn into
@@ -208,12 +278,113 @@ def _addSegment(segmentation, label, piece, volume):
     return segmentId
 
 
+# --- what a person edited ---
+
+
+def watchEdits(node):
+    """From now on, segments that a person changes count as SEMIAUTOMATIC; those changed before do at once.
+
+    DICOM (PS3.3 C.8.20.2): AUTOMATIC is a calculated segment, SEMIAUTOMATIC one calculated with the user's assistance.
+    Name, colour and place in the list are no part of it: what counts are the voxels, compared with those drawn by the
+    model. The check goes on between events, as a mask may be large.
+    """
+    segmentation = node.GetSegmentation()
+    if segmentation not in _watched:
+        _watched[segmentation] = {}
+        for event in (segmentation.SourceRepresentationModified, segmentation.SegmentModified):
+            segmentation.AddObserver(event, _onMasksModified)
+    _onMasksModified(segmentation)
+
+
+_watched = (
+    weakref.WeakKeyDictionary()
+)  # segmentation -> {segment id: time of the mask that was found unedited}
+_checks = {}  # segmentation -> [the check that goes on, whether it was modified again meanwhile]
+
+
+def _onMasksModified(segmentation, event=""):
+    if segmentation in _checks:
+        _checks[segmentation][1] = True
+        return
+    steps = _markEdited(segmentation, _watched.setdefault(segmentation, {}))
+    _checks[segmentation] = [process.Steps(steps, lambda *unused: _onChecked(segmentation)), False]
+
+
+def _onChecked(segmentation):
+    if _checks.pop(segmentation)[1]:
+        _onMasksModified(segmentation)
+
+
+def _markEdited(segmentation, unedited):
+    """Mark the segments whose voxels are not the model's any more; a generator."""
+    yield
+    for segmentId in _ourSegments(segmentation):
+        segment = segmentation.GetSegment(segmentId)
+        if segment is None or _tag(segment, _ALGORITHM_TYPE) != "AUTOMATIC" or not segment.HasTag(_DRAWN):
+            continue
+        image = segment.GetRepresentation("Binary labelmap")
+        time = image.GetMTime() if image is not None else 0
+        if unedited.get(segmentId) == time:
+            continue
+        if _tag(segment, _DRAWN) == (yield from _drawnNow(segment)):
+            unedited[segmentId] = time
+        else:
+            segment.SetTag(_ALGORITHM_TYPE, "SEMIAUTOMATIC")
+
+
+def _drawnNow(segment):
+    """The fingerprint of a segment's voxels; a generator."""
+    image = segment.GetRepresentation("Binary labelmap")
+    if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
+        return _fingerprint(None, None)
+    extent = image.GetExtent()  # (i, i, j, j, k, k)
+    shape = [extent[axis + 1] - extent[axis] + 1 for axis in (4, 2, 0)]
+    labelmap = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
+    mask, first = yield from _cropped(labelmap, segment.GetLabelValue())
+    if mask is not None:
+        first = [start + extent[axis] for start, axis in zip(first, (4, 2, 0), strict=True)]
+    return _fingerprint(mask, first)
+
+
+def _fingerprint(mask, first):
+    """What a cropped mask (k, j, i) uint8 whose first voxel is ``first`` (K, J, I) is known by again; None: absent."""
+    if mask is None:
+        return "empty"
+    return f"{zlib.crc32(np.ascontiguousarray(mask)):08x} {tuple(map(int, first))} {mask.shape}"
+
+
+def _tag(segment, name):
+    value = vtk.mutable("")
+    return str(value) if segment.GetTag(name, value) else ""
+
+
+# --- words and colours ---
+
+
 def loadTerminology():
     """Make Slicer know the codes of the labels that models are trained on here, beside its own terminologies."""
     logic = slicer.modules.terminologies.logic()
     if not logic.IsTerminologyContextLoaded(_TERMINOLOGY):
         resources = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "Resources")
         logic.LoadTerminologyFromFile(os.path.join(resources, f"{_TERMINOLOGY}.term.json"))
+
+
+def _withStandardNames(labels):
+    """Labels under the names that the loaded terminologies have for their codes, such as "Liver".
+
+    A name that is not unique stays the model's, and so does that of a code that no terminology knows.
+    """
+    logic, names = slicer.modules.terminologies.logic(), []
+    for label in labels:
+        entry, name = slicer.vtkSlicerTerminologyEntry(), ""
+        if logic.DeserializeTerminologyEntry(label.get("terminology", ""), entry):
+            logic.UpdateEntryFromLoadedTerminologies(entry, [], [])
+            name = entry.GetTypeObject().GetCodeMeaning()
+        names.append(name)
+    return [
+        {**label, "name": name if name and names.count(name) == 1 else label["name"]}
+        for label, name in zip(labels, names, strict=True)
+    ]
 
 
 def recommendedColour(label):
@@ -255,6 +426,63 @@ def addReconstruction(result):
     return node
 
 
+def hasReport(result):
+    """Whether the page of a run is still there."""
+    return bool(result.folder) and os.path.isfile(_page(result))
+
+
+def report(result):
+    """The page of a run, under the name of its volume in place of that of the file that was segmented; its path."""
+    with open(_page(result), encoding="utf-8") as file:
+        page = file.read()
+    title = "<h2>{}</h2>".format
+    name = uniqueName(result.volume or result.segmentation)
+    page = page.replace(title(html.escape(result.case["case"])), title(html.escape(name)), 1)
+    path = os.path.join(result.folder, "report.html")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page)
+    return path
+
+
+def _page(result):
+    return os.path.join(os.path.dirname(result.case["output"]), "report.html")
+
+
+def volumeRows(result):
+    """(segment, volume in mL or None, voxels, SNOMED CT code) of each label, as the model drew it."""
+    found = {volume["value"]: volume for volume in result.case["labels"]}
+    segmentation, rows = result.segmentation.GetSegmentation(), []
+    for label, segmentId in zip(result.labels, result.segmentIds, strict=True):
+        segment, volume = segmentation.GetSegment(segmentId), found[label["value"]]
+        name = segment.GetName() if segment is not None else label["name"]
+        rows.append((name, volume["volume_ml"], volume["voxels"], label.get("code", "")))
+    return rows
+
+
+def addTable(result):
+    """Add the table of a run to the scene, beside its volume; returns the node."""
+    image = uniqueName(result.volume or result.segmentation)
+    node = addNode("vtkMRMLTableNode", _("{name} volumes").format(name=image))
+    rows = volumeRows(result)
+    columns = (
+        (vtk.vtkStringArray, _("Image"), [image] * len(rows)),
+        (vtk.vtkStringArray, _("Segment"), [row[0] for row in rows]),
+        (vtk.vtkDoubleArray, _("Volume (mL)"), [float("nan") if row[1] is None else row[1] for row in rows]),
+        (vtk.vtkLongLongArray, _("Voxels"), [row[2] for row in rows]),
+        (vtk.vtkStringArray, _("SNOMED CT"), [row[3] for row in rows]),
+    )
+    for kind, name, values in columns:
+        column = kind()
+        column.SetName(name)
+        for value in values:
+            column.InsertNextValue(value)
+        node.AddColumn(column)
+    node.SetNodeReferenceID("segmentation", result.segmentation.GetID())
+    if result.volume is not None:
+        _placeBeside(node, result.volume)
+    return node
+
+
 def _placeBeside(node, volume):
     """Put a node into the folder or study of the volume in the subject hierarchy."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
@@ -268,17 +496,19 @@ def _placeBeside(node, volume):
 class Undo:
     """Takes a run's change of a segmentation back: removes a new node, restores an updated one.
 
-    Made before the change. ``edited`` says whether the user changed the segmentation after it.
+    Made before the change. ``edited`` says whether the user changed the segmentation after it. copy: a copy of a
+    volume that was made for the run; it goes, too, unless another segmentation was drawn on it.
     """
 
     def __init__(self, node, new):
-        self.node, self.new, self.edited = node, new, False
+        self.node, self.new, self.edited, self.copy = node, new, False, None
         self._volumeRole = node.GetReferenceImageGeometryReferenceRole()
         self._observed, self._tags = None, []
         if not new:
             self._segmentation = slicer.vtkSegmentation()
             self._segmentation.DeepCopy(node.GetSegmentation())
             self._volumeId = node.GetNodeReferenceID(self._volumeRole)
+            self._memory = review.memory(node)
 
     def done(self):
         """The change is complete: what is modified from here on is the user's work."""
@@ -300,6 +530,12 @@ class Undo:
     def restore(self):
         """Bring the scene back to where it was before the run."""
         self.forget()
+        self._restoreNode()
+        copy, self.copy = self.copy, None
+        if copy is not None and copy.GetScene() is not None and not _segmentationsOf(copy):
+            removeNode(copy)
+
+    def _restoreNode(self):
         if self.node.GetScene() is None:  # the user deleted it
             return
         if self.new:
@@ -307,3 +543,10 @@ class Undo:
             return
         self.node.GetSegmentation().DeepCopy(self._segmentation)
         self.node.SetNodeReferenceID(self._volumeRole, self._volumeId)
+        review.remember(self.node, self._memory)
+
+
+def _segmentationsOf(volume):
+    return [
+        node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if drawnOn(node) is volume
+    ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from slicer.i18n import tr as _
 
-from . import process
+from . import installed, process
 
 ENGINE = "semanticgan"
 TORCH = {"torch": ">=2.6", "torchvision": ">=0.21"}  # as in pyproject.toml
@@ -72,6 +72,10 @@ class InstallError(Exception):
         self.details = details
 
 
+class Cancelled(InstallError):
+    """The person stopped it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is missing: requirements for pip, the wheel of the engine ("" when it is there), PyTorch or not."""
@@ -107,15 +111,63 @@ def makePlan():
                 "Install the extension again, or install semanticgan into Slicer's Python."
             ).format(folder=WHEELS)
         )
-    torch = not all(isSatisfied(name + version) for name, version in TORCH.items())
-    if torch and _version("torch") is not None:
-        raise InstallError(
-            _(
-                "PyTorch {found} is installed, {wanted} is needed. Uninstall it with the module PyTorch "
-                "Utils, restart Slicer, and try again."
-            ).format(found=_version("torch"), wanted=TORCH["torch"])
-        )
-    return Plan(missing, wheel, torch)
+    wrong = [name for name, version in TORCH.items() if not isSatisfied(name + version)]
+    if wrong and _version("torch") is not None:  # one of the two cannot be replaced without the other
+        raise InstallError(_wrongTorch(wrong[0]))
+    return Plan(missing, wheel, bool(wrong))
+
+
+def _wrongTorch(name):
+    """What is wrong with the PyTorch that is there, and what to do. name: of the package that is to blame."""
+    found = _version(name)
+    if name == "torch":
+        problem = _("PyTorch {found} is installed, {wanted} is needed.")
+    elif found is None:
+        problem = _("PyTorch {torch} is installed without torchvision, of which {wanted} is needed.")
+    else:
+        problem = _("PyTorch {torch} is installed with torchvision {found}, of which {wanted} is needed.")
+    problem = problem.format(found=found, torch=_version("torch"), wanted=TORCH[name])
+    advice = _(
+        "Uninstall PyTorch with the module PyTorch Utils, restart Slicer, and try again: PyTorch and torchvision "
+        "are then installed together, as they must fit each other."
+    )
+    return f"{problem} {advice}"
+
+
+def whyNotInstalled():
+    """A sentence on what is missing; "" when the engine can run."""
+    try:
+        plan = makePlan()
+    except InstallError as error:
+        return str(error)
+    if plan.isEmpty:
+        return ""
+    return _("The engine is not installed; missing: {what}").format(what=names(plan))
+
+
+def names(plan):
+    """What a plan installs, by name."""
+    torch = ["PyTorch"] if plan.torch else []
+    wheel = [os.path.basename(plan.wheel)] if plan.wheel else []
+    return ", ".join([*plan.requirements, *torch, *wheel])
+
+
+def versionRows():
+    """(name, version or "", whose) of the engine, PyTorch and all that is required, for the window."""
+    found, added = installed.versions(), installed.record()
+    lines = [ENGINE, *TORCH, *(re.split(r"[<>=!~ ;]", line)[0] for line in _requirementLines())]
+    rows = []
+    for line in lines:
+        name = installed.canonical(line)
+        version = found.get(name, "")
+        if not version:
+            whose = _("missing")
+        elif added.get(name) == version:
+            whose = _("added by this module")
+        else:
+            whose = _("of Slicer or another extension")
+        rows.append((line, version, whose))
+    return rows
 
 
 def description(plan):
@@ -143,10 +195,17 @@ def description(plan):
     items = "".join(f"<li>{part}</li>" for part in parts)
     where = _("They go into Slicer's Python: {folder} ({free:.0f} GB free).").format(folder=folder, free=free)
     kept = _(
-        "Packages that Slicer brought along (SimpleITK, numpy, pydicom, ...) stay as they are. No image "
-        "or other data leaves this computer."
+        "Packages that are there already, of Slicer (SimpleITK, numpy, pydicom, ...) or of other extensions, "
+        "keep their versions; pip may add packages that the new ones need."
     )
-    return _("To segment, this module needs:") + f"<ul>{items}</ul>{where}<br>{kept}"
+    if plan.torch:
+        kept += " " + _(
+            "The extension PyTorch installs by rules of its own: its installer, light-the-torch, may replace "
+            "pip itself by an older version. It cannot be stopped once it has begun; Cancel then ends the "
+            "installation after it."
+        )
+    private = _("No image or other data leaves this computer.")
+    return _("To segment, this module needs:") + f"<ul>{items}</ul>{where}<br>{kept}<br>{private}"
 
 
 def isSatisfied(requirement):
@@ -190,35 +249,66 @@ def constraintLines():
     return sorted(pins.values())
 
 
+_running = set()
+
+
 class Installer:
     """Carries a plan out without freezing the window. One at a time; ``cancel`` stops pip.
 
     python: the interpreter to install into. onLine(text) gets what pip prints; onFinished(error) comes once:
-    None, or an InstallError.
+    None, or an InstallError (Cancelled after ``cancel``).
     """
 
     def __init__(self, python, onLine, onFinished):
         self._python, self._onLine, self._onFinished = python, onLine, onFinished
         self._worker, self._folder, self._lines = None, "", []
+        self._cancelled, self._before = False, {}
+        self.isAtTorch = False  # the extension PyTorch is at work: it cannot be stopped
 
     def installOnline(self, plan):
         """From the internet: PyTorch by its extension, then pip."""
         try:
             if plan.torch:
                 self._onLine(_("Installing PyTorch; this can take minutes."))
-                installTorch()
+                self._installTorch()
             self._pip([*self._targets(plan)])
         except InstallError as error:
             self._onFinished(error)
+
+    def _installTorch(self):
+        self.isAtTorch = True
+        try:
+            installTorch()  # events go on meanwhile, so ``cancel`` may be called
+        except InstallError:
+            if not self._cancelled:
+                raise
+        finally:
+            self.isAtTorch = False
+        if self._cancelled:
+            raise _cancelled()
 
     def installFromFolder(self, plan, folder):
         """Without internet: everything, PyTorch too, from a folder of wheels."""
         torch = [name + version for name, version in TORCH.items()] if plan.torch else []
         self._pip(["--no-index", "--find-links", folder, *torch, *self._targets(plan)])
 
+    def installAgain(self):
+        """Put the files of all that this module added back, in the versions that are there; PyTorch apart."""
+        again = [
+            f"{name}=={version}" for name, version in sorted(installed.record().items()) if _isOurs(name)
+        ]
+        wheel = bundledWheel()
+        self._pip(["--force-reinstall", "--no-deps", *again, *([wheel] if wheel else [])])
+
+    def uninstall(self, names):
+        """Remove packages; ``installed.removable`` says which can go."""
+        self._run(["-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", *names])
+
     def cancel(self):
+        """Stop pip; while the extension PyTorch is at work, do not go on to pip after it."""
+        self._cancelled = True
         if self._worker is not None:
-            self._worker.kill()
+            self._worker.cancel()
 
     def _targets(self, plan):
         return [*plan.requirements, *([plan.wheel] if plan.wheel else [])]
@@ -231,8 +321,13 @@ class Installer:
         fixed = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
         # Wheels only: a compiler is not to be had in Slicer.
         fixed += ["--only-binary", ":all:", "--constraint", constraints]
+        self._run([*fixed, *arguments])
+
+    def _run(self, arguments):
+        self._before = installed.versions()
         self._worker = process.Worker(self._onEvent, self._pipFinished, plain=True)
-        self._worker.start(self._python, [*fixed, *arguments])
+        _running.add(self)  # its dialog may be gone before pip has ended
+        self._worker.start(self._python, process.untilEof(arguments))
 
     def constraints(self):
         return constraintLines()
@@ -242,15 +337,28 @@ class Installer:
         self._onLine(event["text"])
 
     def _pipFinished(self, outcome):
+        _running.discard(self)
         shutil.rmtree(self._folder, ignore_errors=True)
         importlib.invalidate_caches()
+        installed.remember(
+            self._before, ours=(ENGINE,) if bundledWheel() else ()
+        )  # also when it stopped half-way
         if outcome.status == process.DONE:
             self._onFinished(None)
         elif outcome.status == process.CANCELLED:
-            self._onFinished(InstallError(_("The installation was cancelled. It can be started again.")))
+            self._onFinished(_cancelled())
         else:
             output = "\n".join([*self._lines, outcome.details])
             self._onFinished(InstallError(explain(output), "\n".join(output.splitlines()[-60:])))
+
+
+def _isOurs(name):
+    """Whether a package that was added is put back by us: PyTorch's builds are chosen by its extension."""
+    return name not in (ENGINE, "triton", *TORCH) and not name.startswith("nvidia-")
+
+
+def _cancelled():
+    return Cancelled(_("The installation was cancelled. It can be started again."))
 
 
 def explain(output):

@@ -18,7 +18,8 @@ from .parameters import SemanticGANSlicerParameterNode
 class Options:
     """Settings of a run, as ``sgan-segment`` knows them. region: (from, to) in mm along S, None: the whole volume.
 
-    studentAlone: the model has no generator, so there is no reconstruction to ask for.
+    studentAlone: the model has no generator, so there is no reconstruction to ask for. standardNames, show3D: of
+    segments in the scene, see ``importer.importResult``.
     """
 
     model: str
@@ -28,6 +29,8 @@ class Options:
     region: tuple | None = None
     largestComponent: bool = False
     studentAlone: bool = False
+    standardNames: bool = False
+    show3D: bool = False
 
     def arguments(self):
         """The options of the command."""
@@ -60,11 +63,13 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
     def isRunning(self):
         return self._run is not None
 
-    def segment(self, volume, options, target=None, onProgress=None, onFinished=None):
+    def segment(self, volume, options, target=None, onProgress=None, onFinished=None, onText=None):
         """Segment a volume into ``target``, or a new segmentation; returns at once.
 
         onProgress(done, total, message, secondsLeft or None) while it runs; onFinished(outcome, result) once at
         the end, with a ``importer.Result`` when the outcome's status is "done". Until then the scene is unchanged.
+        onText(text) gets what the engine writes beside that, for a log.
+
         What the user does meanwhile is never in the way of a patient: a target that was removed or that belongs to
         another volume by then is left alone, and the result comes in a segmentation of its own.
         Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
@@ -83,7 +88,7 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
                     name=target.GetName()
                 )
             )
-        self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished))
+        self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished, onText))
 
     def segmentFolder(
         self, source, output, options, fileFormat="nifti", onProgress=None, onCase=None, onFinished=None
@@ -128,8 +133,8 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
 class _Run:
     """What runs have in common: the worker, its events, one end."""
 
-    def __init__(self, logic, options, onProgress, onFinished):
-        self._logic, self._options = logic, options
+    def __init__(self, logic, options, onProgress, onFinished, onText=None):
+        self._logic, self._options, self._onText = logic, options, onText
         self._onProgress = onProgress or (lambda done, total, message, left: None)
         self._onFinished = onFinished or (lambda outcome, result: None)
         self._worker = self._steps = None
@@ -137,7 +142,7 @@ class _Run:
         self._closed = False
 
     def _startWorker(self, arguments):
-        self._worker = process.Worker(self._onEvent, self._workerFinished)
+        self._worker = process.Worker(self._onEvent, self._workerFinished, onText=self._onText)
         fixed = ["--json-progress", "--cancel-on-eof", "--low-priority"]
         self._worker.start(self._logic.python(), [*self._logic.workerArguments, *arguments, *fixed])
 
@@ -186,7 +191,7 @@ class _Run:
 
     def _letGo(self):
         """Hold no volume any more: PythonQt may hold this run for longer than it lasts."""
-        self._onProgress = self._onFinished = self._worker = self._steps = None
+        self._onProgress = self._onFinished = self._onText = self._worker = self._steps = None
 
     def _fail(self, error):
         self._end(process.Outcome(process.FAILED, str(error)))
@@ -201,8 +206,8 @@ class _VolumeRun(_Run):
     What the result is called and where it goes is settled at the start, as what is selected and shown then.
     """
 
-    def __init__(self, logic, volume, target, options, onProgress, onFinished):
-        super().__init__(logic, options, onProgress, onFinished)
+    def __init__(self, logic, volume, target, options, onProgress, onFinished, onText):
+        super().__init__(logic, options, onProgress, onFinished, onText)
         self._volume, self._target = volume, target
         self._drawnOn = volumes.drawnOn(target) if target is not None else None
         self._frame = volumes.frameName(volume)
@@ -221,9 +226,7 @@ class _VolumeRun(_Run):
             return
         try:
             files = [path, "--output", self._results(), "--format", "nifti"]
-            also = ["--no-report"]
-            if not self._options.studentAlone:
-                also.append("--save-reconstruction")
+            also = [] if self._options.studentAlone else ["--save-reconstruction"]
             self._startWorker(files + also + self._options.arguments())
         except RuntimeError as problem:
             self._fail(problem)
@@ -262,7 +265,17 @@ class _VolumeRun(_Run):
         target = self._target
         if target is not None and (target.GetScene() is None or volumes.drawnOn(target) is not self._drawnOn):
             target = None  # gone, or another volume's by now
-        return (yield from importer.importResult(case, self._labels, self._volume, target, self._frame))
+        return (
+            yield from importer.importResult(
+                case,
+                self._labels,
+                self._volume,
+                target,
+                self._frame,
+                standardNames=self._options.standardNames,
+                show3D=self._options.show3D,
+            )
+        )
 
     def _imported(self, result, error):
         if error is not None:

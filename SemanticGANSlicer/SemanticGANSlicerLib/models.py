@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import qt
@@ -14,6 +15,11 @@ _SETTINGS = "configs/semanticgan.json"  # inside a model
 _MOST_BYTES = 16 << 20  # of that file
 _REMEMBERED = "SemanticGAN/Models"  # key of the application's settings
 _MODALITIES = {"ct": "CT", "mr": "MR", "xray": "X-ray", "dermoscopy": "dermoscopy", "face": "faces"}
+
+
+def modalityName(modality):
+    """A modality in words; one that no model names stays as it is, such as PT of DICOM."""
+    return _MODALITIES.get(modality, modality)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Label:
 class Model:
     """What the panel says about a model. reference: what the engine is given as --model.
 
-    studentAlone: it has no generator, so it cannot reconstruct an image nor judge its mask.
+    studentAlone: it has no generator, so it cannot reconstruct an image nor judge its mask. path: its folder or .zip.
     """
 
     reference: str
@@ -38,11 +44,12 @@ class Model:
     labels: tuple
     facts: dict
     studentAlone: bool = False
+    path: str = ""
 
     def details(self):
         """What it was trained on, its labels with colours and its licence, as rich text."""
         training = [
-            _MODALITIES.get(self.modality, self.modality),
+            modalityName(self.modality),
             _("data set {name}").format(name=self._fact("cohort")),
         ]
         if "labelled_patients" in self.facts:
@@ -62,6 +69,13 @@ class Model:
             _("Licence of the weights: {licence}").format(licence=html.escape(self._fact("licence")))
         )
         return "<br>".join(lines)
+
+    def limits(self):
+        """What it does not know, rich text."""
+        return _(
+            "It knows the anatomy, the kind of image and the scanners that it was trained on. On other images it "
+            "draws a mask all the same, which may be wrong. Research use only, not a medical device."
+        )
 
     def _fact(self, name):
         return str(self.facts.get(name, _("not stated")))
@@ -104,23 +118,35 @@ def readModel(path, reference=None):
                 "training wrote, or a .zip of it."
             ).format(path=path, reason=str(error) or type(error).__name__)
         ) from error
-    return Model(reference or path, name, modality, labels, facts, settings.get("student_alone") is True)
+    alone = settings.get("student_alone") is True
+    return Model(reference or path, name, modality, labels, facts, alone, path)
 
 
 def _readSettings(path):
+    with openedFile(path, _SETTINGS) as file:
+        return file.read(_MOST_BYTES)
+
+
+@contextmanager
+def openedFile(path, name):
+    """A file inside a model's folder or .zip, to read bytes from. Raises OSError, ValueError or BadZipFile."""
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
+        raise ValueError(_("{name} leads out of the model").format(name=name))
     if os.path.isdir(path):
-        with open(os.path.join(path, _SETTINGS), "rb") as file:
-            return file.read(_MOST_BYTES)
+        with open(os.path.join(path, name), "rb") as file:
+            yield file
+        return
     with zipfile.ZipFile(path) as archive:
+        depth = name.count("/") + 1  # the archive holds the model itself, or its folder
         found = [
-            name
-            for name in archive.namelist()
-            if name == _SETTINGS or name.count("/") == 2 and name.endswith("/" + _SETTINGS)
+            one
+            for one in archive.namelist()
+            if one == name or one.count("/") == depth and one.endswith("/" + name)
         ]
         if not found:
-            raise ValueError(_("{name} is missing in it").format(name=_SETTINGS))
+            raise ValueError(_("{name} is missing in it").format(name=name))
         with archive.open(found[0]) as file:
-            return file.read(_MOST_BYTES)
+            yield file
 
 
 def rememberedModels(settings):
@@ -138,6 +164,11 @@ def rememberModel(settings, path):
     """Put a model's path at the head of the list that is kept between sessions."""
     paths = [path] + [known for known in _paths(settings) if known != path]
     settings.setValue(_REMEMBERED, json.dumps(paths))
+
+
+def forgetModel(settings, path):
+    """Take a model off that list; its files stay."""
+    settings.setValue(_REMEMBERED, json.dumps([known for known in _paths(settings) if known != path]))
 
 
 def _paths(settings):

@@ -19,6 +19,7 @@ class SemanticGANSlicerParameterNode:
     outputSegmentation: updated by a run; None makes a new one.
     model: name of a bundled model, or path of a model's folder or .zip; empty means the first of the list.
     regionFrom, regionTo: mm along S, as the red slice view shows them; used when regionEnabled.
+    standardNames: segments are called as their codes are; show3D: with surfaces.
     batchInput, batchOutput: folders; batchFormat: of the label maps.
     """
 
@@ -33,6 +34,8 @@ class SemanticGANSlicerParameterNode:
     regionFrom: float = 0.0
     regionTo: float = 0.0
     largestComponent: bool = False
+    standardNames: bool = False
+    show3D: bool = False
     batchInput: str = ""
     batchOutput: str = ""
     batchFormat: Annotated[str, Choice(FORMATS)] = "nifti"

@@ -37,11 +37,13 @@ class Worker:
 
     onEvent(event: dict) gets each object; onFinished(outcome: Outcome) is called exactly once, after the last event.
     Lines that are not JSON are kept for the error message. plain: for a program of another kind, such as pip: its
-    lines are events {"event": "line", "text": ...}, and it succeeded when its exit code is 0.
+    lines are events {"event": "line", "text": ...}, and it succeeded when its exit code is 0. What it says beside that,
+    such as warnings of libraries, goes to onText(text: str), as it comes.
     """
 
-    def __init__(self, onEvent, onFinished, plain=False, patienceMsec=_PATIENCE_MSEC):
+    def __init__(self, onEvent, onFinished, plain=False, patienceMsec=_PATIENCE_MSEC, onText=None):
         self._onEvent, self._onFinished, self._plain = onEvent, onFinished, plain
+        self._onText = onText
         self._cancelled = self._ended = False
         self._line, self._other = b"", b""
         self._error = None  # the worker's own last word
@@ -101,7 +103,7 @@ class Worker:
         Senders go with the next event, not at once: one of them may be waiting for its own signal to return.
         """
         self._deadline.stop()
-        self._onEvent = self._onFinished = None
+        self._onEvent = self._onFinished = self._onText = None
         for sender in (self._process, self._deadline):
             sender.deleteLater()
 
@@ -138,7 +140,10 @@ class Worker:
             self._onEvent(event)
 
     def _readErrors(self):
-        self._keep(_bytes(self._process.readAllStandardError()))
+        output = _bytes(self._process.readAllStandardError())
+        self._keep(output)
+        if self._onText is not None and output:
+            self._onText(output.decode("utf-8", "replace"))
 
     def _keep(self, output):
         self._other = (self._other + output)[-_KEPT_OUTPUT:]
@@ -279,6 +284,14 @@ def _withDescendants(pid):
         found.append(one)
         waiting += children.get(one, [])
     return found[::-1]
+
+
+_UNTIL_EOF = os.path.join(os.path.dirname(os.path.abspath(__file__)), "until_eof.py")
+
+
+def untilEof(arguments):
+    """Arguments for Python that run ``arguments`` in a child which ends when its input ends, as on ``cancel``."""
+    return [_UNTIL_EOF, *arguments]
 
 
 def pythonProgram():

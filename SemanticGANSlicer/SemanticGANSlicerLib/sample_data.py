@@ -22,7 +22,8 @@ def registerSampleData(iconsFolder):
     import SampleData
 
     logic = SampleData.SampleDataLogic
-    logic.registerCustomSampleDataCategory(CATEGORY, title=_("SemanticGAN"))
+    if hasattr(logic, "registerCustomSampleDataCategory"):  # without it the name is the title
+        logic.registerCustomSampleDataCategory(CATEGORY, title=_("SemanticGAN"))
     for domain, (name, _window) in SAMPLES.items():
         logic.registerCustomSampleDataSource(
             category=CATEGORY,
@@ -79,12 +80,12 @@ class SampleMaker:
         # One patient to train with is the least; the test patient is one that no model has seen.
         arguments += ["--patients", "1", "--labelled", "1", "--validation", "0", "--test", "1"]
         self._worker = process.Worker(lambda event: None, self._made, plain=True)
-        self._worker.start(process.pythonProgram(), arguments)
+        self._worker.start(process.pythonProgram(), process.untilEof(arguments))
 
     def cancel(self):
         """Stop making it; onFinished comes soon."""
         if self._worker is not None:
-            self._worker.kill()
+            self._worker.cancel()
 
     def close(self):
         """Stop at once, without a word."""

@@ -200,6 +200,42 @@ def grid(volume):
     return shape, tuple(ijkToRas(volume).ravel().tolist())
 
 
+_DICOM_MODALITIES = {
+    "CT": "ct",
+    "MR": "mr",
+    "CR": "xray",
+    "DX": "xray",
+    "XC": "dermoscopy",
+    "ES": "dermoscopy",
+}
+_LOOKED_AT = 1 << 16  # voxels, spread over the volume
+_AIR_HU = -300.0  # darker than any tissue; MR and PET have nothing below 0
+
+
+def modality(volume):
+    """(modality, certain): what a volume shows, as a model names it: "ct", "mr", "xray", "dermoscopy" or "".
+
+    certain: a DICOM header says so, which the subject hierarchy keeps; else it is the look of the volume. "" when
+    neither tells: the look does not tell MR from PET or from CT without air.
+    """
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item = hierarchy.GetItemByDataNode(volume) if hierarchy is not None else 0
+    header = hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
+    if header:
+        return _DICOM_MODALITIES.get(header, header), True
+    if volume.GetImageData() is None or not volume.GetImageData().GetNumberOfPoints():
+        return "", False
+    if isPicture(volume):
+        return "dermoscopy", False
+    array = slicer.util.arrayFromVolume(volume)
+    if array.shape[0] == 1:
+        return "xray", False
+    few = array.reshape(-1)[:: max(1, array.size // _LOOKED_AT)]
+    if float(few.min()) <= _AIR_HU:
+        return "ct", False
+    return ("mr", False) if float(few.min()) >= 0.0 else ("", False)
+
+
 def slicePositions(volume):
     """S (mm, RAS) of the centres of the slices that a model sees, ascending.
 

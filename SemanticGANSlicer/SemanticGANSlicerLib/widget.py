@@ -2,6 +2,7 @@
 
 import html
 import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from slicer.util import VTKObservationMixin
 
 from . import models, process, sample_data, volumes
 from .batch import BatchTab
-from .dialogs import InstallDialog, explained
+from .dialogs import InstallationDialog, InstallDialog, explained
 from .install import InstallError, makePlan
 from .logic import Options, SemanticGANSlicerLogic
+from .model_card import ModelCardWindow, ModelChecks, warning
 from .probe import DeviceProbe
 from .progress import ProgressView
 from .results import ResultView
@@ -42,6 +44,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._parameterNode = self._guiTag = self._volume = None
         self._maker = self._probe = None
         self._models = []
+        self._checks = ModelChecks(self._onModelChecked)
+        self._card = None  # the window, while it is open
 
     # --- life of the panel
 
@@ -70,6 +74,12 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.setParameterNode(None)
         self.removeObservers()
 
+    def onReload(self):
+        """Slicer reads the module's file anew; here the library, too."""
+        for name in [name for name in sys.modules if name.split(".")[0] == __package__]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
     def enter(self):
         self.initializeParameterNode()
         self._checkInstallation()
@@ -90,6 +100,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _stopEverything(self):
         self.logic.close()
+        self._checks.close()
         for part in (self._maker, self._probe):
             if part is not None:
                 part.close()
@@ -104,15 +115,26 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         menu.addAction(_("Zip file...")).triggered.connect(
             lambda *unused: self._openModel(models.openModelArchive())
         )
+        menu.addSeparator()
+        self._forgetAction = menu.addAction(_("Remove the chosen one from the list"))
+        self._forgetAction.triggered.connect(lambda *unused: self._forgetModel())
         ui.openModelButton.setMenu(menu)
         ui.deviceFoundLabel.setVisible(False)
+        self._installationButton = qt.QPushButton(_("Installation..."))
+        self._installationButton.setFlat(True)
+        self._installationButton.setToolTip(
+            _("Versions of the engine and its packages; install them again, or remove them.")
+        )
+        ui.tabWidget.setCornerWidget(self._installationButton)
 
     def _connectWidgets(self):
         ui = self.ui
         ui.installButton.clicked.connect(lambda *unused: self._ensureInstalled())
+        self._installationButton.clicked.connect(lambda *unused: self._showInstallation())
         ui.sampleCtButton.clicked.connect(lambda *unused: self._makeSample("ct"))
         ui.sampleMrButton.clicked.connect(lambda *unused: self._makeSample("t1_in"))
         ui.modelComboBox.currentIndexChanged.connect(self._onModelChosen)
+        ui.modelCardButton.clicked.connect(lambda *unused: self._showCard())
         ui.optionsCollapsibleButton.contentsCollapsed.connect(self._onOptionsToggled)
         ui.regionCheckBox.toggled.connect(self._onRegionToggled)
         ui.regionFromHereButton.clicked.connect(lambda *unused: self._takePosition(ui.regionFromSpinBox))
@@ -168,6 +190,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             region=(p.regionFrom, p.regionTo) if p.regionEnabled else None,
             largestComponent=p.largestComponent,
             studentAlone=model.studentAlone,
+            standardNames=p.standardNames,
+            show3D=p.show3D,
         )
 
     # --- installation
@@ -194,11 +218,22 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if plan.isEmpty:
             return True
         installed = InstallDialog(plan, self.logic.python).run()
+        self._afterInstallation()
+        return installed
+
+    def _showInstallation(self):
+        """Versions, install again, uninstall; not while the engine is at work."""
+        if self.logic.isRunning() or self._maker is not None:
+            slicer.util.infoDisplay(_("A run is under way. Wait for it, or cancel it."))
+            return
+        InstallationDialog(self.logic.python).run()
+        self._afterInstallation()
+
+    def _afterInstallation(self):
         self._checkInstallation()
         self._listModels()
         self._showModel()
         self._updateButtons()
-        return installed
 
     def _onOptionsToggled(self, *unused):
         """The first look at the options asks the engine which device "auto" is."""
@@ -229,6 +264,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _showModel(self):
         """Let the chooser and the text below follow the parameter."""
+        self.ui.modelCardButton.setEnabled(bool(self._models))
+        self._forgetAction.setEnabled(False)
         if not self._models:
             self.ui.modelDetailsLabel.setText(_("No model yet."))
             return
@@ -244,7 +281,11 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             if model.studentAlone
             else self.ui.reconstructionComboBoxLabel.toolTip
         )
+        self._forgetAction.setEnabled(model.reference == model.path)  # one that was opened
         text = model.details()
+        self._checks.check(model)
+        if self._checks.problems(model):
+            text = warning(self._checks.problems(model)) + "<br>" + text
         wanted = self._parameterNode.model if self._parameterNode is not None else ""
         if wanted and wanted != model.reference:  # a scene of another computer
             text = (
@@ -278,6 +319,26 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self._parameterNode.model = path
             self._showModel()
             self._updateButtons()
+
+    def _forgetModel(self):
+        """Take the chosen model off the list; its files stay."""
+        models.forgetModel(slicer.app.userSettings(), self._chosenModel().path)
+        self._listModels()
+        if self._parameterNode is not None:
+            self._parameterNode.model = ""
+        self._showModel()
+        self._updateButtons()
+
+    def _showCard(self):
+        model = self._chosenModel()
+        self._card = ModelCardWindow(model, self._checks.problems(model))
+        self._card.run()
+        self._card = None
+
+    def _onModelChecked(self, model):
+        if self._card is not None:
+            self._card.showCheck(self._checks.problems(model))
+        self._showModel()
 
     def _makeSample(self, domain):
         if self._maker is not None or not self._ensureInstalled():
@@ -349,6 +410,24 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             widget.setEnabled(not running and not busy)
         self._batch.updateButtons()
         self._result.follow(volume)
+        hint = self._hint(volume)
+        ui.hintLabel.setText(hint)
+        ui.hintLabel.setVisible(bool(hint))
+
+    def _hint(self, volume):
+        """What speaks against the chosen model for the chosen volume, in words; "" when nothing does."""
+        if volume is None or not self._models:
+            return ""
+        trained, (found, certain) = self._chosenModel().modality, volumes.modality(volume)
+        if not found or found == trained or not trained:
+            return ""
+        says = (
+            _("{name} is {found}, as its DICOM header says") if certain else _("{name} looks like {found}")
+        ).format(name=volumes.uniqueName(volume), found=models.modalityName(found))
+        return _(
+            "{says}; the model was trained on {trained}. It may be segmented all the same: look at every slice of the "
+            "result."
+        ).format(says=says, trained=models.modalityName(trained))
 
     def _onApply(self, *unused):
         if self._parameterNode is None or not self._ensureInstalled():
@@ -366,12 +445,16 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                 return
             started = _Started(chosen, volume if copied else None, volumes.volumeInView(), time.monotonic())
             self._progress.start()
+            self._log(
+                _("{volume}, model {model}").format(volume=volumes.uniqueName(volume), model=options.model)
+            )
             try:
                 self.logic.segment(
                     volume,
                     options,
                     target=target,
-                    onProgress=self._progress.show,
+                    onProgress=self._onProgress,
+                    onText=self._log,
                     onFinished=lambda outcome, result: self._onFinished(outcome, result, started),
                 )
             except Exception:
@@ -380,6 +463,18 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                     volumes.removeNode(volume)
                 raise
         self._updateButtons()
+
+    def _onProgress(self, done, total, message, secondsLeft):
+        self._progress.show(done, total, message, secondsLeft)
+        if not total:  # a stage of the run; steps of the optimisation would fill the log
+            self._log(message)
+
+    def _log(self, text):
+        """Add lines to the log, each with the time of day."""
+        now = time.strftime("%H:%M:%S")
+        for line in text.splitlines():
+            if line.strip():
+                self.ui.logText.appendPlainText(f"{now} {line}")
 
     def _selected(self):
         """(volume, segmentation) that the selectors show, which count.
@@ -445,15 +540,22 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             # Another patient may have been looked at meanwhile: then nothing that the user sees or chose is changed.
             there = stillChosen and self.parent.isEntered
             show = there and volumes.volumeInView() in (started.volume, started.inView, copy)
+            self._log("\n".join([_("done"), *result.case["warnings"]]))
+            self._result.show(
+                result,
+                time.monotonic() - started.seconds,
+                inViews=show,
+                copyOf=started.volume if copy is not None else None,
+            )
             if stillChosen:
                 parameters = self.logic.getParameterNode()
                 if copy is not None:
                     parameters.inputVolume = copy  # the next run needs no copy of its own
                 parameters.outputSegmentation = result.segmentation
-            self._result.show(result, time.monotonic() - started.seconds, inViews=show)
             if not there:
                 _notify(_("{volume} is segmented.").format(volume=volumes.uniqueName(result.volume)))
         else:
+            self._log(outcome.message or outcome.status)
             if copy is not None:
                 volumes.removeNode(copy)
             self._result.isEarlier()

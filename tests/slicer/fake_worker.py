@@ -61,7 +61,10 @@ def segment(source: Path, output: Path, *, reconstructs: bool) -> None:
         },
         "warnings": ["a warning"],
     }
-    (output / "run.json").write_text(json.dumps({"cases": [case]}), encoding="utf-8")
+    (output / "run.json").write_text(
+        json.dumps({"bundle": {"name": "fake"}, "cases": [case]}), encoding="utf-8"
+    )
+    (output / "report.html").write_text("<h1>Segmentation</h1><h2>input</h2>", encoding="utf-8")
     say(event="case", **case)
     say(event="done", output=str(output), failed=0)
 
@@ -88,6 +91,9 @@ def main(mode: str, source: Path, output: Path) -> int:
     if mode == "error":
         say(event="error", message="scan.nii: broken. Mend it.", code=2, details="line one")
         print("a warning on the way", file=sys.stderr)
+        return 2
+    if mode == "names-its-file":
+        say(event="error", message=f"{source}: too dark.", code=2)
         return 2
     if mode == "internal":
         print("Traceback: ValueError: our fault", file=sys.stderr)

@@ -112,3 +112,12 @@ def voxels(node: Any, index: int, volume: Any) -> np.ndarray:
     """(K, J, I) uint8 of a segment on the voxels of a volume."""
     segment_id = node.GetSegmentation().GetNthSegmentID(index)
     return slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, volume)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for is dead."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

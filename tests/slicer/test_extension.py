@@ -9,6 +9,7 @@ import ast
 import configparser
 import email
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -16,9 +17,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -520,3 +522,190 @@ def test_late_imports_and_calls_are_allowed() -> None:
     code += "def f():\n    import SampleData\n    slicer.util.pip_install('x')\n    subprocess.run('x')\n"
     code += "g = lambda: slicer.util.pip_install('x')\n"
     assert faults(code) == []
+
+
+# --- which Slicer ---
+
+ON_AN_OLD_SLICER = """
+import json, sys
+sys.path[:0] = sys.argv[1:3]
+import slicer, standin
+standin.new_scene()
+slicer.app.majorVersion, slicer.app.minorVersion = int(sys.argv[4]), int(sys.argv[5])
+module, widget, meta = standin.load_module(sys.argv[3])
+slicer.app.startup()
+result = __import__("unittest").TestResult()
+__import__("unittest").defaultTestLoader.loadTestsFromModule(module).run(result)
+slicer.modules.SemanticGANSlicerInstance.runTest()
+print(json.dumps({
+    "label": widget.label.text,
+    "help": meta.helpText,
+    "samples": len(getattr(slicer.modules, "sampleDataSources", {})),
+    "messages": [message.text for message in slicer.app.messages],
+    "uncaught": [str(error) for error in slicer.app.uncaught],
+    "skipped": [reason for _, reason in result.skipped],
+    "bad": len(result.errors + result.failures),
+    "loaded": [m.__file__ for n, m in sys.modules.items() if n.startswith("SemanticGANSlicer")],
+}))
+standin.unload(widget)
+"""
+
+
+@pytest.fixture(scope="module")
+def on_slicer() -> Callable[[int, int], dict[str, Any]]:
+    """What happens to the module in a Slicer of another version, in a process of its own."""
+
+    def start(major: int, minor: int) -> dict[str, Any]:
+        folders = (str(ROOT / "tests" / "slicer"), str(ROOT / MODULE), str(ROOT / MODULE / f"{MODULE}.py"))
+        done = run(sys.executable, "-c", ON_AN_OLD_SLICER, *folders, str(major), str(minor))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return start
+
+
+@pytest.mark.parametrize("version", [(5, 8), (5, 10)])
+def test_older_slicer_gets_one_sentence(
+    version: tuple[int, int], on_slicer: Callable[[int, int], dict[str, Any]]
+) -> None:
+    found = on_slicer(*version)
+    sentence = (
+        "Segment with SemanticGAN needs Slicer 5.12 or newer, this is {}.{}. Please install a newer Slicer."
+    )
+    sentence = sentence.format(*version)
+    assert found["label"] == sentence
+    assert found["skipped"] == [sentence]  # by the test driver
+    assert found["messages"] == [f"Skipped: {sentence}"]  # by "Reload and Test"
+    assert (found["uncaught"], found["bad"], found["samples"]) == ([], 0, 0)
+    paths = [Path(path) for path in found["loaded"]]
+    assert {path.name for path in paths} == {f"{MODULE}.py", "__init__.py", "version.py"}
+    for path in paths:  # 5.8 has Python 3.9
+        assert too_new_for_python_3_9(path.read_text(encoding="utf-8")) == []
+
+
+def too_new_for_python_3_9(code: str) -> list[str]:
+    """What Python 3.9 cannot read, or fails at when it imports or runs it."""
+    try:
+        tree = ast.parse(code, feature_version=(3, 9))
+    except SyntaxError as error:
+        return [str(error)]
+    found = []
+    for node in ast.walk(tree):
+        annotations = [getattr(node, name, None) for name in ("annotation", "returns")]
+        for part in (one for annotation in annotations if annotation for one in ast.walk(annotation)):
+            if isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitOr):
+                found.append(f"line {part.lineno}: A | B as a type")
+        if isinstance(node, ast.Match):
+            found.append("match")
+        if isinstance(node, ast.Call):
+            keywords = {keyword.arg for keyword in node.keywords}
+            if dotted(node.func).split(".")[-1] == "dataclass" and keywords & {"slots", "kw_only"}:
+                found.append("dataclass of Python 3.10")
+            if dotted(node.func) == "zip" and "strict" in keywords:
+                found.append("zip of Python 3.10")
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class A:\n    x: int | None = None",
+        "def f(x: tuple | None):\n    pass",
+        "match x:\n    case 1:\n        pass",
+        "@dataclass(slots=True)\nclass A:\n    pass",
+        "zip(a, b, strict=True)",
+    ],
+)
+def test_what_python_3_9_cannot_run_is_noticed(code: str) -> None:
+    assert too_new_for_python_3_9(code)
+
+
+def test_the_version_is_named_wherever_one_reads_what_is_needed() -> None:
+    for name in ("README.md", "docs/slicer.md", f"{MODULE}/{MODULE}.py"):
+        assert "Slicer 5.12 or newer" in " ".join((ROOT / name).read_text(encoding="utf-8").split()), name
+
+
+def test_needed_modules_are_dependencies() -> None:
+    """Slicer loads them before ours, and does not load ours without them."""
+    tree = ast.parse((ROOT / MODULE / f"{MODULE}.py").read_text(encoding="utf-8"))
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and dotted(node.targets[0]) == "self.parent.dependencies"
+    )
+    used = {"Segmentations", "Volumes", "Terminologies", "SubjectHierarchy", "Sequences", "SegmentEditor"}
+    assert set(names) == used | {"SampleData"}
+
+
+def test_samples_need_no_titles_of_categories(monkeypatch: pytest.MonkeyPatch) -> None:
+    import slicer
+
+    import standin
+    from SemanticGANSlicerLib import sample_data
+
+    standin.reset()
+    monkeypatch.delattr(standin.sample_data.SampleDataLogic, "registerCustomSampleDataCategory")
+    sample_data.registerSampleData("icons")
+    assert [one.sampleName for one in slicer.modules.sampleDataSources[sample_data.CATEGORY]] == [
+        "SemanticGANPhantomCT",
+        "SemanticGANPhantomMR",
+    ]
+    standin.reset()
+
+
+def test_self_tests_skip_where_the_engine_is_not_installed(
+    panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Slicer's factory, which builds and tests extensions without their Python packages."""
+    import unittest
+
+    import slicer
+
+    import SemanticGANSlicer
+    from SemanticGANSlicerLib import install
+
+    reason = "The engine is not installed; missing: monai>=1.4, PyTorch"
+    plan = install.Plan(("monai>=1.4",), "", torch=True)
+    monkeypatch.setattr(install, "makePlan", lambda: plan)
+    spec = importlib.util.spec_from_file_location(
+        "self_test", ROOT / MODULE / "Testing" / "Python" / f"{MODULE}SelfTest.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    inside = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(inside)
+    for module in (SemanticGANSlicer, inside):
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromModule(module).run(result)
+        assert result.wasSuccessful(), result.errors + result.failures
+        assert [why for _test, why in result.skipped] == [reason]
+    SemanticGANSlicer.SemanticGANSlicerTest().runTest()
+    assert slicer.app.messages[-1].text == f"Skipped: {reason}"
+
+
+RELOAD = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+from pathlib import Path
+import slicer, standin
+standin.new_scene()
+module, panel, meta = standin.load_module(sys.argv[2])
+file = Path(sys.argv[2]).parent / "SemanticGANSlicerLib" / "models.py"
+text = file.read_text()
+assert "Trained on: {what}" in text and panel.ui.modelDetailsLabel.text.startswith("Trained on: CT")
+file.write_text(text.replace("Trained on: {what}", "It has seen this: {what}"))
+panel.onReload()
+assert meta.widget is not panel and slicer.modules.SemanticGANSlicerWidget is meta.widget
+assert panel._parameterNode is None, "the former panel is cleaned up"
+assert meta.widget.ui.modelDetailsLabel.text.startswith("It has seen this: CT"), meta.widget.ui.modelDetailsLabel.text
+standin.unload(meta.widget)
+assert not slicer.app.uncaught
+"""
+
+
+def test_reload_reads_the_library_too(tmp_path: Path) -> None:
+    """In a process of its own, on a copy: the file of the library is changed between."""
+    shutil.copytree(ROOT / MODULE, tmp_path / MODULE, ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / MODULE / f"{MODULE}.py"
+    done = run(sys.executable, "-c", RELOAD, str(ROOT / "tests" / "slicer"), str(module))
+    assert done.returncode == 0, done.stderr

@@ -294,9 +294,26 @@ def test_incomplete_result_is_refused(ct: Any, tmp_path: Path) -> None:
 
     case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
     content = gzip.decompress(Path(case["output"]).read_bytes())
-    Path(case["output"]).write_bytes(gzip.compress(content[:-7]))
-    with pytest.raises(ValueError, match="incomplete"):
+    for kept in (len(content) - 7, len(content) // 2):
+        Path(case["output"]).write_bytes(gzip.compress(content[:kept]))
+        with pytest.raises(ValueError, match="incomplete") as told:
+            run_steps(importer.importResult(case, [LIVER], ct))
+        assert f"The result of CT in {tmp_path} is incomplete" in str(told.value)
+        assert "Free some space there" in str(told.value)
+
+
+def test_result_that_the_disk_cut_off_is_refused(ct: Any, tmp_path: Path) -> None:
+    """The file itself ends, wherever gzip or the header of NIfTI happens to be."""
+    case = write_result(tmp_path, ct, np.ones((12, 32, 40), np.uint8))
+    content, before = Path(case["output"]).read_bytes(), standin.leaves(slicer.mrmlScene)
+    for kept in (0, 5, 60, len(content) // 2, len(content) - 9):
+        Path(case["output"]).write_bytes(content[:kept])
+        with pytest.raises(ValueError, match="incomplete"):
+            run_steps(importer.importResult(case, [LIVER], ct))
+    Path(case["output"]).unlink()
+    with pytest.raises(ValueError, match=r"incomplete \(No such file"):
         run_steps(importer.importResult(case, [LIVER], ct))
+    assert standin.leaves(slicer.mrmlScene) == before
 
 
 def test_picture_result_keeps_the_mask_upright(tmp_path: Path) -> None:
@@ -368,6 +385,56 @@ def test_update_of_a_segmentation_that_is_not_shown_in_3d_makes_no_surface(ct: A
     assert not node.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
+def test_surface_is_made_when_asked_for(ct: Any, tmp_path: Path) -> None:
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[2:8, 4:20, 4:20] = 1
+    case = write_result(tmp_path, ct, labelmap)
+    node = run_steps(importer.importResult(case, [LIVER, SPLEEN], ct, show3D=True)).segmentation
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert node.GetDisplayNode().GetPreferredDisplayRepresentationName3D() == "Closed surface"
+    surface = node.GetSegmentation().GetNthSegment(0).GetRepresentation("Closed surface")
+    assert surface.GetNumberOfPoints() > 100
+
+
+def test_surface_is_the_former_one_after_undo(ct: Any, tmp_path: Path) -> None:
+    first, second = np.zeros((2, 12, 32, 40), np.uint8)
+    first[2:5, 4:10, 4:10], second[6:10, 12:30, 12:30] = 1, 1
+    node = imported(ct, tmp_path / "a", first).segmentation
+    node.CreateClosedSurfaceRepresentation()
+    segment_id = node.GetSegmentation().GetNthSegmentID(0)
+    bounds = surface_bounds_mm(node, segment_id)
+    again = imported(ct, tmp_path / "b", second, node)
+    assert surface_bounds_mm(node, again.segmentIds[0]) != pytest.approx(bounds)
+    again.undo.restore()
+    assert surface_bounds_mm(node, segment_id) == pytest.approx(bounds)
+
+
+def test_segments_are_called_as_their_codes_when_asked_for(ct: Any, tmp_path: Path) -> None:
+    """By the terminologies that are loaded; a private code, or one that two labels have, keeps the model's name."""
+    labels = [
+        label(1, "hepar", code="10200004"),
+        label(2, "upper lien", code="78961009"),
+        label(3, "lower lien", code="78961009"),
+        label(4, "thing", code=""),
+        label(5, "ren", code="99999999"),
+    ]
+    case = write_result(tmp_path, ct, np.zeros((12, 32, 40), np.uint8))
+    case["labels"] = [{"value": n, "voxels": 0, "volume_ml": 0.0} for n in range(1, 6)]
+    own = run_steps(importer.importResult(case, labels, ct))
+    assert [row[0] for row in importer.volumeRows(own)] == [
+        "hepar",
+        "upper lien",
+        "lower lien",
+        "thing",
+        "ren",
+    ]
+    standard = run_steps(importer.importResult(case, labels, ct, standardNames=True))
+    names = ["Liver", "upper lien", "lower lien", "thing", "ren"]
+    assert [row[0] for row in importer.volumeRows(standard)] == names
+    segmentation = standard.segmentation.GetSegmentation()
+    assert [segmentation.GetSegment(one).GetName() for one in standard.segmentIds] == names
+
+
 def test_undo_of_a_new_segmentation_removes_it(ct: Any, tmp_path: Path) -> None:
     before = standin.leaves(slicer.mrmlScene)
     result = imported(ct, tmp_path / "a", np.ones((12, 32, 40), np.uint8))
@@ -402,6 +469,122 @@ def test_undo_after_the_node_was_deleted_does_nothing(ct: Any, tmp_path: Path) -
     before = standin.leaves(slicer.mrmlScene)
     result.undo.restore()
     assert standin.leaves(slicer.mrmlScene) == before
+
+
+# --- what DICOM export says of the segments ---------------------------------------------------------
+
+
+def algorithm(node: Any, segment_id: str) -> tuple[str, str]:
+    """Type and name as the export of Slicer's module DICOM reads them (DICOMSegmentationPlugin._createSegmentData)."""
+    segment = node.GetSegmentation().GetSegment(segment_id)
+    found = []
+    for tag in ("DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"):
+        value = vtk.mutable("")
+        found.append(str(value) if segment.GetTag(tag, value) else "")
+    return found[0], found[1]
+
+
+def settle() -> None:
+    """Let the check of what was edited come to its end."""
+    standin.pump(lambda: not importer._checks)
+
+
+def two_organs(ct: Any, folder: Path, target: Any = None, model: str = "phantom-ct-liver") -> importer.Result:
+    folder.mkdir(exist_ok=True)
+    labelmap = np.zeros((12, 32, 40), np.uint8)
+    labelmap[2:5, 4:20, 4:20], labelmap[6:10, 8:14, 30:38] = 1, 2
+    case = write_result(folder, ct, labelmap, model=model)
+    result = run_steps(importer.importResult(case, [LIVER, SPLEEN], ct, target))
+    settle()
+    return result
+
+
+def test_segments_say_that_a_model_drew_them(ct: Any, tmp_path: Path) -> None:
+    result = two_organs(ct, tmp_path)
+    for segment_id in result.segmentIds:
+        assert algorithm(result.segmentation, segment_id) == ("AUTOMATIC", "SemanticGAN phantom-ct-liver")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("", "SemanticGAN"), ("a\\b\n", "SemanticGAN a b"), ("x" * 80, "SemanticGAN " + "x" * 52)],
+)
+def test_name_of_the_algorithm_fits_into_dicom(ct: Any, tmp_path: Path, model: str, name: str) -> None:
+    result = two_organs(ct, tmp_path, model=model)
+    assert algorithm(result.segmentation, result.segmentIds[0]) == ("AUTOMATIC", name)
+
+
+def test_an_edited_segment_is_semiautomatic_and_the_others_are_not(ct: Any, tmp_path: Path) -> None:
+    result = two_organs(ct, tmp_path)
+    node, (liver, spleen) = result.segmentation, result.segmentIds
+    node.GetSegmentation().GetSegment(liver).SetName("liver, seen")
+    node.GetSegmentation().GetSegment(spleen).SetColor(0.1, 0.2, 0.3)
+    node.GetSegmentation().CollapseBinaryLabelmaps()  # as saving does
+    node.GetSegmentation().GetSegment(liver).GetRepresentation("Binary labelmap").Modified()
+    settle()
+    assert [algorithm(node, one)[0] for one in (liver, spleen)] == ["AUTOMATIC", "AUTOMATIC"]
+    drawn = slicer.util.arrayFromSegmentBinaryLabelmap(node, liver, ct).copy()
+    drawn[3, 5, 5] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, liver, ct)
+    settle()
+    assert algorithm(node, liver) == ("SEMIAUTOMATIC", "SemanticGAN phantom-ct-liver")
+    assert algorithm(node, spleen)[0] == "AUTOMATIC"
+
+
+def test_a_moved_mask_of_the_same_shape_is_edited(ct: Any, tmp_path: Path) -> None:
+    result = two_organs(ct, tmp_path)
+    node, (liver, _spleen) = result.segmentation, result.segmentIds
+    drawn = np.roll(slicer.util.arrayFromSegmentBinaryLabelmap(node, liver, ct), 1, axis=2)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, liver, ct)
+    settle()
+    assert algorithm(node, liver)[0] == "SEMIAUTOMATIC"
+
+
+def test_drawing_into_an_absent_label_makes_it_semiautomatic(ct: Any, tmp_path: Path) -> None:
+    result = imported(ct, tmp_path, np.zeros((12, 32, 40), np.uint8))
+    settle()
+    assert algorithm(result.segmentation, result.segmentIds[0])[0] == "AUTOMATIC"
+    drawn = np.zeros((12, 32, 40), np.uint8)
+    drawn[3, 5:9, 5:9] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, result.segmentation, result.segmentIds[0], ct)
+    settle()
+    assert algorithm(result.segmentation, result.segmentIds[0])[0] == "SEMIAUTOMATIC"
+
+
+def test_undo_of_an_update_brings_back_who_drew_the_former_segments(ct: Any, tmp_path: Path) -> None:
+    first = two_organs(ct, tmp_path / "a")
+    node, (liver, spleen) = first.segmentation, first.segmentIds
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.ones((12, 32, 40), np.uint8), node, liver, ct)
+    settle()
+    again = two_organs(ct, tmp_path / "b", node, model="other")
+    assert [algorithm(node, one) for one in again.segmentIds] == [("AUTOMATIC", "SemanticGAN other")] * 2
+    again.undo.restore()
+    settle()
+    assert [algorithm(node, one)[0] for one in (liver, spleen)] == ["SEMIAUTOMATIC", "AUTOMATIC"]
+
+
+def test_edits_of_another_sitting_are_known_by_the_voxels(ct: Any, tmp_path: Path) -> None:
+    """Saved, read in a Slicer where nobody watches, edited, then watched."""
+    result = two_organs(ct, tmp_path)
+    path = tmp_path / "saved.seg.nrrd"
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(path))
+    assert storage.WriteData(result.segmentation)
+    array = slicer.util.arrayFromVolume(ct).copy()
+    standin.new_scene()
+    volume = make_volume(array)
+    node = slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path), True)
+    liver, spleen = [node.GetSegmentation().GetNthSegmentID(index) for index in range(2)]
+    importer.watchEdits(node)
+    settle()
+    assert [algorithm(node, one)[0] for one in (liver, spleen)] == ["AUTOMATIC", "AUTOMATIC"]
+    again = slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path), True)
+    drawn = slicer.util.arrayFromSegmentBinaryLabelmap(again, spleen, volume).copy()
+    drawn[7, 9] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, again, spleen, volume)
+    importer.watchEdits(again)
+    settle()
+    assert [algorithm(again, one)[0] for one in (liver, spleen)] == ["AUTOMATIC", "SEMIAUTOMATIC"]
 
 
 # --- files of Slicer -------------------------------------------------------------------------------

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import slicer
-from helpers import ROOT
+from helpers import ROOT, run_steps
 
-from SemanticGANSlicerLib import models
+import standin
+from SemanticGANSlicerLib import model_card, models, process
 
 BUNDLED = ROOT / "sgan_core" / "models" / "phantom-ct-liver"
 
@@ -121,3 +125,135 @@ def test_damaged_memory_is_forgotten(stored: str) -> None:
     settings = slicer.app.userSettings()
     settings.setValue("SemanticGAN/Models", stored)
     assert models.rememberedModels(settings) == []
+
+
+def test_opened_model_can_be_forgotten(tmp_path: Path) -> None:
+    settings = slicer.app.userSettings()
+    paths = [str(copy_of_the_bundled_model(tmp_path / name)) for name in ("a", "b Größe")]
+    for path in paths:
+        models.rememberModel(settings, path)
+    models.forgetModel(settings, paths[1])
+    assert [model.reference for model in models.rememberedModels(settings)] == [paths[0]]
+    models.forgetModel(settings, "/never/there")
+    assert [model.reference for model in models.rememberedModels(settings)] == [paths[0]]
+    assert Path(paths[1], "configs").is_dir()  # the files stay
+
+
+def test_chosen_model_is_removed_from_the_list(panel: Any, tmp_path: Path) -> None:
+    panel._showModel()
+    assert not panel._forgetAction.enabled  # one of the engine
+    folder = str(copy_of_the_bundled_model(tmp_path / "mine"))
+    panel._openModel(folder)
+    assert panel.ui.modelComboBox.count == 2
+    assert panel._forgetAction.enabled
+    panel._forgetAction.trigger()
+    assert panel.ui.modelComboBox.count == 1
+    assert panel._parameterNode.model == ""
+    assert not panel._forgetAction.enabled
+    panel._listModels()
+    assert panel.ui.modelComboBox.count == 1
+
+
+def zipped(folder: Path, path: Path, inside: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                archive.write(file, inside + file.relative_to(folder).as_posix())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "zip of the folder"])
+def test_files_are_compared_with_their_hashes(kind: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "model"))
+
+    def problems() -> list[str]:
+        path = folder
+        if kind != "folder":
+            path = zipped(folder, tmp_path / "model.zip", "model/" if kind != "zip" else "")
+        return run_steps(model_card.checkedFiles(str(path)))
+
+    assert problems() == []
+    weights = folder / "models" / "student.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (folder / "LICENSE").unlink()
+    assert problems() == [
+        "LICENSE is missing or cannot be read.",
+        "models/student.safetensors is damaged or was changed.",
+    ]
+    (folder / "configs" / "manifest.json").unlink()
+    assert problems() == ["It has no readable list of hashes (configs/manifest.json)."]
+
+
+def test_list_of_hashes_cannot_lead_out_of_the_model(tmp_path: Path) -> None:
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    (tmp_path / "secret").write_text("")
+    digest = hashlib.sha256(b"").hexdigest()
+    names = ["../secret", str(tmp_path / "secret"), "models\\..\\x", "C:x"]
+    (folder / "configs" / "manifest.json").write_text(json.dumps({"files": dict.fromkeys(names, digest)}))
+    found = run_steps(model_card.checkedFiles(str(folder)))
+    assert sorted(found) == sorted(f"{name} is missing or cannot be read." for name in names)
+
+
+def test_pieces_are_small_enough_for_the_window(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    with open(tmp_path / "big", "wb") as file:
+        file.truncate(64 << 20)
+    (tmp_path / "configs" / "manifest.json").write_text(json.dumps({"files": {"big": "0"}}))
+    ends: list[Any] = []
+    with standin.EventLoopProbe() as probe:
+        steps = process.Steps(model_card.checkedFiles(str(tmp_path)), lambda *end: ends.append(end))
+        standin.pump(lambda: ends, 60)
+    assert ends == [(["big is damaged or was changed."], None)]
+    assert probe.ticks > 10
+    assert probe.max_gap_ms < 100
+    del steps
+
+
+def test_warning_when_a_model_is_not_what_was_exported(
+    panel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "model"))
+    panel._openModel(str(folder))
+    standin.pump(lambda: panel._checks.problems(panel._chosenModel()) is not None, 20)
+    assert "Do not trust" not in panel.ui.modelDetailsLabel.text
+    panel._parameterNode.model = "phantom-ct-liver"
+    (folder / "docs" / "README.md").write_text("a lie")
+    manifest = folder / "configs" / "manifest.json"
+    os.utime(manifest, ns=(0, 1))  # as a copy of another day
+    panel._parameterNode.model = str(folder)
+    standin.pump(lambda: panel._checks.problems(panel._chosenModel()) is not None, 20)
+    text = panel.ui.modelDetailsLabel.text
+    assert "Do not trust this model" in text
+    assert "docs/README.md is damaged or was changed." in text
+    seen = []
+    monkeypatch.setattr(model_card.ModelCardWindow, "run", lambda self: seen.append(self.check.text))
+    panel.ui.modelCardButton.click()
+    assert "docs/README.md is damaged" in seen[0]
+
+
+def test_card_shows_figures_limits_licence_and_the_models_own(
+    panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(model_card.ModelCardWindow, "run", lambda self: seen.append(self))
+    standin.pump(lambda: panel._checks.problems(panel._chosenModel()) is not None, 20)
+    panel.ui.modelCardButton.click()
+    (card,) = seen
+    assert "8 labelled patients" in card.summary.text
+    assert "DICE on its own validation patients: 0.95" in card.summary.text
+    assert "Apache-2.0" in card.summary.text
+    assert "may be wrong" in card.summary.text
+    assert card.check.text == "Its files are those that were exported (SHA-256)."
+    assert "structures of about a model pixel are lost" in card.card.toPlainText()
+    assert not card.card.isHidden()
+
+
+def test_card_of_a_model_without_one(tmp_path: Path) -> None:
+    model = models.readModel(str(copy_of_the_bundled_model(tmp_path / "model")))
+    card = model_card.ModelCardWindow(model, None)
+    assert card.card.isHidden()
+    assert "Comparing" in card.check.text
+    card.showCheck(["x is damaged or was changed."])
+    assert "Do not trust" in card.check.text

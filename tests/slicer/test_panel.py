@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -206,6 +207,38 @@ def test_device_is_told_when_the_options_are_opened(panel: Any) -> None:
     assert "did not answer" not in panel.ui.deviceFoundLabel.text
 
 
+def test_a_model_that_was_trained_on_something_else_is_told_in_words(panel: Any, ct: Any) -> None:
+    hint = panel.ui.hintLabel
+    assert not shown(hint)  # the volume holds air of CT, the model is of CT
+    mr = make_volume(np.random.default_rng(0).integers(0, 900, (6, 8, 8)).astype(np.int16), "T1")
+    panel.ui.inputSelector.setCurrentNode(mr)
+    assert shown(hint)
+    assert hint.text.startswith("T1 looks like MR; the model was trained on CT.")
+    assert panel.ui.applyButton.enabled  # it may be tried
+    header = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    header.SetItemAttribute(
+        header.GetItemByDataNode(mr), "DICOM.Modality", "CT"
+    )  # calibrated to positive values
+    panel._updateButtons()
+    assert not shown(hint)
+    header.SetItemAttribute(header.GetItemByDataNode(ct), "DICOM.Modality", "PT")
+    panel.ui.inputSelector.setCurrentNode(ct)
+    assert hint.text.startswith("CT is PT, as its DICOM header says; the model was trained on CT.")
+    film = make_volume(np.zeros((1, 8, 8), np.uint16), "chest")
+    panel.ui.inputSelector.setCurrentNode(film)
+    assert hint.text.startswith("chest looks like X-ray")
+
+
+@pytest.mark.parametrize(
+    ("darkest", "slices", "expected"),
+    [(-1024, 5, "ct"), (-300, 5, "ct"), (-299, 5, ""), (0, 5, "mr"), (-1024, 1, "xray")],
+)
+def test_look_of_a_volume(scene: Any, darkest: int, slices: int, expected: str) -> None:
+    array = np.full((slices, 8, 8), 100, np.int16)
+    array[0, 0, 0] = darkest
+    assert volumes.modality(make_volume(array)) == (expected, False)
+
+
 # --- a run -----------------------------------------------------------------------------------------
 
 
@@ -231,8 +264,8 @@ def test_apply_shows_progress_then_the_result(panel: Any, ct: Any, fake_worker: 
     assert node.GetName() == "CT segmentation"
     np.testing.assert_array_equal(voxels(node, 0, ct), slicer.util.arrayFromVolume(ct) > 0)
     assert shown(ui.resultCollapsibleButton)
-    assert "Done in 1 s: CT segmentation" in ui.statusLabel.text
-    assert "a warning" in ui.statusLabel.text
+    assert re.search(r"Done in \d+ s: CT segmentation", ui.statusLabel.text)
+    assert "a warning" in ui.noticesLabel.text
     assert "Please review" in ui.trustLabel.text
     assert "made up &lt;by a test&gt;" in ui.trustLabel.text
     table = [[ui.volumeTable.item(row, column).text() for column in range(3)] for row in range(2)]
@@ -415,6 +448,69 @@ def test_failure_is_told_once_and_the_panel_is_usable_again(
     apply(panel)
     assert len(errors()) == 1
     assert panel._parameterNode.outputSegmentation is not None
+
+
+def test_log_says_what_the_engine_says(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:
+    log = panel.ui.logText
+    assert panel.ui.logCollapsibleButton.collapsed
+    fake_worker(panel, "error")
+    apply(panel)
+    fake_worker(panel, "good")
+    apply(panel)
+    lines = log.plainText.splitlines()
+    assert all(len(line.split(" ", 1)[0]) == 8 for line in lines)  # the time of day
+    said = [line.split(" ", 1)[1] for line in lines]
+    assert said.index("CT, model phantom-ct-liver") < said.index("Segmenting with fake on none")
+    for line in ("a warning on the way", "scan.nii: broken. Mend it.", "done", "a warning"):
+        assert line in said
+    assert not any("step 3 of 30" in line for line in said)  # steps of the optimisation would fill it
+
+
+def test_errors_name_the_volume_and_not_a_file_that_nobody_knows(
+    panel: Any, ct: Any, fake_worker: FakeWorker
+) -> None:
+    fake_worker(panel, "names-its-file")
+    apply(panel)
+    (text,) = errors()
+    assert text == "The segmentation of CT failed.\n\nCT: too dark."
+
+
+def test_full_disk_is_told_with_its_folder_and_what_to_do(
+    panel: Any, ct: Any, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(volume: Any, folder: str) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    fake_worker(panel, "good")
+    monkeypatch.setattr(volumes, "writeInput", full)
+    apply(panel)
+    (text,) = errors()
+    assert f"The disk is full: {slicer.app.temporaryPath} needs room" in text
+    assert "Free some space" in text
+
+
+def test_done_counts_from_apply(
+    panel: Any, ct: Any, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SemanticGANSlicerLib import widget
+
+    class Clock:
+        strftime = staticmethod(time.strftime)
+        now = 100.0
+
+        @classmethod
+        def monotonic(cls) -> float:
+            return cls.now
+
+    monkeypatch.setattr(widget, "time", Clock)
+    fake_worker(panel, "good")
+    panel.ui.applyButton.click()
+    Clock.now = 172.0  # writing the volume, starting Python and loading the model are waited for, too
+    wait(panel)
+    assert panel.ui.statusLabel.text.startswith("Done in 72 s: CT segmentation")
 
 
 def test_cancel_of_a_run(panel: Any, ct: Any, fake_worker: FakeWorker) -> None:

@@ -38,7 +38,7 @@ class Engine:
 
     running: Engine | None = None
 
-    def __init__(self, on_event: Callable[..., None], on_finished: Callable[..., None]) -> None:
+    def __init__(self, on_event: Callable[..., None], on_finished: Callable[..., None], **_more: Any) -> None:
         self._on_event, self._on_finished = on_event, on_finished
         self._ended = False
 

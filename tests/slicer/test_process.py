@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import FAKE_WORKER
+from helpers import FAKE_WORKER, is_alive
 
 import standin
 from SemanticGANSlicerLib import process
@@ -39,15 +39,6 @@ class Run:
         assert len(self.outcomes) == 1  # exactly once
         assert not self.worker.isRunning()
         return self.outcomes[0]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for is dead."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def test_error_of_the_worker_is_the_message(tmp_path: Path) -> None:
@@ -301,3 +292,48 @@ def test_stopped_steps_go_no_further() -> None:
     end = time.monotonic() + 0.1
     standin.pump(lambda: time.monotonic() > end)
     assert len(seen) == count
+
+
+# --- ending with the input -------------------------------------------------------------------------
+
+FAMILY = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+if "deaf" in sys.argv:
+    import signal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("manner", ["listens", "deaf"])
+@pytest.mark.parametrize("end", ["input", "SIGTERM"])
+def test_what_runs_until_eof_ends_with_its_children(manner: str, end: str) -> None:
+    command = [sys.executable, *process.untilEof(["-c", FAMILY, manner])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as watcher:
+        assert watcher.stdin is not None
+        assert watcher.stdout is not None
+        pids = [int(watcher.stdout.readline()), *process._withDescendants(watcher.pid)]
+        assert len(set(pids)) == 3
+        began = time.monotonic()
+        if end == "input":
+            watcher.stdin.close()
+        else:
+            watcher.terminate()
+        assert watcher.wait(5) == 3
+        assert time.monotonic() - began < 1.6  # the patience of Worker.cancel
+        standin.pump(lambda: not any(map(is_alive, pids)), 2)
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_what_runs_until_eof_keeps_output_and_exit_code(code: int) -> None:
+    inside = f"import sys; print('out'); print('err', file=sys.stderr); sys.exit({code})"
+    command = [sys.executable, *process.untilEof(["-c", inside])]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watcher:
+        assert watcher.wait(20) == code  # although its input is still open
+        assert watcher.stdout is not None
+        assert watcher.stderr is not None
+        assert (watcher.stdout.read(), watcher.stderr.read()) == ("out\n", "err\n")

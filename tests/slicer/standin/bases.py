@@ -88,6 +88,10 @@ class ScriptedLoadableModuleWidget:
     def cleanup(self) -> None:
         """End what the panel began."""
 
+    def onReload(self) -> None:
+        """What the developer's button Reload does."""
+        slicer.util.reloadScriptedModule(self.moduleName)
+
     def resourcePath(self, filename: str) -> str:
         """A file of the folder Resources."""
         return str(Path(slicer.util.modulePath(self.moduleName)).parent / "Resources" / filename)

@@ -64,8 +64,18 @@ def _attribute(name: str) -> property:
 
 def _adopt_connect() -> None:
     """Put our ``connect`` before PySide6's, which it finds before any attribute of the class."""
-    pyside6_find = QtCore.QObject.__getattribute__
+    QtCore.QObject.connect, QtCore.QObject.disconnect = connect, _disconnect
+    for module in _MODULES:
+        for candidate in (getattr(module, name) for name in dir(module)):
+            if not isinstance(candidate, type) or not issubclass(candidate, QtCore.QObject):
+                continue
+            if "__getattribute__" in vars(
+                candidate
+            ):  # QObject, and those with several bases, such as QProcess
+                candidate.__getattribute__ = _finder(candidate.__getattribute__)
 
+
+def _finder(pyside6_find: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
     def find(self: QtCore.QObject, name: str) -> Any:
         if name not in ("connect", "disconnect"):
             found = pyside6_find(self, name)
@@ -79,8 +89,7 @@ def _adopt_connect() -> None:
 
         return dispatch
 
-    QtCore.QObject.__getattribute__ = find
-    QtCore.QObject.connect, QtCore.QObject.disconnect = connect, _disconnect
+    return find
 
 
 class Signal:
@@ -101,15 +110,20 @@ class Signal:
 
     def _targets(self) -> list[tuple[str, Callable[..., Any]]]:
         (address,) = shiboken6.getCppPointer(self._sender)
-        kept = self._kept
-        if address not in kept:
-            kept[address] = []
+        if address not in self._kept:
+            targets = self._kept[address] = []
             # Deleted by Qt, or with its Python object: PySide6 tells of the first only.
             object.__getattribute__(self._sender, "destroyed").connect(
-                lambda *unused: kept.pop(address, None)
+                lambda *unused: Signal._forget(address, targets)
             )
-            weakref.finalize(self._sender, kept.pop, address, None)
-        return kept[address]
+            weakref.finalize(self._sender, Signal._forget, address, targets)
+        return self._kept[address]
+
+    @classmethod
+    def _forget(cls, address: int, targets: list[tuple[str, Callable[..., Any]]]) -> None:
+        targets.clear()
+        if cls._kept.get(address) is targets:  # else another object lies there by now
+            del cls._kept[address]
 
     def connect(self, callback: Callable[..., Any], *options: Any) -> Any:
         """Call back at each emission."""

@@ -48,9 +48,15 @@ def load_module(path: str | Path, *, enter: bool = True) -> tuple[ModuleType, An
     parent.setLayout(QtWidgets.QVBoxLayout())
     parent.isEntered = False
     parent.setMRMLScene(slicer.mrmlScene)
-    meta.widget = getattr(module, f"{name}Widget")(parent)
-    setattr(slicer.modules, f"{name}Widget", meta.widget)
-    meta.widget.setup()
+
+    def reload() -> None:
+        """Of qSlicerScriptedLoadableModuleWidget: make the panel of the module's file as it is now."""
+        meta.widget = getattr(sys.modules[name], f"{name}Widget")(parent)
+        setattr(slicer.modules, f"{name}Widget", meta.widget)
+        meta.widget.setup()
+
+    parent.reload = reload
+    reload()
     if enter:
         enter_module(meta.widget)
     return module, meta.widget, meta

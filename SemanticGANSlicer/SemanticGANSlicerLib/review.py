@@ -1,0 +1,60 @@
+"""What a segmentation remembers of the run that drew it, so that its review can be interrupted and taken up again.
+
+It stands in attributes of the node, which the scene and its bundle (.mrb) keep.
+"""
+
+import json
+
+from .volumes import drawnOn
+
+_RUN, _CHECKED = "SemanticGAN.run", "SemanticGAN.checkedSlices"
+_VOLUME = "SemanticGANVolume"  # role of the reference to the volume that was segmented; Slicer keeps it right on import
+_KEPT = ("model", "seconds", "labels", "trust", "warnings")  # of the engine's record
+
+
+def store(node, volume, case, labels, segmentIds, doubtful):
+    """Keep what the panel shows of a run on a volume; nothing is checked yet. doubtful: ``Result.doubtfulSlices``."""
+    kept = {name: case[name] for name in _KEPT if name in case} | {"doubtful": doubtful}
+    node.SetAttribute(_RUN, json.dumps({"case": kept, "labels": labels, "segmentIds": segmentIds}))
+    node.SetAttribute(_CHECKED, None)
+    node.SetNodeReferenceID(_VOLUME, volume.GetID())
+
+
+def load(node):
+    """(case, labels, segmentIds) of ``store``; None when the segmentation remembers no run, or one on another volume.
+
+    A person may have given the segmentation to another volume since: trust and mL would speak of the wrong patient.
+    """
+    if node.GetNodeReference(_VOLUME) is not drawnOn(node):
+        return None
+    try:
+        run = json.loads(node.GetAttribute(_RUN) or "")
+        case, labels, segmentIds = run["case"], run["labels"], run["segmentIds"]
+        case["doubtful"] = [(int(number), tuple(map(float, place))) for number, place in case["doubtful"]]
+        complete = len(labels) == len(segmentIds) and all(name in case for name in _KEPT[1:])
+    except (ValueError, KeyError, TypeError):  # none, or not written by us
+        return None
+    return (case, labels, segmentIds) if complete else None
+
+
+def checked(node):
+    """Numbers of the slices that a person has looked at."""
+    return {int(number) for number in (node.GetAttribute(_CHECKED) or "").split(",") if number.isdigit()}
+
+
+def setChecked(node, numbers):
+    """Keep the numbers of the slices that a person has looked at."""
+    node.SetAttribute(_CHECKED, ",".join(map(str, sorted(numbers))) or None)
+
+
+def memory(node):
+    """All that is remembered, for ``remember``."""
+    return {name: node.GetAttribute(name) for name in (_RUN, _CHECKED)}, node.GetNodeReferenceID(_VOLUME)
+
+
+def remember(node, memory):
+    """Put back what was remembered before."""
+    attributes, volumeId = memory
+    for name, value in attributes.items():
+        node.SetAttribute(name, value)
+    node.SetNodeReferenceID(_VOLUME, volumeId)
