@@ -1,6 +1,8 @@
-"""``make check-pythonqt``: fetches and builds PythonQt with ctk's widgets, then runs ``check_panel.py`` on them.
+"""``make check-pythonqt``: fetches and builds PythonQt with ctk's widgets, then runs the panel on them.
 
 usage: python tests/pythonqt/run.py [arguments of pytest]     with the environment of ``make test-slicer``
+
+First ``check_panel.py`` beside this file, then those tests of ``tests/slicer`` that ask nothing of a stand-in widget.
 
 Everything goes into build/pythonqt (PYTHONQT_BUILD=FOLDER: elsewhere); the first time takes minutes, the next seconds.
 Without internet: PYTHONQT_SOURCES=FOLDER takes the clones PythonQt, CTK and Slicer, bare or not, from a folder.
@@ -23,6 +25,10 @@ BUILD = Path(os.environ.get("PYTHONQT_BUILD", ROOT / "build" / "pythonqt")).reso
 APT = "apt-get install g++ make qtbase5-dev qtbase5-private-dev qttools5-dev libqt5svg5-dev python3-dev"
 # What the panel uses of Qt; a wrapper of the others would only take time.
 QT_PARTS = "PythonQtCore PythonQtGui PythonQtUiTools"
+
+
+SHARED = ("test_batch_tab.py", "test_models.py", "test_panel.py", "test_process.py")
+NOTHING_CHOSEN = 5  # pytest's code when -k leaves no test
 
 
 @dataclass(frozen=True)
@@ -144,18 +150,23 @@ def python_slicer() -> Path:
 
 
 def main() -> int:
-    """Fetch, build, check; the exit code is that of pytest."""
+    """Fetch, build, check; 0 when all checks pass."""
     for source in (PYTHONQT, CTK, SLICER):
         source.fetch()
     host = build()
     environment = os.environ | {
-        "PATH": f"{python_slicer()}{os.pathsep}{os.environ['PATH']}",
         "QT_QPA_PLATFORM": "offscreen",
         "SLICER_BASE_PYTHON": str(SLICER.path / "Base" / "Python" / "slicer"),
         "PYTHONQT_SHOTS": os.environ.get("PYTHONQT_SHOTS", str(BUILD / "pictures")),
     }
-    command = [str(host), sys.executable, str(HERE / "inside.py"), *sys.argv[1:]]
-    return subprocess.run(command, env=environment, check=False).returncode
+    launched = {"PATH": f"{python_slicer()}{os.pathsep}{os.environ['PATH']}"}
+    codes = []
+    for folder, names, more in ((HERE, ("check_panel.py",), launched), (HERE.parent / "slicer", SHARED, {})):
+        files = [str(folder / name) for name in names]
+        command = [str(host), sys.executable, str(HERE / "inside.py"), str(folder), *files, *sys.argv[1:]]
+        codes.append(subprocess.run(command, env=environment | more, check=False).returncode)
+    done = [code for code in codes if code != NOTHING_CHOSEN]
+    return next((code for code in done if code), 0 if done else NOTHING_CHOSEN)
 
 
 if __name__ == "__main__":

@@ -101,18 +101,17 @@ def _borrow_the_application(qt: types.ModuleType) -> None:
     pyside = types.ModuleType("PySide6")
     pyside.QtCore = pyside.QtGui = pyside.QtWidgets = qt
     sys.modules |= {"standin": standin, "PySide6": pyside}
-    application, running, sample_data, scene = (
+    application, files, running, sample_data, scene = (
         importlib.import_module(f"standin.{name}")
-        for name in ("application", "running", "sample_data", "scene")
+        for name in ("application", "files", "running", "sample_data", "scene")
     )
     del sys.modules["PySide6"]
     application.install()
     sys.modules["SampleData"] = sample_data
-    for module, names in (
-        (running, ("EventLoopProbe", "enter_module", "exit_module", "load_module", "pump", "unload")),
-        (scene, ("leaves", "new_scene")),
-    ):
-        standin.__dict__.update({name: getattr(module, name) for name in names})
+    for module in (files, running, scene):
+        public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+        standin.__dict__.update(public)
+    standin.GENUINE = os.environ["SLICER_BASE_PYTHON"]
     standin.press_sample = sample_data.press
     standin.reset = lambda: (slicer.app.reset(), sample_data.reset())
 

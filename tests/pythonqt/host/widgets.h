@@ -9,17 +9,19 @@
 #include <QIcon>
 #include <QStringList>
 #include <QVBoxLayout>
+#include <QVariant>
 #include <QWidget>
 #include <QtUiPlugin/QDesignerCustomWidgetCollectionInterface>
 #include <QtUiPlugin/QDesignerCustomWidgetInterface>
 
 class vtkMRMLScene; // only a name, for the connections in the .ui file; what is passed is a PyObject*
 
-/// The root of a panel, which hands the scene on. isEntered is qSlicerAbstractModuleWidget's.
+/// The root of a panel, which hands the scene on. isEntered and reload are qSlicerScriptedLoadableModuleWidget's.
 class qMRMLWidget : public QWidget
 {
   Q_OBJECT
   Q_PROPERTY(bool isEntered MEMBER IsEntered)
+  Q_PROPERTY(QVariant reload MEMBER Reload)
 
 public:
   explicit qMRMLWidget(QWidget* parent = nullptr)
@@ -35,13 +37,15 @@ Q_SIGNALS:
 
 private:
   bool IsEntered = false;
+  QVariant Reload; // a Python function
 };
 
-/// Chooses a node. It shows the chosen one only; as in Slicer it does not keep nodes alive, and forgets removed ones.
+/// Chooses a node of the scene, after qMRMLNodeComboBox and its model: nodes of the types, not hidden; without "None"
+/// the first one that comes is chosen. As in Slicer it keeps no node alive, and forgets removed ones.
 class qMRMLNodeComboBox : public QWidget
 {
   Q_OBJECT
-  Q_PROPERTY(QStringList nodeTypes MEMBER NodeTypes)
+  Q_PROPERTY(QStringList nodeTypes READ nodeTypes WRITE setNodeTypes)
   Q_PROPERTY(bool noneEnabled MEMBER NoneEnabled)
   Q_PROPERTY(bool addEnabled MEMBER AddEnabled)
   Q_PROPERTY(bool removeEnabled MEMBER RemoveEnabled)
@@ -61,26 +65,45 @@ public:
     auto* layout = new QVBoxLayout(this);
     layout->setContentsMargins(0, 0, 0, 0);
     layout->addWidget(this->Box);
+    this->connect(this->Box, QOverload<int>::of(&QComboBox::activated), this, &qMRMLNodeComboBox::choose);
   }
+  ~qMRMLNodeComboBox() override;
 
-  /// A new reference.
+  /// New references.
   Q_INVOKABLE PyObject* currentNode() const;
+  Q_INVOKABLE PyObject* nodeFromIndex(int index) const;
+  Q_INVOKABLE int nodeCount() const { return this->IDs.size(); }
+  QStringList nodeTypes() const { return this->NodeTypes; }
+  void setNodeTypes(const QStringList& types)
+  {
+    this->NodeTypes = types;
+    this->refresh();
+  }
   QString currentNodeID() const { return this->NodeID; }
   /// How often a scene was given, for tests of the .ui file's connections.
   Q_INVOKABLE int sceneCount() const { return this->SceneCount; }
 
 public Q_SLOTS:
-  void setMRMLScene(vtkMRMLScene*) { ++this->SceneCount; }
+  void setMRMLScene(vtkMRMLScene* scene);
   void setCurrentNode(PyObject* node);
+  /// What the scene holds now; the host's observers call it.
+  void refresh();
 
 Q_SIGNALS:
   void currentNodeIDChanged(const QString&);
   void currentNodeChanged(bool);
 
 private:
+  void choose(int row);
+  void select(const QString& id);
+  bool lists(PyObject* node) const;
+  void observe(PyObject* scene);
+
   QComboBox* Box;
-  QStringList NodeTypes;
-  QString NodeID, NoneDisplay;
+  QStringList NodeTypes, IDs;
+  PyObject* Scene = nullptr;
+  QList<PyObject*> Tags;
+  QString NodeID, NoneDisplay = "None";
   bool NoneEnabled = false, AddEnabled = true, RemoveEnabled = true, RenameEnabled = false, EditEnabled = true;
   bool ShowHidden = false, ShowChildNodeTypes = true, SelectNodeUponCreation = true;
   int SceneCount = 0;
