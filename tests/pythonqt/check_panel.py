@@ -138,8 +138,8 @@ def test_panel_opens(ct: Any, panel: Any) -> None:
     assert panel._parameterNode.inputVolume is ct  # the first of the scene
     assert ui.inputSelector.currentNode() is ct
     assert ui.applyButton.enabled
-    ui.inputSelector.setCurrentNode(None)
-    assert panel._parameterNode.inputVolume is None
+    slicer.mrmlScene.RemoveNode(ct)
+    assert ui.inputSelector.currentNode() is None
     assert not ui.applyButton.enabled
     assert [action.text for action in ui.openModelButton.menu().actions()] == ["Folder...", "Zip file..."]
 
