@@ -61,7 +61,7 @@ def survey(
 ) -> Survey:
     """Open every image and label of a cohort. data_set: whose files they are, if they are a published one's.
 
-    Errors: files that cannot be read, labels that do not lie on their image, images of one value. Warnings: CT that
+    Errors: files that cannot be read, images of one value, labels that do not lie on their image. Warnings: CT that
     cannot be in HU, MR that looks like it, images that the intensity range leaves black or white, volumes whose label
     file is empty, what readers doubt, orientations other than most cases', the same image twice.
     """
@@ -131,8 +131,6 @@ def _look(case: Case, cohort: Cohort, data_set: DataSet | None) -> tuple[CaseFac
 def _odd_intensities(
     image: Volume | Picture, sample: np.ndarray, found: dict[str, float], cohort: Cohort
 ) -> list[Finding]:
-    if found["min"] == found["max"]:
-        return [Finding("error", f"every voxel is {found['min']:g}: there is nothing in this image")]
     low, high = cohort.intensity.low, cohort.intensity.high
     if isinstance(image, Picture) and image.array.dtype == np.uint8:  # taken to show the range
         return []

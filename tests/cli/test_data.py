@@ -344,9 +344,11 @@ def test_mr_that_looks_like_ct_is_named(volumes: Path, capsys: pytest.CaptureFix
 
 
 def test_json_of_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(folder / "img/P1_2.png")
     table = surveyed(folder, PNG, capsys)
-    first = table["cases"][0]
+    first, second = table["cases"][:2]
     assert (first["orientation"], first["spacing_mm"], first["size"]) == (None, None, [8, 8])
+    assert second["size"] == [6, 4]  # columns, rows
     assert first["label_voxels"] == {"label_1": 1, "label_2": 1}
     assert table["splits"].keys() == {"train", "validation"}
     assert sum(split["labelled"] for split in table["splits"].values()) == 6
