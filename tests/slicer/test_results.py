@@ -380,8 +380,10 @@ def test_another_segmentation_is_reviewed_and_the_last_run_come_back_to(
     assert ticks(shown) == [False] * 4
     ui.outputSelector.setCurrentNode(first)
     assert ticks(shown) == [False, False, False, True]
+    assert ui.resultCollapsibleButton.text == "Result of an earlier run: CT"
     assert not ui.undoButton.enabled
     ui.outputSelector.setCurrentNode(second)
+    assert ui.resultCollapsibleButton.text == "Result: CT"
     assert ui.undoButton.enabled
     ui.reconstructionCheckBox.setChecked(True)  # its files are still there
     assert not errors()
