@@ -177,6 +177,13 @@ def _ourSegments(segmentation):
     return [one for one in ids if segmentation.GetSegment(one).HasTag(_MARK)]
 
 
+def handOver(result):
+    """Make the segments of a result the user's own: no later run replaces them."""
+    result.discard()
+    for segmentId in result.segmentIds:
+        result.segmentation.GetSegmentation().GetSegment(segmentId).RemoveTag(_MARK)
+
+
 def _addSegment(segmentation, label, piece, volume):
     mask, first = piece
     segment = slicer.vtkSegment()

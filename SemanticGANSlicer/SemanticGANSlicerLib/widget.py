@@ -18,10 +18,11 @@ from .logic import Options, SemanticGANSlicerLogic
 from .probe import DeviceProbe
 from .progress import ProgressView
 from .results import ResultView
+from .train import TrainTab
 
 
 class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The module's panel: tab Segment here, tab Batch in ``BatchTab``."""
+    """The module's panel: tab Segment here, tabs Batch and Train in ``BatchTab`` and ``TrainTab``."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -43,6 +44,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._progress = ProgressView(self.ui.progressBar, self.ui.statusLabel)
         self._batch = BatchTab(self.ui, self.logic, self._options, self._ensureInstalled, self._updateButtons)
         self._result = ResultView(self.ui, self._progress.stop)
+        file = self.resourcePath("UI/SemanticGANTrain.ui")
+        self._train = TrainTab(self.ui.tabWidget, file, self.logic, self._ensureInstalled, self._takeModel)
         self._prepareWidgets()
         self._connectWidgets()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
@@ -54,6 +57,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def cleanup(self):
         """Slicer ends or the module is reloaded: nothing keeps running."""
         self._stopEverything()
+        self._train.close()
         self._result.forget()
         self.setParameterNode(None)
         self.removeObservers()
@@ -61,6 +65,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def enter(self):
         self.initializeParameterNode()
         self._checkInstallation()
+        self._train.enter()
 
     def exit(self):
         """Another module is shown; a run goes on."""
@@ -68,6 +73,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _onSceneStartClose(self, caller, event):
         self._stopEverything()
+        self._train.sceneCloses()
         self._result.forget()
         self.setParameterNode(None)
         self._progress.stop("")
@@ -266,6 +272,16 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             models.rememberModel(slicer.app.userSettings(), path)
             self._listModels()
             self._parameterNode.model = path
+            self._showModel()
+            self._updateButtons()
+
+    def _takeModel(self, path):
+        """A model was trained: it is in the list from now on, and chosen."""
+        with explained(_("The trained model cannot be opened.")):
+            models.readModel(path)
+            models.rememberModel(slicer.app.userSettings(), path)
+            self._listModels()
+            self.logic.getParameterNode().model = path
             self._showModel()
             self._updateButtons()
 
