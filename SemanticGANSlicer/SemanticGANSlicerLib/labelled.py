@@ -50,8 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """names: what each file is, as the user knows it, by the name it was written under; leftOut: files that are no image.
-    """
+    """names: what each file is, as the user knows it, by its new name; leftOut: files that are no image."""
 
     names: dict
     leftOut: tuple
@@ -59,7 +58,7 @@ class Written:
 
 @dataclass(frozen=True)
 class _Scan:
-    """One image to be written. name: as the user knows it; image, label: nodes, or paths; patient: equal for one person."""
+    """One image to be written. name: the user's; image, label: nodes, or paths; patient: equal for one person."""
 
     name: str
     image: object
@@ -243,7 +242,7 @@ def _scans(request):
 def _person(volume):
     """The patient of a volume in the subject hierarchy, else the volume itself: one person is in one split only."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    level = slicer.vtkMRMLSubjectHierarchyConstants.GetSubjectHierarchyLevelPatient()
+    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient()
     item = hierarchy.GetItemByDataNode(volume) if hierarchy is not None else 0
     patient = hierarchy.GetItemAncestorAtLevel(item, level) if item else 0
     return ("item", patient) if patient else volume.GetID()

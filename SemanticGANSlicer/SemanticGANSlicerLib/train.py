@@ -393,8 +393,10 @@ class TrainTab(VTKObservationMixin):
     def _onRun(self):
         """Show what the run has come to."""
         run = self._run
-        if run is None:
-            return  # it looks around while it is made
+        if run.record is not None and not run.isFound:  # nothing is known yet of what went on before
+            self._trainProgress.show(0, 0, _("Looking at the training in this folder"))
+            self._updateButtons()
+            return
         if run.isActive():
             self._trainProgress.show(*run.progress)
             if run.status == trainrun.PAUSING:

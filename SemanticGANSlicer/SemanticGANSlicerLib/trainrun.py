@@ -139,7 +139,7 @@ class TrainRun:
         )
         _children.append(self._child)
         self.status, self.message, self.details, self._pid = STARTING, "", "", None
-        self.progress = (0, 0, _("Starting: loading PyTorch"), None)
+        self.progress, self.isFound = (0, 0, _("Starting: loading PyTorch"), None), True
         self._timer.setInterval(_EVERY_MSEC)
         self._timer.start()
         self._onChange()

@@ -66,7 +66,11 @@ def data(mode: str) -> int:
     output.mkdir(parents=True, exist_ok=True)
     (output / "cohort.json").write_text(json.dumps(sys.argv[1:]))
     problems = [{"severity": "warning", "text": "few patients"}] if mode == "warning" else []
-    print(json.dumps({"cohort": str(output / "cohort.json"), "splits": splits, "cases": cases, "problems": problems}))
+    print(
+        json.dumps(
+            {"cohort": str(output / "cohort.json"), "splits": splits, "cases": cases, "problems": problems}
+        )
+    )
     return 0
 
 
@@ -92,14 +96,29 @@ def train(mode: str) -> int:
     (output / "config.yaml").touch()
     (output / "commands.txt").open("a").write(json.dumps(sys.argv[1:]) + "\n")
     start = 500 if resumed else 0
-    say("start", output=str(output), stages=[stage], device="none", size=64, labelled=3, images=100, resumed=resumed)
+    say(
+        "start",
+        output=str(output),
+        stages=[stage],
+        device="none",
+        size=64,
+        labelled=3,
+        images=100,
+        resumed=resumed,
+    )
     for images in range(start, start + 500, 100):
         say("progress", stage="student", done=images, total=1000, message=f"{images} images", eta_s=7200.0)
         say("log", stage="student", images=images, seconds=1.0, loss=1 / (1 + images), dice=None)
         if mode == "validates":
             say("validation", stage="student", images=images, dice=images / 1000)
             for kind, grey in (("samples", 30), ("validation", 200)):
-                say("picture", stage="student", kind=kind, images=images, path=picture(output / f"{kind}.png", grey))
+                say(
+                    "picture",
+                    stage="student",
+                    kind=kind,
+                    images=images,
+                    path=picture(output / f"{kind}.png", grey),
+                )
     if mode == "dies":
         print("killed soon", file=sys.stderr, flush=True)
         os.kill(os.getpid(), 9)
