@@ -133,12 +133,15 @@ class TrainTab(VTKObservationMixin):
             edit.setCurrentPath(kept[name] if isinstance(kept.get(name), str) else "")
         if not ui.trainFolderPathLineEdit.currentPath:
             ui.trainFolderPathLineEdit.setCurrentPath(_defaultFolder())
+        if isinstance(kept.get("minutes"), int):
+            ui.trainMinutesSpinBox.setValue(kept["minutes"])
         if isinstance(kept.get("modality"), str):
             ui.trainModalityComboBox.setCurrentText(kept["modality"])
 
     def _remember(self):
         kept = {name: edit.text for name, edit in self._texts().items()}
         kept.update({name: edit.currentPath for name, edit in self._folders().items()})
+        kept["minutes"] = self._minutes()
         kept["modality"] = self.ui.trainModalityComboBox.currentText
         slicer.app.userSettings().setValue(_SETTINGS, json.dumps(kept))
 
@@ -369,16 +372,19 @@ class TrainTab(VTKObservationMixin):
     def _stage(self):
         return "all" if self.ui.trainAllCheckBox.checked else "student"
 
+    def _minutes(self):
+        return int(self.ui.trainMinutesSpinBox.value)
+
     def _onTrain(self, *unused):
         if not self._ensureInstalled():
             return
         with explained(_("Training cannot be started.")):
             self._remember()
             if self._found is not None:
-                self._run.start(self._request.modality, self._found, self._stage())
+                self._run.start(self._request.modality, self._found, self._stage(), self._minutes())
                 self._found = None
             else:
-                self._run.resume("all")
+                self._run.resume("all", self._minutes())
         self._updateButtons()
 
     def _onPause(self, *unused):
@@ -387,7 +393,7 @@ class TrainTab(VTKObservationMixin):
                 self._run.pause()
             elif self._ensureInstalled():
                 stage = "all" if self.ui.trainAllCheckBox.checked else self._run.record["stage"]
-                self._run.resume(stage)
+                self._run.resume(stage, self._minutes())
         self._updateButtons()
 
     def _onRun(self):

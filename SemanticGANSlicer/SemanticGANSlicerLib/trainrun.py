@@ -79,19 +79,18 @@ class TrainRun:
 
     # --- what a person does
 
-    def start(self, modality, labelled, stage):
-        """Train anew on the folder's cohort. Raises OSError, RuntimeError."""
+    def start(self, modality, labelled, stage, minutes):
+        """Train anew on the cohort; minutes: limit of a student alone, 0: none. Raises OSError, RuntimeError."""
         number, output = 1, "model"
         while os.path.exists(self._path(output)):
             number += 1
             output = f"model{number}"
-        self._begin(
-            {"modality": modality, "labelled": labelled, "stage": stage, "output": output, "taken": False}
-        )
+        record = {"modality": modality, "labelled": labelled, "stage": stage, "minutes": minutes}
+        self._begin(dict(record, output=output, taken=False))
 
-    def resume(self, stage):
+    def resume(self, stage, minutes):
         """Go on with what was paused, failed or, for another stage, done. Raises OSError, RuntimeError."""
-        self._begin(dict(self.record, stage=stage, taken=False), new=False)
+        self._begin(dict(self.record, stage=stage, minutes=minutes, taken=False), new=False)
 
     def pause(self):
         """Ask training to save and end; it is PAUSED when it has."""
@@ -148,6 +147,8 @@ class TrainRun:
         output = self._path(record["output"])
         options = ["--modality", record["modality"], "--data", self._path("cohort"), "--output", output]
         options += ["--labelled", str(record["labelled"]), "--stage", record["stage"]]
+        if record["stage"] == "student" and record["minutes"]:
+            options += ["--max-minutes", str(record["minutes"])]
         options += ["--json-progress", "--low-priority", "--stop-file", self._path("stop")]
         if os.path.exists(
             os.path.join(output, "config.yaml")
@@ -207,14 +208,10 @@ class TrainRun:
             self._pid, self.status, self.message, self.details = int(event["pid"]), STARTING, "", ""
             self.progress = (0, 0, _("Starting: loading PyTorch"), None)
         elif name == "progress":
-            self._stage = event["stage"]
-            left = event.get("eta_s")
-            self.progress = (
-                int(event["done"]),
-                int(event["total"]),
-                f"{stageName(self._stage)}: {event['message']}",
-                None if left is None else float(left),
-            )
+            self._stage, left = event["stage"], event.get("eta_s")
+            left = None if left is None else float(left)
+            done, total = self._share(int(event["done"]), int(event["total"]), left)
+            self.progress = (done, total, f"{stageName(self._stage)}: {event['message']}", left)
             self._goesOn()
         elif name == "start":
             self._goesOn()
@@ -234,6 +231,19 @@ class TrainRun:
             if self.status == FAILED:
                 self.message = str(event["message"])
                 self.details = "\n\n".join(filter(None, (str(event.get("details") or ""), self._logTail())))
+
+    def _share(self, done, total, left):
+        """(done, total) of the stage; a student whose time is limited ends long before its last image."""
+        limit = 60.0 * self.record["minutes"]
+        if (
+            self._stage != "student"
+            or self.record["stage"] != "student"
+            or not limit
+            or not total
+            or left is None
+        ):
+            return done, total
+        return round(1000 * max(done / total, 1.0 - left / limit)), 1000
 
     def _goesOn(self):
         self.status = PAUSING if os.path.exists(self._path("stop")) else RUNNING
@@ -303,7 +313,7 @@ def _readRecord(path):
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
-        kinds = {"modality": str, "labelled": int, "stage": str, "output": str, "taken": bool}
+        kinds = {"modality": str, "labelled": int, "stage": str, "minutes": int, "output": str, "taken": bool}
         if all(isinstance(record[name], kind) for name, kind in kinds.items()):
             return record
     except (OSError, KeyError, TypeError, ValueError):

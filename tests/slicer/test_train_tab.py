@@ -445,7 +445,8 @@ def test_trained_model_is_in_the_chooser(panel: Any, checked: Any, folder: Path)
     (command,) = commands(folder)
     assert command[2:] == [
         *("--modality", "ct", "--data", str(folder / "cohort"), "--output", str(folder / "model")),
-        *("--labelled", "3", "--stage", "student", "--json-progress", "--low-priority"),
+        *("--labelled", "3", "--stage", "student", "--max-minutes", "10"),
+        *("--json-progress", "--low-priority"),
         *("--stop-file", str(folder / "stop")),
     ]
     assert not errors()
@@ -460,6 +461,7 @@ def test_gan_and_encoder_follow_when_asked(panel: Any, checked: Any, folder: Pat
     standin.pump(lambda: len(commands(folder)) == 2 and checked._run.status == trainrun.DONE, 30)
     second = commands(folder)[1]
     assert second[second.index("--stage") + 1] == "all"
+    assert "--max-minutes" not in second  # a limit of the student
     assert second[-1] == "--resume"
     assert panel._options().model == str(folder / "model" / "bundle")  # chosen again: it is another
     assert not checked.ui.trainButton.enabled
@@ -641,7 +643,14 @@ def test_another_process_with_its_number_is_not_taken_for_training(tmp_path: Pat
     """After a restart the number of the process may be anybody's: silence decides."""
     folder = tmp_path / "run"  # not the fixture, which ends the process that the events name: this one
     folder.mkdir()
-    record = {"modality": "ct", "labelled": 3, "stage": "student", "output": "model", "taken": False}
+    record = {
+        "modality": "ct",
+        "labelled": 3,
+        "stage": "student",
+        "minutes": 5,
+        "output": "model",
+        "taken": False,
+    }
     (folder / "train.json").write_text(json.dumps(record))
     file = folder / "events.jsonl"
     file.write_text(json.dumps({"event": "hello", "pid": os.getpid(), "tool_version": "0"}) + "\n")
@@ -655,7 +664,14 @@ def test_another_process_with_its_number_is_not_taken_for_training(tmp_path: Pat
 
 def test_a_long_history_is_read_in_pieces_and_its_nonsense_skipped(folder: Path) -> None:
     folder.mkdir(parents=True)
-    record = {"modality": "ct", "labelled": 3, "stage": "student", "output": "model", "taken": True}
+    record = {
+        "modality": "ct",
+        "labelled": 3,
+        "stage": "student",
+        "minutes": 5,
+        "output": "model",
+        "taken": True,
+    }
     (folder / "train.json").write_text(json.dumps(record))
     with (folder / "events.jsonl").open("wb") as file:
         for images in range(20000):
@@ -795,3 +811,87 @@ def test_looking_through_the_scans_can_be_cancelled_and_fail(panel: Any, checked
     assert "Mend it" in errors()[0]
     assert ui.trainNextButton.enabled
     assert not ui.trainEditButton.enabled
+
+
+# --- the real engine -------------------------------------------------------------------------------
+
+
+def phantom(seed: int, name: str) -> tuple[Any, np.ndarray]:
+    """(volume in the scene, its true liver (K, J, I)) of a phantom patient."""
+    from sgan_core.phantom.cohort import make_case
+
+    made = make_case(seed, "ct")
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(made.image.grid.affine))
+    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(made.image.array.transpose(2, 1, 0)))
+    node.CreateDefaultDisplayNodes()
+    return node, made.labels.transpose(2, 1, 0) == 1
+
+
+def test_a_model_from_three_labelled_and_six_unlabelled_scans(
+    panel: Any, folder: Path, tmp_path: Path
+) -> None:
+    """The whole way: check, train, the model in the chooser, Apply on a seventh patient, which scan to label next."""
+    import nibabel as nib
+    from sgan_core.phantom.cohort import make_case
+
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for seed in range(4, 10):
+        image = make_case(seed, "ct").image
+        nib.save(nib.Nifti1Image(image.array, image.grid.affine), scans / f"scan{seed}.nii.gz")
+    # A small student and few images: a minute of one core, where the default takes as long as one lets it.
+    quick = tmp_path / "quick.yaml"
+    quick.write_text("student_train: {channels: [16, 32, 64], max_images: 14000, lr: 0.003}\n")
+    tab, ui = panel._train, panel._train.ui
+    tab.trainArguments = ["-m", "sgan_core.cli.train", "--config", str(quick), "--size", "48"]
+    ui.trainFolderPathLineEdit.setCurrentPath(str(folder))
+    ui.trainMinutesSpinBox.setValue(0)
+    ui.trainUnlabelledPathLineEdit.setCurrentPath(str(scans))
+    select(panel, *(segment(volume, ("liver", liver)) for volume, liver in map(phantom, (1, 2, 3), "abc")))
+    ui.trainCheckButton.click()
+    standin.pump(lambda: not tab.isChecking(), 120)
+    assert not errors()
+    rows = cells(ui.trainCaseTable)
+    assert [row[1] for row in rows] == ["a", "b", "c", *(f"scan{seed}.nii.gz" for seed in range(4, 10))]
+    assert ui.trainCheckLabel.text.splitlines()[0] == "To learn from: 3 labelled, 6 unlabelled"
+
+    ui.trainButton.click()
+    with standin.EventLoopProbe() as probe:
+        standin.pump(lambda: not tab._run.isActive(), 600)
+    assert tab._run.status == trainrun.DONE, tab._run.details
+    assert probe.max_gap_ms < 1000  # what else the machine does counts, too
+    assert shown(ui.trainCurveLabel)
+    assert shown(ui.trainValidationLabel)
+    assert tab._run.curve()[1][0][1] > 2 * tab._run.curve()[1][-1][1]  # the loss has fallen
+    assert panel._options().model == str(folder / "model" / "bundle")
+
+    seventh, liver = phantom(10, "seventh")
+    panel.ui.inputSelector.setCurrentNode(seventh)
+    panel.ui.applyButton.click()
+    standin.pump(lambda: not panel.logic.isRunning(), 300)
+    assert not errors()
+    found = voxels(panel._parameterNode.outputSegmentation, 0, seventh) > 0
+    dice = 2 * (found & liver).sum() / (found.sum() + liver.sum())
+    assert dice >= 0.85
+
+    ui.trainNextButton.click()
+    standin.pump(lambda: not tab.next.isRunning(), 300)
+    assert not errors()
+    figures = [float(row[1]) for row in cells(ui.trainNextTable)]
+    assert len(figures) == 6
+    assert figures == sorted(figures)
+    ui.trainEditButton.click()
+    standin.pump(lambda: slicer.app.selected_modules and not tab.next.isRunning(), 60)
+    editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+    drawn, scan = editor.GetSegmentationNode(), editor.GetSourceVolumeNode()
+    assert scan.GetName().startswith(Path(cells(ui.trainNextTable)[0][0]).name[:5])
+    truth = make_case(int(scan.GetName()[4]), "ct").labels.transpose(2, 1, 0) == 1
+    mask = voxels(drawn, 0, scan) > 0
+    assert (
+        2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.6
+    )  # the least trusted one, on its own voxels
+    standin.pump(lambda: len(cells(ui.trainSegmentationsTable)) == 5, 10)
+    ui.trainCheckButton.click()
+    standin.pump(lambda: not tab.isChecking(), 120)
+    assert ui.trainCheckLabel.text.splitlines()[0] == "To learn from: 4 labelled, 5 unlabelled"
