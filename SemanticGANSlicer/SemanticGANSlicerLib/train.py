@@ -366,7 +366,7 @@ class TrainTab(VTKObservationMixin):
                 return
             self._run.close()
         self._told, self._shown = trainrun.NONE, {}
-        self._run = TrainRun(folder, self.logic.python, lambda: self.trainArguments, self._onRun)
+        self._run = TrainRun(folder, lambda: self.logic.python(), lambda: self.trainArguments, self._onRun)
         self._onRun()
 
     def _stage(self):

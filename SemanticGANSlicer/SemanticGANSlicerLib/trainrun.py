@@ -61,7 +61,7 @@ class TrainRun:
         self.progress, self.message, self.details = (0, 0, "", None), "", ""
         self.curves, self.pictures, self.bundle = {}, {}, ""
         self.isFound = False  # whether all that was written so far has been read
-        self._stage, self._pid = "", None
+        self._stage, self._pid, self._wasDead = "", None, False
         self._offset, self._line = 0, b""
 
     def _path(self, *names):
@@ -113,8 +113,9 @@ class TrainRun:
         self.close()
         if self.record is not None:
             os.remove(self._path("train.json"))
-        self.record = None
+        self.record, bundle = None, self.bundle
         self._forget()
+        self.bundle = bundle  # it still segments
 
     def close(self):
         """Look no more. Training goes on."""
@@ -130,14 +131,18 @@ class TrainRun:
         self.record = record
         if new:
             self._forget()
-        self._child = _startApart(
-            [program, *self._arguments(), *options],
-            self._path("events.jsonl"),
-            self._path("log.txt"),
-            new,
-        )
+        try:
+            self._child = _startApart(
+                [program, *self._arguments(), *options],
+                self._path("events.jsonl"),
+                self._path("log.txt"),
+                new,
+            )
+        except OSError as error:
+            self.status, self.message, self.isFound = FAILED, str(error), True
+            raise
         _children.append(self._child)
-        self.status, self.message, self.details, self._pid = STARTING, "", "", None
+        self.status, self.message, self.details, self._pid, self._wasDead = STARTING, "", "", None, False
         self.progress, self.isFound = (0, 0, _("Starting: loading PyTorch"), None), True
         self._timer.setInterval(_EVERY_MSEC)
         self._timer.start()
@@ -178,7 +183,12 @@ class TrainRun:
             self._timer.setInterval(0)
             return
         changed = bool(lines) or not self.isFound
-        if self.isActive() and not self._isAlive():
+        isDead = self.isActive() and not self._isAlive()
+        if isDead and not self._wasDead:  # its last words may have come after the reading
+            self._wasDead = True
+            self._timer.setInterval(0)
+            return
+        if isDead:
             changed = True
             self.status = FAILED
             self.message = _(

@@ -542,7 +542,9 @@ def test_training_that_refuses_tells_why(checked: Any) -> None:
 
 def test_changed_data_are_trained_into_a_folder_of_their_own(panel: Any, checked: Any, folder: Path) -> None:
     train(checked, trainrun.DONE)
+    checked.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder))
     check(checked)
+    assert checked.ui.trainNextButton.enabled  # by the model that there is
     train(checked, trainrun.DONE)
     assert panel._options().model == str(folder / "model2" / "bundle")
     assert len(commands(folder)) == len(commands(folder, "model2")) == 1
@@ -660,6 +662,37 @@ def test_another_process_with_its_number_is_not_taken_for_training(tmp_path: Pat
         standin.pump(lambda run=run: run.isFound, 10)
         assert run.status == status
         run.close()
+
+
+def test_last_words_that_are_written_while_it_ends_count(tmp_path: Path) -> None:
+    record = {
+        "modality": "ct",
+        "labelled": 3,
+        "stage": "student",
+        "minutes": 5,
+        "output": "model",
+        "taken": True,
+    }
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    (tmp_path / "events.jsonl").write_text("")
+    run = trainrun.TrainRun(str(tmp_path), lambda: sys.executable, list, lambda: None)
+
+    def ends() -> bool:
+        with (tmp_path / "events.jsonl").open("a") as file:
+            file.write('{"event": "done", "output": "", "bundle": "b"}\n')
+        return False
+
+    run._isAlive = ends
+    standin.pump(lambda: run.isFound, 10)
+    assert run.status == trainrun.DONE
+
+
+def test_a_program_that_cannot_be_started_is_explained(checked: Any) -> None:
+    checked.logic.python = lambda: "/nowhere/PythonSlicer"
+    checked.ui.trainButton.click()
+    assert "/nowhere/PythonSlicer" in errors()[0]
+    assert not checked._run.isActive()
+    assert checked.ui.trainPauseButton.text == "Resume"
 
 
 def test_a_long_history_is_read_in_pieces_and_its_nonsense_skipped(folder: Path) -> None:
@@ -833,6 +866,7 @@ def test_a_model_from_three_labelled_and_six_unlabelled_scans(
 ) -> None:
     """The whole way: check, train, the model in the chooser, Apply on a seventh patient, which scan to label next."""
     import nibabel as nib
+
     from sgan_core.phantom.cohort import make_case
 
     scans = tmp_path / "scans"
