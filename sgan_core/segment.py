@@ -37,6 +37,7 @@ from sgan_core.trust import (
     in_words,
     judge,
     not_judged,
+    soft_dice_confidence,
     stored_calibration,
     why_uncalibrated,
 )
@@ -65,6 +66,7 @@ class Segmentation:
     steps: int  # of inversion
     seconds: float
     warnings: tuple[str, ...]
+    soft_dice_confidence: float | None = None  # of the student's mask; None: no student, or nothing found
     largest_component: bool = False  # whether the label map was reduced to the largest piece of each label
 
     @property
@@ -181,6 +183,10 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
         inverted = None if inverted is None else smooth_through_plane(inverted)
     if found.reconstructions is not None:
         errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
+    # The student's, even where another mask is asked for; as they are drawn from, which for its own is done.
+    taught = probs if found.method == "student" else found.student_probs
+    if taught is not None and taught is not probs and isinstance(image, Volume):
+        taught = smooth_through_plane(taught)
     labels = to_volume(probs, stack)
     trust = _judged(found, _calibration(bundle, config), bundle, stack.first_slice)
     if image.doubts:
@@ -206,6 +212,7 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
             *((warning,) if warning else ()),
             *_cut_off(labels, stack, bundle),
         ),
+        soft_dice_confidence=None if taught is None else soft_dice_confidence(taught),
         largest_component=config.largest_component,
     )
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from sgan_core import __version__
 from sgan_core.cli import app
+from sgan_core.errors import Cancelled
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ def telling(args: argparse.Namespace, *, paced: bool = False) -> Iterator[Progre
             yield progress
         except (Exception, KeyboardInterrupt) as error:
             ended = app.failure(error, debug=args.debug)
-            message = "cancelled" if isinstance(error, KeyboardInterrupt) else ended.message
+            message = f"cancelled: {ended.message}" if isinstance(error, Cancelled) else ended.message
+            if isinstance(error, KeyboardInterrupt):
+                message = "cancelled"
             progress.event("error", message=message, details=ended.details, code=ended.code)
             raise
 

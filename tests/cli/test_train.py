@@ -422,7 +422,7 @@ def test_a_file_stops_and_resume_finishes(
     told = events(capsys.readouterr().out)
     assert told[-1] == {
         "event": "error",
-        "message": "stopped after 4 images; continue with --resume",
+        "message": "cancelled: stopped after 4 images; continue with --resume",
         "code": 3,
         "details": "",
     }
