@@ -38,7 +38,8 @@ class TrainTab(VTKObservationMixin):
         self._checkProgress = ProgressView(self.ui.trainCheckProgressBar, self.ui.trainCheckLabel)
         self._trainProgress = ProgressView(self.ui.trainProgressBar, self.ui.trainStatusLabel)
         self._steps = self._worker = self._request = self._written = None
-        self._lines, self._found = [], None  # what the check said, when nothing was trained on it yet
+        # What the check said; its number of labelled patients, as long as nothing was trained on them.
+        self._lines, self._found = [], None
         self._run, self._shown, self._told = None, {}, trainrun.NONE
         self._nodes = []  # IDs of the rows of segmentations
         self.next = NextScan(self.ui, logic, self._unlabelled, self._onScanChange)
@@ -287,7 +288,7 @@ class TrainTab(VTKObservationMixin):
             errors += [
                 one["text"] for case in cases for one in case["problems"] if one["severity"] == "error"
             ]
-            labelledCount = int(counts["train"]["labelled"])
+            patients = int(counts["train"]["labelled_patients"])
         except (AttributeError, KeyError, TypeError, ValueError):
             details = outcome.details or outcome.message or "\n".join(self._lines)
             self._checkEnded(_("The data cannot be used."), _lastWords(details), details)
@@ -306,7 +307,7 @@ class TrainTab(VTKObservationMixin):
         if errors:
             lines.append(_("Mend the errors, then check again."))
         else:
-            self._found = labelledCount
+            self._found = patients
         self._checkEnded("\n".join(lines))
 
     def _checkEnded(self, text, problem="", details=""):
@@ -317,15 +318,16 @@ class TrainTab(VTKObservationMixin):
 
     def _caseRow(self, case):
         """The texts of a case, and whether it has an error."""
-        known = self._written.names.get(case["name"], "")
+        name = self._written.names.get(case["name"], "")
         use = case["split"] if case["labelled"] else _("{split}, unlabelled").format(split=case["split"])
         spacing = " x ".join(f"{one:.3g}" for one in case.get("spacing_mm") or [])
         where = " ".join(filter(None, (case.get("orientation") or "", f"({spacing} mm)" if spacing else "")))
         light = case.get("intensity") or {}
-        intensity = "{:.4g} ... {:.4g}".format(light["p1"], light["p99"]) if light else ""
+        isRead = light.get("p99") is not None  # what cannot be read has no figures
+        intensity = "{:.4g} ... {:.4g}".format(light["p1"], light["p99"]) if isRead else ""
         voxels = ", ".join(f"{name} {count:,}" for name, count in (case.get("label_voxels") or {}).items())
         problems = "; ".join(one["text"] for one in case["problems"])
-        return [case["name"], known, use, where, intensity, voxels, problems]
+        return [case["name"], name, use, where, intensity, voxels, problems]
 
     def _fillCases(self, rows):
         table = self.ui.trainCaseTable

@@ -54,14 +54,19 @@ def data(mode: str) -> int:
                 "spacing_mm": [0.8, 0.9, 2.5],
                 "size": [40, 32, 12],
                 "intensity": {"min": -1000.0, "p1": -1000.0, "p50": -1000.0, "p99": 60.0, "max": 60.0},
-                "label_voxels": {"liver": 1920} if labelled else {},
+                "label_voxels": {"liver": 1920} if labelled else None,
                 "problems": problems,
             }
         )
     counted = sum(case["labelled"] for case in cases)
+    if mode == "unreadable":
+        nothing = dict.fromkeys(("min", "p1", "p50", "p99", "max"))
+        cases[0] |= {"orientation": None, "spacing_mm": None, "size": None, "intensity": nothing}
+        cases[0]["problems"] = [{"severity": "error", "text": "cannot be read"}]
+    patients = {case["name"].partition("_")[0] for case in cases if case["labelled"]}
     splits = {
-        "train": {"labelled": counted, "unlabelled": len(cases) - counted},
-        "validation": {"labelled": 0, "unlabelled": 0},
+        "train": {"labelled": counted, "unlabelled": len(cases) - counted, "labelled_patients": len(patients)},
+        "validation": {"labelled": 0, "unlabelled": 0, "labelled_patients": 0},
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "cohort.json").write_text(json.dumps(sys.argv[1:]))

@@ -385,6 +385,27 @@ def test_errors_of_the_data_forbid_training(panel: Any, tab: Any) -> None:
     assert not tab.ui.trainButton.enabled
 
 
+def test_what_cannot_be_read_is_listed_without_figures(panel: Any, tab: Any) -> None:
+    tab.dataArguments[2] = "unreadable"
+    select(panel, patient(1)[1])
+    check(tab)
+    assert cells(tab.ui.trainCaseTable)[0][3:] == ["", "", "liver 1,920", "cannot be read"]
+    assert not tab.ui.trainButton.enabled
+
+
+def test_training_is_told_the_labelled_patients_not_their_images(panel: Any, tab: Any, folder: Path) -> None:
+    (first, one), (second, two), (_third, three) = (patient(number) for number in (1, 2, 3))
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    person = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), "Müller")
+    for volume in (first, second):
+        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), person)
+    select(panel, one, two, three)
+    check(tab)
+    train(tab, trainrun.DONE)
+    (command,) = commands(folder)
+    assert command[command.index("--labelled") + 1] == "2"
+
+
 def test_data_that_are_refused_are_explained(panel: Any, tab: Any) -> None:
     tab.dataArguments[2] = "refuses"
     select(panel, patient(1)[1])
