@@ -13,7 +13,7 @@ from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.image import Picture, Volume
-from sgan_core.imaging.intensity import in_units
+from sgan_core.imaging.intensity import NO_AIR_HU, in_units
 from sgan_core.imaging.slices import (
     SliceStack,
     labels_to_model,
@@ -42,7 +42,6 @@ from sgan_core.trust import (
     why_uncalibrated,
 )
 
-_NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
 _REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this precision
 
@@ -107,10 +106,10 @@ def choose_intensity(image: Volume | Picture, intensity: Intensity) -> tuple[Int
     8-bit pictures are taken to show the model's range, as everywhere.
     """
     shows_the_range = isinstance(image, Picture) and image.array.dtype == np.uint8
-    if intensity.unit != "HU" or shows_the_range or image.array.min() < _NO_AIR_HU:
+    if intensity.unit != "HU" or shows_the_range or image.array.min() < NO_AIR_HU:
         return intensity, None
     return _FOREIGN_PERCENTILES, (
-        f"no voxel is below {_NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another "
+        f"no voxel is below {NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another "
         "modality; intensities were scaled by percentiles"
     )
 
