@@ -17,6 +17,7 @@ from .trainrun import TrainRun
 
 _SETTINGS = "SemanticGAN/Train"  # key of the application's settings
 _PICTURE_WIDTH = 440  # px
+_PROBLEMS = 3  # column of the table of cases
 _SOON_MSEC = 150  # so that many nodes that come at once are listed once
 
 
@@ -84,10 +85,10 @@ class TrainTab(VTKObservationMixin):
                     _("Case"),
                     _("Scan"),
                     _("Used for"),
+                    _("Problems"),
                     _("Orientation"),
                     _("Intensity"),
                     _("Labelled voxels"),
-                    _("Problems"),
                 ),
             ),
         ):
@@ -317,7 +318,7 @@ class TrainTab(VTKObservationMixin):
         self._updateButtons()
 
     def _caseRow(self, case):
-        """The texts of a case, and whether it has an error."""
+        """The texts of a case."""
         name = self._written.names.get(case["name"], "")
         use = case["split"] if case["labelled"] else _("{split}, unlabelled").format(split=case["split"])
         spacing = " x ".join(f"{one:.3g}" for one in case.get("spacing_mm") or [])
@@ -327,7 +328,7 @@ class TrainTab(VTKObservationMixin):
         intensity = "{:.4g} ... {:.4g}".format(light["p1"], light["p99"]) if isRead else ""
         voxels = ", ".join(f"{name} {count:,}" for name, count in (case.get("label_voxels") or {}).items())
         problems = "; ".join(one["text"] for one in case["problems"])
-        return [case["name"], name, use, where, intensity, voxels, problems]
+        return [case["name"], name, use, problems, where, intensity, voxels]
 
     def _fillCases(self, rows):
         table = self.ui.trainCaseTable
@@ -335,7 +336,7 @@ class TrainTab(VTKObservationMixin):
         for row, texts in enumerate(rows):
             for column, text in enumerate(texts):
                 item = qt.QTableWidgetItem(text)
-                item.setToolTip(texts[-1])
+                item.setToolTip(texts[_PROBLEMS])
                 table.setItem(row, column, item)
         table.resizeColumnsToContents()
         table.setVisible(True)

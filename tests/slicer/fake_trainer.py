@@ -65,7 +65,11 @@ def data(mode: str) -> int:
         cases[0]["problems"] = [{"severity": "error", "text": "cannot be read"}]
     patients = {case["name"].partition("_")[0] for case in cases if case["labelled"]}
     splits = {
-        "train": {"labelled": counted, "unlabelled": len(cases) - counted, "labelled_patients": len(patients)},
+        "train": {
+            "labelled": counted,
+            "unlabelled": len(cases) - counted,
+            "labelled_patients": len(patients),
+        },
         "validation": {"labelled": 0, "unlabelled": 0, "labelled_patients": 0},
     }
     output.mkdir(parents=True, exist_ok=True)

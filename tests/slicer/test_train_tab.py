@@ -353,9 +353,9 @@ def test_check_shows_what_was_found(panel: Any, tab: Any, folder: Path, tmp_path
     table = cells(tab.ui.trainCaseTable)
     light, where = "-1000 ... 60", "LPS (0.8 x 0.9 x 2.5 mm)"
     assert table == [
-        ["patient1", "Müller 1", "train", where, light, "liver 1,920", ""],
-        ["patient2", "Müller 2", "train", where, light, "liver 1,920", "lies RAI, others LPS"],
-        ["patient3", "one.nii.gz", "train, unlabelled", where, light, "", ""],
+        ["patient1", "Müller 1", "train", "", where, light, "liver 1,920"],
+        ["patient2", "Müller 2", "train", "lies RAI, others LPS", where, light, "liver 1,920"],
+        ["patient3", "one.nii.gz", "train, unlabelled", "", where, light, ""],
     ]
     assert tab.ui.trainCheckLabel.text.splitlines() == [
         "To learn from: 2 labelled, 1 unlabelled",
@@ -380,7 +380,8 @@ def test_errors_of_the_data_forbid_training(panel: Any, tab: Any) -> None:
     tab.dataArguments[2] = "error"
     select(panel, patient(1)[1])
     check(tab)
-    assert cells(tab.ui.trainCaseTable)[0][-1] == "not in HU: 0 to 4095"
+    assert cells(tab.ui.trainCaseTable)[0][3] == "not in HU: 0 to 4095"
+    assert tab.ui.trainCaseTable.item(0, 0).toolTip() == "not in HU: 0 to 4095"
     assert "Mend the errors" in tab.ui.trainCheckLabel.text
     assert not tab.ui.trainButton.enabled
 
@@ -389,7 +390,7 @@ def test_what_cannot_be_read_is_listed_without_figures(panel: Any, tab: Any) -> 
     tab.dataArguments[2] = "unreadable"
     select(panel, patient(1)[1])
     check(tab)
-    assert cells(tab.ui.trainCaseTable)[0][3:] == ["", "", "liver 1,920", "cannot be read"]
+    assert cells(tab.ui.trainCaseTable)[0][3:] == ["cannot be read", "", "", "liver 1,920"]
     assert not tab.ui.trainButton.enabled
 
 
@@ -895,11 +896,14 @@ def test_a_model_from_three_labelled_and_six_unlabelled_scans(
     for seed in range(4, 10):
         image = make_case(seed, "ct").image
         nib.save(nib.Nifti1Image(image.array, image.grid.affine), scans / f"scan{seed}.nii.gz")
-    # A small student and few images: a minute of one core, where the default takes as long as one lets it.
+    # A small student, few images, hardly any augmentation: it must know one scanner only, after a minute or two.
     quick = tmp_path / "quick.yaml"
-    quick.write_text("student_train: {channels: [16, 32, 64], max_images: 14000, lr: 0.003}\n")
+    quick.write_text(
+        "student_train: {channels: [12, 24, 48, 96], max_images: 10000, batch: 8, lr: 0.002, appearance: false, "
+        "strength: 0.5, ema_half_life_images: 500.0}\n"
+    )
     tab, ui = panel._train, panel._train.ui
-    tab.trainArguments = ["-m", "sgan_core.cli.train", "--config", str(quick), "--size", "48"]
+    tab.trainArguments = ["-m", "sgan_core.cli.train", "--config", str(quick), "--size", "64"]
     ui.trainFolderPathLineEdit.setCurrentPath(str(folder))
     ui.trainMinutesSpinBox.setValue(0)
     ui.trainUnlabelledPathLineEdit.setCurrentPath(str(scans))
@@ -913,7 +917,7 @@ def test_a_model_from_three_labelled_and_six_unlabelled_scans(
 
     ui.trainButton.click()
     with standin.EventLoopProbe() as probe:
-        standin.pump(lambda: not tab._run.isActive(), 600)
+        standin.pump(lambda: not tab._run.isActive(), 900)
     assert tab._run.status == trainrun.DONE, tab._run.details
     assert probe.max_gap_ms < 1000  # what else the machine does counts, too
     assert shown(ui.trainCurveLabel)
@@ -928,6 +932,7 @@ def test_a_model_from_three_labelled_and_six_unlabelled_scans(
     assert not errors()
     found = voxels(panel._parameterNode.outputSegmentation, 0, seventh) > 0
     dice = 2 * (found & liver).sum() / (found.sum() + liver.sum())
+    print(f"DICE {dice:.3f}")
     assert dice >= 0.85
 
     ui.trainNextButton.click()
