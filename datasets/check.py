@@ -58,7 +58,7 @@ def check(data_set: DataSet, root: str | Path, *, on_progress: OnProgress | None
     )
     problems = [*scan.problems, *(problem for fact in facts for problem in fact.problems)]
     problems += _patient_leaks(cohort.cases)
-    problems += _repeated_images(zip(cohort.cases, (fact.digest for fact in facts), strict=True))
+    problems += repeated_images(zip(cohort.cases, (fact.digest for fact in facts), strict=True))
     values: dict[int, int] = defaultdict(int)
     sizes: dict[tuple[int, ...], int] = defaultdict(int)
     for fact in facts:
@@ -81,15 +81,15 @@ def _examine(data_set: DataSet, case: Case, cohort: Cohort) -> _Facts:
     except InputError as error:
         return _Facts([Problem("unreadable", str(error))])
     shape = image.array.shape if isinstance(image, Volume) else image.array.shape[1:]
-    digest = _digest(image)
+    pixels = digest(image)
     remarks = [doubt for doubt in image.doubts if SAID in doubt]
     try:
         label = read_case_label(data_set, case, cohort, remarks)
     except InputError as error:
         kind = "value" if "unknown label value" in str(error) else "unreadable"
-        return _Facts([Problem(kind, str(error))], digest, shape)
+        return _Facts([Problem(kind, str(error))], pixels, shape)
     if label is None:
-        return _Facts([], digest, shape, remarks=tuple(remarks))
+        return _Facts([], pixels, shape, remarks=tuple(remarks))
     problems = []
     try:
         require_same_grid(label, image, label_path=case.label or "", image_path=case.image)
@@ -99,10 +99,10 @@ def _examine(data_set: DataSet, case: Case, cohort: Cohort) -> _Facts:
     values, counts = np.unique(array, return_counts=True)
     background = np.isin(values, [0, *cohort.ignored_values])
     covered = float(counts[~background].sum()) / array.size
-    return _Facts(problems, digest, shape, tuple(int(value) for value in values), covered, tuple(remarks))
+    return _Facts(problems, pixels, shape, tuple(int(value) for value in values), covered, tuple(remarks))
 
 
-def _digest(image: Volume | Picture) -> bytes:
+def digest(image: Volume | Picture) -> bytes:
     """Of the pixels: the same picture saved twice counts as the same."""
     return hashlib.blake2b(np.ascontiguousarray(image.array).data, digest_size=16).digest()
 
@@ -118,7 +118,8 @@ def _patient_leaks(cases: Iterable[Case]) -> list[Problem]:
     ]
 
 
-def _repeated_images(digests: Iterable[tuple[Case, bytes]]) -> list[Problem]:
+def repeated_images(digests: Iterable[tuple[Case, bytes]]) -> list[Problem]:
+    """Cases of the same ``digest``; an empty one is not known."""
     groups: dict[bytes, list[Case]] = defaultdict(list)
     for case, digest in digests:
         if digest:

@@ -292,6 +292,9 @@ def _segment_case(
         "first_slice": found.stack.first_slice,
         "slice_centres_mm": None if grid is None else _rounded(slice_centres_mm(found.stack)),
         "trust": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found.trust).items()},
+        "soft_dice_confidence": None
+        if found.soft_dice_confidence is None
+        else round(found.soft_dice_confidence, 4),
         "warnings": list(found.warnings),
     }
     results = [*([reconstruction] if reconstruction else []), *probabilities, target]

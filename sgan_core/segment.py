@@ -13,7 +13,7 @@ from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.image import Picture, Volume
-from sgan_core.imaging.intensity import in_units
+from sgan_core.imaging.intensity import NO_AIR_HU, in_units
 from sgan_core.imaging.slices import (
     SliceStack,
     labels_to_model,
@@ -37,11 +37,11 @@ from sgan_core.trust import (
     in_words,
     judge,
     not_judged,
+    soft_dice_confidence,
     stored_calibration,
     why_uncalibrated,
 )
 
-_NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
 _REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this precision
 
@@ -65,6 +65,7 @@ class Segmentation:
     steps: int  # of inversion
     seconds: float
     warnings: tuple[str, ...]
+    soft_dice_confidence: float | None = None  # of the student's mask; None: no student, or nothing found
     largest_component: bool = False  # whether the label map was reduced to the largest piece of each label
 
     @property
@@ -105,10 +106,10 @@ def choose_intensity(image: Volume | Picture, intensity: Intensity) -> tuple[Int
     8-bit pictures are taken to show the model's range, as everywhere.
     """
     shows_the_range = isinstance(image, Picture) and image.array.dtype == np.uint8
-    if intensity.unit != "HU" or shows_the_range or image.array.min() < _NO_AIR_HU:
+    if intensity.unit != "HU" or shows_the_range or image.array.min() < NO_AIR_HU:
         return intensity, None
     return _FOREIGN_PERCENTILES, (
-        f"no voxel is below {_NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another "
+        f"no voxel is below {NO_AIR_HU}: not CT in Hounsfield units, so the model was trained on another "
         "modality; intensities were scaled by percentiles"
     )
 
@@ -181,6 +182,10 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
         inverted = None if inverted is None else smooth_through_plane(inverted)
     if found.reconstructions is not None:
         errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
+    # The student's, even where another mask is asked for; as they are drawn from, which for its own is done.
+    taught = probs if found.method == "student" else found.student_probs
+    if taught is not None and taught is not probs and isinstance(image, Volume):
+        taught = smooth_through_plane(taught)
     labels = to_volume(probs, stack)
     trust = _judged(found, _calibration(bundle, config), bundle, stack.first_slice)
     if image.doubts:
@@ -206,6 +211,7 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
             *((warning,) if warning else ()),
             *_cut_off(labels, stack, bundle),
         ),
+        soft_dice_confidence=None if taught is None else soft_dice_confidence(taught),
         largest_component=config.largest_component,
     )
 

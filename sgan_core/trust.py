@@ -151,6 +151,23 @@ def features(
     return torch.stack([found[name].double().cpu() for name in FEATURES], dim=1).numpy()
 
 
+def soft_dice_confidence(label_probs: np.ndarray) -> float | None:
+    """The DICE that a mask can expect by the probabilities it was drawn from, the mean of the labels.
+
+    Borges et al., Soft Dice Confidence, arXiv 2402.10665: 2 sum of p in the mask / (size of the mask + sum of p). It
+    needs no calibration, and believes a network that is sure of what is wrong. A label of which there is nothing
+    anywhere does not count; None when that is so for all. label_probs: (N, K, S, S) of a case, channel 0 is background.
+    """
+    masks = label_probs.argmax(axis=1)
+    found = []
+    for value in range(1, label_probs.shape[1]):
+        probs, mask = label_probs[:, value], masks == value
+        total = mask.sum() + probs.sum(dtype=np.float64)
+        if total:
+            found.append(2.0 * probs[mask].sum(dtype=np.float64) / total)
+    return float(np.mean(found)) if found else None
+
+
 def soft_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Soft DICE (N,) of label probabilities (N, K, S, S), the labels pooled; near 1 when both are empty.
 

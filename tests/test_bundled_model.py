@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.imaging.image import Volume
@@ -174,3 +175,20 @@ def test_the_reason_of_another_objective_is_told(bundle: Bundle, scan: PhantomCa
     shifted = Volume((scan.image.array + 1100).clip(0), scan.image.grid)
     found = segment_volume(shifted, bundle, FAST)
     assert "Hounsfield" in found.reconstruction.reason
+
+
+def test_soft_dice_confidence_falls_with_the_dice_of_spoilt_scans(bundle: Bundle) -> None:
+    """What decides which scan is worth a label: CT with more and more noise, by a student alone."""
+    alone = replace(bundle, inverter=None)
+    confidences, dices = [], []
+    for number, noise_hu in enumerate((0.0, 100.0, 200.0, 400.0, 800.0) * 2):
+        case = make_case(SEED + number // 5, "ct")
+        noise = np.random.default_rng(number).normal(0.0, noise_hu, case.image.array.shape)
+        found = segment_volume(Volume(case.image.array + noise, case.image.grid), alone, FAST)
+        assert found.soft_dice_confidence is not None
+        confidences.append(found.soft_dice_confidence)
+        dices.append(dice(found, case))
+    assert spearmanr(confidences, dices).statistic > 0.8
+    assert max(dices) > 0.9
+    assert min(dices) < 0.6
+    assert confidences[0] == pytest.approx(dices[0], abs=0.05)

@@ -26,6 +26,7 @@ from sgan_core.trust import (
     kept,
     moved,
     not_judged,
+    soft_dice_confidence,
     soft_overlap,
     stored_calibration,
     why_uncalibrated,
@@ -422,3 +423,38 @@ def test_nothing_is_ok_without_a_judgement_or_with_a_poor_model() -> None:
         trust = judge(rows(3), CALIBRATION, validation_dice=unknown)
         assert trust.status == "review"
         assert "nobody knows how well the model did" in trust.reason
+
+
+# --- what a mask expects of itself -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # p of label 1 in four pixels: the mask is where it is above 1/2
+        ([0.9, 0.8, 0.4, 0.0], None, 2 * (0.9 + 0.8) / (2 + 2.1)),
+        ([1.0, 1.0, 0.0, 0.0], None, 1.0),
+        ([0.4, 0.3, 0.0, 0.0], None, 0.0),  # nothing is drawn, something may be there
+        ([0.0, 0.0, 0.0, 0.0], None, None),
+        # Two labels: the mean; one of which there is nothing does not count.
+        ([0.9, 0.2, 0.0, 0.0], [0.0, 0.7, 0.6, 0.0], (2 * 0.9 / (1 + 1.1) + 2 * 1.3 / (2 + 1.3)) / 2),
+        ([0.9, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], 2 * 0.9 / (1 + 1.1)),
+    ],
+)
+def test_soft_dice_confidence_is_the_closed_form(
+    first: list[float], second: list[float] | None, expected: float | None
+) -> None:
+    labels = np.array([first] if second is None else [first, second])
+    probs = np.concatenate([1.0 - labels.sum(axis=0, keepdims=True), labels])  # (K, 4)
+    found = soft_dice_confidence(probs.reshape(1, -1, 2, 2))
+    assert found == (None if expected is None else pytest.approx(expected))
+    # A case is pooled over its slices, as DICE is.
+    twice = np.repeat(probs.reshape(1, -1, 2, 2), 2, axis=0)
+    assert soft_dice_confidence(twice) == (None if expected is None else pytest.approx(expected))
+
+
+def test_soft_dice_confidence_adds_up_many_half_precision_voxels() -> None:
+    """Half precision ends at 65,504, a scan has millions of voxels."""
+    probs = np.full((2, 2, 512, 512), 0.25, np.float16)
+    probs[:, 1] = 0.75
+    assert soft_dice_confidence(probs) == pytest.approx(2 * 0.75 / 1.75)

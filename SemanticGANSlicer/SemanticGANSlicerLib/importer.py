@@ -248,6 +248,13 @@ def _algorithmName(model):
     return name.replace("\\", " ").strip()[:_LONGEST_NAME].strip()
 
 
+def handOver(result):
+    """Make the segments of a result the user's own: no later run replaces them."""
+    result.discard()
+    for segmentId in result.segmentIds:
+        result.segmentation.GetSegmentation().GetSegment(segmentId).RemoveTag(_MARK)
+
+
 def _addSegment(segmentation, label, piece, volume, algorithm):
     mask, first = piece
     segment = slicer.vtkSegment()

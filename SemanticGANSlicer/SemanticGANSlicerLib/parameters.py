@@ -13,7 +13,7 @@ FORMATS = ["nifti", "nrrd", "dicom-seg"]
 
 @parameterNodeWrapper
 class SemanticGANSlicerParameterNode:
-    """The settings of both tabs; words and meaning are those of ``sgan-segment --help``.
+    """The settings of the tabs Segment and Batch; words and meaning are those of ``sgan-segment --help``.
 
     inputVolume: a scalar volume, or a vector volume that is a colour picture.
     outputSegmentation: updated by a run; None makes a new one.

@@ -34,4 +34,6 @@ class ProgressView:
 def _words(seconds):
     if seconds < 90:
         return _("{n} s").format(n=max(1, round(seconds)))
-    return _("{n} min").format(n=round(seconds / 60))
+    if seconds < 5400:
+        return _("{n} min").format(n=round(seconds / 60))
+    return _("{n:.1f} h").format(n=seconds / 3600)

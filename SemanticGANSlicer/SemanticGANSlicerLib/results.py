@@ -58,7 +58,7 @@ class ResultView:
         of, made for the run: Undo removes the copy and chooses this one again.
         """
         self.forget()
-        self._last, self._copyOf = result, copyOf
+        self._last, self._copyOf, self._earlier = result, copyOf, False
         result.undo.copy = result.volume if copyOf is not None else None
         if inViews:
             slicer.util.setSliceViewerLayers(background=result.volume)
@@ -70,7 +70,7 @@ class ResultView:
     def _display(self, result):
         """Fill the widgets."""
         self._ui.reconstructionCheckBox.setChecked(False)
-        self.result, self._earlier = result, False
+        self.result = result
         case, ui, last = result.case, self._ui, result is self._last
         self._setTitle()
         ui.resultCollapsibleButton.setEnabled(True)
@@ -115,7 +115,8 @@ class ResultView:
         self._setTitle()
 
     def _setTitle(self):
-        title = _("Result of an earlier run: {name}") if self._earlier else _("Result: {name}")
+        earlier = self._earlier or self.result is not self._last
+        title = _("Result of an earlier run: {name}") if earlier else _("Result: {name}")
         self._ui.resultCollapsibleButton.text = title.format(name=self._name())
 
     def _name(self):

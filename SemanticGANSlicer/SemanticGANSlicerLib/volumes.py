@@ -100,7 +100,7 @@ def writeInput(volume, folder):
         return path
     content = memoryview(np.ascontiguousarray(array)).cast("B")
     with open(path, "wb") as file:
-        file.write(_nrrdHeader(array, ijkToRas(volume)).encode("ascii"))
+        file.write(nrrdHeader(array.dtype, array.shape, ijkToRas(volume)))
         for start in range(0, len(content), _CHUNK_BYTES):
             file.write(content[start : start + _CHUNK_BYTES])
             yield
@@ -124,26 +124,26 @@ def ijkToRas(volume):
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def _nrrdHeader(array, affine):
-    """Header of a raw NRRD file of a (K, J, I) array (teem.sourceforge.net/nrrd/format.html).
+def nrrdHeader(dtype, shape, affine):
+    """Header (bytes) of a raw NRRD file of a (K, J, I) array (teem.sourceforge.net/nrrd/format.html).
 
     Slicer's own writer writes all at once, which takes seconds for a large scan.
     """
     vectors = ["({!r},{!r},{!r})".format(*map(float, affine[:3, column])) for column in range(4)]
-    order = "big" if array.dtype.str[0] == ">" else "little"
+    order = "big" if dtype.str[0] == ">" else "little"
     lines = [
         "NRRD0004",
-        f"type: {_NRRD_TYPES[array.dtype.str[1:]]}",
+        f"type: {_NRRD_TYPES[dtype.str[1:]]}",
         "dimension: 3",
         "space: right-anterior-superior",
-        "sizes: {} {} {}".format(*array.shape[::-1]),
+        "sizes: {} {} {}".format(*shape[::-1]),
         f"space directions: {' '.join(vectors[:3])}",
         f"space origin: {vectors[3]}",
         "kinds: domain domain domain",
         f"endian: {order}",
         "encoding: raw",
     ]
-    return "\n".join(lines) + "\n\n"
+    return ("\n".join(lines) + "\n\n").encode("ascii")
 
 
 def hardenedCopy(volume):

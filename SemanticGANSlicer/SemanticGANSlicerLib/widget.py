@@ -22,6 +22,7 @@ from .model_card import ModelCardWindow, ModelChecks, warning
 from .probe import DeviceProbe
 from .progress import ProgressView
 from .results import ResultView
+from .train import TrainTab
 
 
 @dataclass
@@ -35,7 +36,7 @@ class _Started:
 
 
 class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The module's panel: tab Segment here, tab Batch in ``BatchTab``."""
+    """The module's panel: tab Segment here, tabs Batch and Train in ``BatchTab`` and ``TrainTab``."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -59,6 +60,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self._progress = ProgressView(self.ui.progressBar, self.ui.statusLabel)
         self._batch = BatchTab(self.ui, self.logic, self._options, self._ensureInstalled, self._updateButtons)
         self._result = ResultView(self.ui, self._progress.stop)
+        file = self.resourcePath("UI/SemanticGANTrain.ui")
+        self._train = TrainTab(self.ui.tabWidget, file, self.logic, self._ensureInstalled, self._takeModel)
         self._prepareWidgets()
         self._connectWidgets()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
@@ -70,6 +73,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def cleanup(self):
         """Slicer ends or the module is reloaded: nothing keeps running."""
         self._stopEverything()
+        self._train.close()
         self._result.forget()
         self.setParameterNode(None)
         self.removeObservers()
@@ -83,6 +87,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     def enter(self):
         self.initializeParameterNode()
         self._checkInstallation()
+        self._train.enter()
 
     def exit(self):
         """Another module is shown; a run goes on."""
@@ -90,6 +95,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _onSceneStartClose(self, caller, event):
         self._stopEverything()
+        self._train.sceneCloses()
         self._result.forget()
         self.setParameterNode(None)
         self._progress.stop("")
@@ -339,6 +345,16 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if self._card is not None:
             self._card.showCheck(self._checks.problems(model))
         self._showModel()
+
+    def _takeModel(self, path):
+        """A model was trained: it is in the list from now on, and chosen."""
+        with explained(_("The trained model cannot be opened.")):
+            models.readModel(path)
+            models.rememberModel(slicer.app.userSettings(), path)
+            self._listModels()
+            self.logic.getParameterNode().model = path
+            self._showModel()
+            self._updateButtons()
 
     def _makeSample(self, domain):
         if self._maker is not None or not self._ensureInstalled():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -16,7 +17,7 @@ from sgan_datasets import NAMES, about, data_set
 
 if TYPE_CHECKING:
     from sgan_core.evaluation.tables import Table
-    from sgan_datasets.source import Problem
+    from sgan_datasets.source import DataSet, Problem
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def _parser() -> app.Parser:
     )
     checking.add_argument("name", choices=NAMES, metavar="NAME", help="as `sgan-data list` shows it")
     checking.add_argument("folder", type=Path, metavar="DIR", help="the data set as published")
+    _add_json(checking)
     summary = "write the cohort of a data set"
     sources = _subcommands(commands.add_parser("prepare", help=summary, description=DESCRIPTION), "NAME")
     for name in NAMES:
@@ -185,6 +187,16 @@ def _custom_options(parser: argparse.ArgumentParser) -> None:
         help="an image without label file holds no label (default: it is unlabelled)",
     )
     _add_patient_options(parser)
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="for programs: open every image and label, and print one JSON object, of splits, of cases with size, "
+        "intensities, label voxels and problems, and of problems of the whole set",
+    )
 
 
 _OUTPUT_HELP = "folder that gets the cohort.json"
@@ -343,6 +355,10 @@ def check_source(options: argparse.Namespace) -> int:
 
     with Progress() as progress:
         found = check(data_set(options.name), options.folder, on_progress=progress)
+    if options.json:
+        more = [f"{problem.kind}: {problem.text}" for problem in found.problems]
+        _print_survey(found.cohort, data_set(options.name), None, more)
+        return app.PARTLY_FAILED if found.problems else app.DONE
     print_table(_summary(found.cohort), file=sys.stdout)
     print(f"official size: {about(options.name).size}")
     sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
@@ -452,7 +468,22 @@ def prepare_custom(options: argparse.Namespace) -> None:
         )
     for warning in prepared.warnings:
         log.warning(warning)
+    if options.json:
+        options.output.mkdir(parents=True, exist_ok=True)
+        file = save_cohort(prepared.cohort, options.output)
+        _print_survey(prepared.cohort, None, str(file.absolute()), prepared.warnings)
+        return
     _save(prepared.cohort, options.output)
+
+
+def _print_survey(cohort: Cohort, source: DataSet | None, file: str | None, more: Sequence[str]) -> None:
+    """Look at every case of a cohort and print what was found as JSON."""
+    from sgan_core.cli.progress import Progress
+    from sgan_datasets.survey import survey, to_table
+
+    with Progress() as progress:
+        found = survey(cohort, source, on_progress=progress)
+    print(json.dumps(to_table(cohort, found, file=file, more=more)))
 
 
 def prepare_phantom(options: argparse.Namespace) -> None:

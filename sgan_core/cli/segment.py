@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgan_core import __version__
 from sgan_core.cli import app
 from sgan_core.cli.cancel import cancelled_at_eof
-from sgan_core.cli.progress import Progress
+from sgan_core.cli.progress import Progress, add_program_options, telling
 from sgan_core.files import FINISHED, remove_unfinished
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("sgan_core.cli.segment")  # __name__ is another with "python -m"
 
 _MOST_SAID = 20  # files left out; run.json has all
-_BELOW_NORMAL_PRIORITY_CLASS = 0x4000  # of Windows
 
 _EXAMPLES = """\
   sgan-segment scan.nii.gz --model phantom-ct-liver --output out
@@ -132,9 +128,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--batch", type=int, metavar="N", help="slices optimised together (default: the model's)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
-    add("--json-progress", action="store_true", help="one JSON object a line on stdout, for programs")
+    add_program_options(p)
     add("--cancel-on-eof", action="store_true", help="stop when stdin ends, for programs")
-    add("--low-priority", action="store_true", help="let other programs have the processor first")
     return p
 
 
@@ -148,34 +143,14 @@ def _region(text: str) -> tuple[float, float]:
 
 def command(args: argparse.Namespace) -> int:
     """Segment as the options say."""
-    if args.low_priority:
-        step_back()
-    with Progress(as_json=args.json_progress) as progress:
-        progress.event("hello", pid=os.getpid(), tool_version=__version__)
-        try:
-            with cancelled_at_eof(_clearing(args.output)) if args.cancel_on_eof else nullcontext():
-                result = segment(args, progress)
-        except (Exception, KeyboardInterrupt) as error:
-            ended = app.failure(error, debug=args.debug)
-            message = "cancelled" if ended.code == app.CANCELLED else ended.message
-            progress.event("error", message=message, details=ended.details, code=ended.code)
-            raise
+    with telling(args) as progress:
+        with cancelled_at_eof(_clearing(args.output)) if args.cancel_on_eof else nullcontext():
+            result = segment(args, progress)
         progress.event("done", output=str(args.output), failed=result.failed)
     if not args.json_progress:
         with app.printing():
             _print_table(result.record["cases"])
     return app.PARTLY_FAILED if result.failed else app.DONE
-
-
-def step_back() -> None:
-    """Let other programs have the processor first: without it the windows of who started us stutter."""
-    if sys.platform == "win32":
-        import ctypes
-
-        kernel = ctypes.windll.kernel32
-        kernel.SetPriorityClass(kernel.GetCurrentProcess(), _BELOW_NORMAL_PRIORITY_CLASS)
-    else:
-        os.nice(10)
 
 
 def _clearing(output: Path) -> Callable[[], None]:

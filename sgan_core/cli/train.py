@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgan_core.cli import app
+from sgan_core.cli.progress import Progress, add_program_options, telling
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,16 @@ reconstruct nor judge: every case is to be reviewed), the whole model when all s
 
   sgan-train --modality ct --stage student --output runs/liver         a model to use after minutes
   sgan-train --modality ct --output runs/liver --resume                the rest, GAN, encoder and trust
+
+--json-progress: events hello (pid, tool_version), start (output, stages, device, size, labelled: patients, images:
+slices or pictures, resumed), progress (stage: prepare, student, gan, encoder or trust; done, total, message, and eta_s
+of the stage), log (a line of OUTPUT/log.jsonl), validation (stage, images, dice; with labelled validation patients
+only), picture (stage, images, path of a PNG; kind: samples of the GAN, or validation), bundle (path; it was written;
+student_alone), then done (output, bundle), or error (message in one line, details, code as below). Progress comes at
+most once a second, and when nothing else happens the last one again after ten, so that a file of these lines grows
+while training lives. The first process of torchrun tells.
+
+exit codes: 0 done, 2 wrong input or options, 3 stopped (saved; go on with --resume), 70 our own error
 """
 
 
@@ -78,6 +89,13 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="default 0")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     add("--config", type=Path, metavar="FILE", help="YAML with settings that replace the preset's")
+    add_program_options(p)
+    add(
+        "--stop-file",
+        type=Path,
+        metavar="FILE",
+        help="save and stop, as by Ctrl-C, as soon as FILE exists; for programs",
+    )
     add("--print-config", action="store_true", help="print all settings as YAML and stop")
     add("--dry-run", action="store_true", help="print parameters, memory and time a step, and stop")
     return p
@@ -219,16 +237,31 @@ def _distributed(device: str, config: TrainConfig) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Train as the options say."""
+    from sgan_core.errors import InputError
+
+    if args.json_progress and (args.print_config or args.dry_run):
+        raise InputError(
+            "--json-progress: leave it out with --print-config and --dry-run, which print JSON or YAML"
+        )
+    if int(os.environ.get("RANK", "0")):  # of torchrun; the first process tells
+        args.json_progress = False
+    with telling(args, paced=True) as progress:
+        return train(args, progress)
+
+
+def train(args: argparse.Namespace, progress: Progress) -> int:
+    """Train, or print what was asked for instead."""
     import torch
     import yaml
 
-    from sgan_core.cli.progress import Progress
     from sgan_core.device import choose_device, describe
     from sgan_core.errors import InputError
     from sgan_core.training import run as training
     from sgan_core.training.loop import StopSignal
     from sgan_core.training.parallel import rank
 
+    stop = StopSignal(args.stop_file)
+    progress.stage("prepare")
     device = choose_device(args.device)
     asked = _settings_asked_for(args)
     cohort = _cohort(args)
@@ -249,23 +282,25 @@ def command(args: argparse.Namespace) -> int:
     if args.max_minutes is not None and args.max_minutes <= 0:
         raise InputError(f"--max-minutes {args.max_minutes}: give a positive number of minutes")
     _distributed(device.type, config)
-    stop = StopSignal()
-    with Progress() as progress, stop.listening():
-        run = training.Run(
-            args.output,
-            device,
-            max_minutes=args.max_minutes,
-            init_from=args.init_from,
-            perceptual_weights=args.perceptual_weights,
-            on_progress=progress if rank() == 0 else lambda done, total, message: None,
-            should_stop=lambda: bool(stop),
-        )
+    told: dict[str, Any] = {"on_progress": progress, "on_stage": progress.stage, "on_event": progress.event}
+    run = training.Run(
+        args.output,
+        device,
+        max_minutes=args.max_minutes,
+        init_from=args.init_from,
+        perceptual_weights=args.perceptual_weights,
+        should_stop=lambda: bool(stop),
+        **(told if rank() == 0 else {}),
+    )
+    with stop.listening(), training.claimed(run):
         config = training.start(run, config, cohort, resume=resume)
         size = config.generator.size
         log.info("Training %s at %d px on %s into %s", config.preset, size, describe(device), args.output)
         stages = training.STAGES if args.stage == "all" else (args.stage,)
-        result = training.train(run, config, cohort, stages=stages)
-    if rank() == 0:
+        result = training.train(run, config, cohort, stages=stages, resumed=resume)
+    bundle = None if result == args.output else str(result.absolute())
+    progress.event("done", output=str(args.output.absolute()), bundle=bundle)
+    if rank() == 0 and not args.json_progress:
         sys.stdout.write(f"{result}\n")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -33,6 +33,7 @@ CT_WINDOWS_HU = {
 }
 
 DEFAULT_PERCENTILES = (0.5, 99.5)
+NO_AIR_HU = -200  # a CT of a patient holds air, far below this
 
 # N4 looks at an image shrunk this many times, large ones more, to 64 a side: bias is smooth, and a second does
 # what took a minute. Each side of a volume keeps 8 voxels at least; of a single slice 64 pixels, where 36 x 36

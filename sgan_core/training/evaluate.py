@@ -17,10 +17,11 @@ from sgan_core.metrics.per_patient import mean_without_nan, per_patient_dice
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import predict
 from sgan_core.sheets import colours_of, outline, write_sheet
-from sgan_core.training.data import SliceStore, rng
+from sgan_core.training.data import UNLABELLED, SliceStore, rng
 
 FRECHET_IMAGES = 500  # a fixed number on both sides: the figure depends on it
 _BATCH = 32
+_SHEET_COLUMNS = 12
 
 
 def spread(positions: np.ndarray, count: int) -> np.ndarray:
@@ -174,6 +175,28 @@ class StudentWatch:
         return found
 
 
+def write_segmentations(path: Path, config: TrainConfig, store: SliceStore, segmenter: nn.Module) -> None:
+    """A sheet of slices: with what is known of the truth above, with a segmenter's answer below.
+
+    Of validation patients; without labelled ones of unlabelled training slices, which say more than learned ones.
+    """
+    positions = store.slices_of(split="validation", with_label=True)
+    if not len(positions):
+        every = store.slices_of(split="train")
+        unseen = np.setdiff1d(every, store.slices_of(split="train", with_label=True))
+        positions = unseen if len(unseen) else every
+    positions = spread(positions, _SHEET_COLUMNS)
+    images = store.image_batch(positions).numpy()
+    colours = colours_of(config.labels)
+    answers = predict(segmenter, images).argmax(axis=1).astype(np.uint8)
+    known = np.where(store.labels[positions] == UNLABELLED, 0, store.labels[positions])
+    rows = [
+        [outline(i, y, colours, scale=2) for i, y in zip(images, row, strict=True)]
+        for row in (known, answers)
+    ]
+    write_sheet(path, rows)
+
+
 def write_reconstructions(
     path: Path,
     config: TrainConfig,
@@ -183,14 +206,14 @@ def write_reconstructions(
     generator: Generator,
 ) -> None:
     """A sheet of validation slices: image with truth above, reconstruction with predicted label below."""
-    positions = spread(store.slices_of(split="validation", with_label=True), 12)
+    positions = spread(store.slices_of(split="validation", with_label=True), _SHEET_COLUMNS)
     if not len(positions):
-        positions = spread(store.slices_of(split="train"), 12)
+        positions = spread(store.slices_of(split="train"), _SHEET_COLUMNS)
     target = store.image_batch(positions)
     with torch.no_grad():
         pair = generator.synthesis(encode(target.to(device)))
     colours = colours_of(config.labels)
-    known = np.where(store.labels[positions] == 255, 0, store.labels[positions])
+    known = np.where(store.labels[positions] == UNLABELLED, 0, store.labels[positions])
     above = [outline(i, y, colours, scale=2) for i, y in zip(target.numpy(), known, strict=True)]
     drawn = zip(pair.image.float().cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True)
     write_sheet(path, [above, [outline(i, y, colours, scale=2) for i, y in drawn]])

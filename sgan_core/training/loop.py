@@ -20,6 +20,8 @@ from sgan_core.files import replacing
 from sgan_core.training.parallel import average_value, rank, world_size
 from sgan_core.training.schedule import Schedule
 
+_LOOK_EVERY_S = 1.0  # for the file that asks to stop: the disk may be on a network
+
 
 class Trainer(Protocol):
     """What a stage offers to the loop."""
@@ -42,12 +44,25 @@ class Trainer(Protocol):
 
 
 class StopSignal:
-    """Becomes true on SIGINT, or on SIGTERM where it exists, so that the loop saves and ends."""
+    """Becomes true on SIGINT, or on SIGTERM where it exists, so that the loop saves and ends.
 
-    def __init__(self) -> None:
-        self.asked = False
+    file: becomes true as well when there is such a file, for who cannot send signals. Raises InputError when there
+    is one at the start.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.asked, self.file = False, file
+        self._looked = -math.inf
+        if file is not None and file.exists():
+            raise InputError(
+                f"--stop-file {file}: is there already, so training would end at once. Delete it first."
+            )
 
     def __bool__(self) -> bool:
+        now = time.monotonic()
+        if not self.asked and self.file is not None and now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            self.asked = self.file.exists()
         return self.asked
 
     def _ask(self, _number: int, _frame: object) -> None:
@@ -70,6 +85,7 @@ class RunLog:
     """One JSON object a line in ``log.jsonl``; TensorBoard too when it is installed; rank 0 only."""
 
     folder: Path
+    tell: Callable[..., None] = lambda **line: None  # what is written, to whom else it is to be told
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -92,6 +108,7 @@ class RunLog:
         line |= {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.tell(**line)
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{stage}/{name}", value, images)

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ from sgan_core.bundle import GENERATOR, load_bundle, save_bundle
 from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.curvature import measure_curvature
+from sgan_core.device import describe
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.files import replacing
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
-from sgan_core.training import evaluate
+from sgan_core.training import evaluate, records
 from sgan_core.training.calibrate import trust_facts
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
@@ -58,12 +60,44 @@ class Run:
     perceptual_weights: Path | None = None
     cache: Path | None = None  # prepared slices; the cohort's if it has some, else inside the folder
     on_progress: OnProgress = lambda done, total, message: None
+    on_stage: Callable[[str, float | None], None] = lambda name, ends: (
+        None
+    )  # ends: time.monotonic() of its end
+    on_event: Callable[..., None] = lambda name, **facts: None  # those of sgan-train --json-progress
     should_stop: Callable[[], bool] = lambda: False
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the resumable states."""
         return self.folder / "checkpoints"
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Keep processes other than those of the same torchrun out of a run's folder.
+
+    Raises InputError when one is in, and for a folder that cannot be written.
+    """
+
+    def taken() -> None:
+        raise InputError(
+            f"{run.folder}: another sgan-train is at work there. Wait for it, stop it, or choose another --output."
+        )
+
+    if rank():
+        yield
+        return
+    with ExitStack() as held:
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(records.alone(run.folder, taken))
+        except OSError as error:
+            raise _not_writable(run.folder, error) from error
+        yield
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot write there ({error.strerror}). Choose another --output.")
 
 
 def start(run: Run, config: TrainConfig, cohort: Cohort, *, resume: bool) -> TrainConfig:
@@ -91,9 +125,7 @@ def start(run: Run, config: TrainConfig, cohort: Cohort, *, resume: bool) -> Tra
             with replacing(run.folder / _COHORT) as part:
                 part.write_text(json.dumps(_identity(cohort), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(
-                f"{run.folder}: cannot write there ({error.strerror}). Choose another --output."
-            ) from error
+            raise _not_writable(run.folder, error) from error
     return config
 
 
@@ -161,7 +193,14 @@ def read_config(file: Path) -> TrainConfig:
     return TrainConfig.from_dict(values)
 
 
-def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, ...] = STAGES) -> Path:
+def train(
+    run: Run,
+    config: TrainConfig,
+    cohort: Cohort,
+    *,
+    stages: tuple[str, ...] = STAGES,
+    resumed: bool = False,
+) -> Path:
     """Train the stages and write ``bundle/``; returns its folder, or the run's while it would be empty.
 
     The bundle is a student alone from the end of that stage on, and the whole model once there is an encoder. The
@@ -169,22 +208,34 @@ def train(run: Run, config: TrainConfig, cohort: Cohort, *, stages: tuple[str, .
     (everything is saved), InputError for what the user can mend.
     """
     labelled_patients(cohort, config.labelled)  # an error now, not after the slices have been prepared
+    run.on_stage("prepare", None)
     store = open_store(
         replace(cohort, squash=config.squash),
         run.cache or _cache_of(cohort) or run.folder / CACHE_FOLDER,
         size=config.generator.size,
         channels=config.generator.image_channels,
         intensity=config.intensity,
-        on_progress=_interruptible(run),
+        on_progress=_stoppable(run, "stopped while preparing slices; the next call goes on from there"),
+    )
+    run.on_event(
+        "start",
+        output=str(run.folder.absolute()),
+        stages=[stage for stage in STAGES if stage in stages],
+        device=describe(run.device),
+        size=config.generator.size,
+        labelled=config.labelled,
+        images=len(store.images),
+        resumed=resumed,
     )
     began = time.monotonic()  # with the slices at hand: preparing them is no training
-    log = RunLog(run.folder)
+    log = RunLog(run.folder, partial(run.on_event, "log"))
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
     taught, whole = (run.checkpoints / f"{stage}_best.pt" for stage in ("student", "encoder"))
     used = 0.0
     for stage, share in _shares(config, stages).items():
         used += share
         deadline = None if run.max_minutes is None else began + used * run.max_minutes * 60.0
+        run.on_stage(stage, deadline)
         trainings[stage](run, config, store, log, deadline)
         if stage == "student" and not whole.exists():
             _write_bundle(run, config, store)  # to be used while the GAN learns
@@ -233,6 +284,7 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
             return {}
         watch = watch or evaluate.GanWatch(config, store, run.device, run.folder / "samples", judging)
         found = watch(trainer.ema, trainer.images)
+        _tell_picture(run, "gan", "samples", trainer.images)
         judged = trainer.images
         if trainer.fade >= 1.0:
             best.offer(trainer.ema, trainer.images, found)
@@ -369,11 +421,12 @@ def _train_encoder(
     trainer = EncoderTrainer(config, store, run.device, generator, _perceptual(run, config))
 
     def quality() -> dict[str, float]:
-        sheet = run.folder / "samples" / f"encoder_{trainer.images:08d}.png"
+        sheet = _sheet(run, "encoder", trainer.images)
         evaluate.write_reconstructions(sheet, config, store, run.device, trainer.encoder, trainer.generator)
+        _tell_picture(run, "encoder", "validation", trainer.images)
         return evaluate.encoder_quality(config, store, run.device, trainer.encoder, trainer.generator)
 
-    best = _Best("validation_dice", quality, lambda: trainer.encoder)
+    best = _Best("validation_dice", "validation_dice", quality, lambda: trainer.encoder)
     limits = _limits(config, config.encoder_train.max_images, deadline, max(1, config.evaluate_images // 2))
     _train_on(run, trainer, best, limits, log)
 
@@ -383,7 +436,13 @@ def _train_student(
 ) -> None:
     trainer = _student_trainer(run, config, store)
     validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
-    best = _Best("student_shifted_dice", lambda: validation(trainer.average), lambda: trainer.average)
+
+    def quality() -> dict[str, float]:
+        evaluate.write_segmentations(_sheet(run, "student", trainer.images), config, store, trainer.average)
+        _tell_picture(run, "student", "validation", trainer.images)
+        return validation(trainer.average)
+
+    best = _Best("student_shifted_dice", "student_dice", quality, lambda: trainer.average)
     limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
     _train_on(run, trainer, best, limits, log)
 
@@ -405,6 +464,7 @@ class _Best:
     """What decides which weights of a stage are kept."""
 
     figure: str  # of the figures, higher is better
+    dice: str  # of the figures, the DICE of validation patients
     quality: Callable[[], dict[str, float]]
     network: Callable[[], nn.Module]
 
@@ -430,6 +490,8 @@ def _train_on(
         if rank():
             return {}
         found = best.quality()
+        if math.isfinite(found[best.dice]):  # there are validation patients
+            run.on_event("validation", stage=stage, images=trainer.images, dice=found[best.dice])
         if not found[best.figure] <= highest:  # NaN without validation patients: the last one is kept
             highest = found[best.figure]
             kept = {stage: best.network().state_dict(), "images": trainer.images, "quality": highest}
@@ -468,13 +530,20 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         student.load_state_dict(taught["student"])
         facts |= {"student_images": int(taught["images"]), **taught["figures"]}
     name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
-    save = partial(save_bundle, folder, name=name.lower().replace(" ", "-"), config=config, student=student)
+    named = partial(save_bundle, folder, name=name.lower().replace(" ", "-"), config=config, student=student)
+
+    def save(facts: dict[str, Any], **networks: Any) -> Path:
+        named(facts=facts, **networks)
+        run.on_event("bundle", path=str(folder.absolute()), student_alone=not networks)
+        return folder
+
     trained = _trained_encoder(run, config)
     if trained is None:
         if (folder / GENERATOR).exists():
             logger.warning("The bundle stays as it was until the encoder has learned today's generator.")
             return folder
-        return save(facts=facts) if student is not None else run.folder
+        return save(facts) if student is not None else run.folder
+    run.on_stage("trust", None)
     generator, gan = trained_generator(run, config)
     encoder = make_encoder(config, generator.mean_w)
     encoder.load_state_dict(trained["encoder"])
@@ -486,24 +555,28 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
     }
     perceptual = _perceptual(run, config)
     curvature = None
+    measuring = _stoppable(run, "stopped while the bundle was made; continue with --resume")
     if config.inversion.optimizer == "lbfgs":
         curvature = measure_curvature(
             generator.to(run.device),
             perceptual.to(run.device),
             mse_weight=config.inversion.mse_weight,
             seed=config.seed,
-            on_progress=lambda done, total: run.on_progress(done, total, "measuring how codes change images"),
+            on_progress=lambda done, total: measuring(done, total, "measuring how codes change images"),
         ).cpu()
-    save = partial(
-        save,
-        generator=generator.cpu(),
-        encoder=encoder.eval(),
-        perceptual=perceptual.cpu(),
-        curvature=curvature,
-    )
-    save(facts=facts)
+    networks = {
+        "generator": generator.cpu(),
+        "encoder": encoder.eval(),
+        "perceptual": perceptual.cpu(),
+        "curvature": curvature,
+    }
+    save(facts, **networks)
     if student is not None:
-        save(facts=facts | _trust(run, folder, store))
+        calibrating = _stoppable(
+            run, "stopped while trust was calibrated; the bundle is there, without trust"
+        )
+        facts |= trust_facts(load_bundle(folder, run.device), store, on_progress=calibrating)
+        save(facts, **networks)
     return folder
 
 
@@ -517,21 +590,22 @@ def _trained_encoder(run: Run, config: TrainConfig) -> dict[str, Any] | None:
     return state if state.get("generator", today) == today else None  # earlier versions did not say whose
 
 
-def _trust(run: Run, folder: Path, store: SliceStore) -> dict[str, Any]:
-    """Facts that calibrate trust, measured with the finished model."""
+def _sheet(run: Run, stage: str, images: int) -> Path:
+    """The file of a stage's pictures after so many images."""
+    return run.folder / "samples" / f"{stage}_{images:08d}.png"
+
+
+def _tell_picture(run: Run, stage: str, kind: str, images: int) -> None:
+    path = str(_sheet(run, stage, images).absolute())
+    run.on_event("picture", stage=stage, kind=kind, images=images, path=path)
+
+
+def _stoppable(run: Run, words: str) -> OnProgress:
+    """The run's progress, which ends work that has no checkpoints with these words when the user asks for it."""
 
     def on_progress(done: int, total: int, message: str) -> None:
         if run.should_stop():
-            raise Cancelled("stopped while trust was calibrated; the bundle is there, without trust")
-        run.on_progress(done, total, message)
-
-    return trust_facts(load_bundle(folder, run.device), store, on_progress=on_progress)
-
-
-def _interruptible(run: Run) -> OnProgress:
-    def on_progress(done: int, total: int, message: str) -> None:
-        if run.should_stop():
-            raise Cancelled("stopped while preparing slices; the next call goes on from there")
+            raise Cancelled(words)
         run.on_progress(done, total, message)
 
     return on_progress

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -199,6 +201,157 @@ def test_black_and_white_masks(folder: Path) -> None:
     assert cohort.labels[0].stored == (255,)
     label = next(case.label for case in cohort.cases if case.label)
     assert set(np.unique(read_labels(label, values=cohort.stored_values))) == {0, 255}
+
+
+# --- what is in the files, for programs ---
+
+VOLUMES = "--images 'ct/*.nii.gz' --labels 'seg/*.nii.gz' --patient '/([a-z]+)' --modality ct --label 1=liver 2=spleen"
+
+
+def volume(path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = (-2.0, -2.0, 5.0)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array.astype(np.int16), np.diag([*spacing_mm, 1.0])), path)
+
+
+def ct(seed: int) -> np.ndarray:
+    """Air with a block of tissue, (8, 7, 6) in HU."""
+    array = np.random.default_rng(seed).integers(-1000, -900, (8, 7, 6))
+    array[2:6, 2:6, 1:5] += 1000
+    return array
+
+
+def organs(liver: int, spleen: int) -> np.ndarray:
+    """A label map with so many voxels of each."""
+    values = np.repeat([1, 2, 0], [liver, spleen, 8 * 7 * 6 - liver - spleen])
+    return values.reshape(8, 7, 6)
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Two labelled scans and two unlabelled ones, nothing wrong with any."""
+    root = tmp_path / "scans"
+    for number, name in enumerate("abcd"):
+        volume(root / f"ct/{name}.nii.gz", ct(number))
+    volume(root / "seg/a.nii.gz", organs(7, 3))
+    volume(root / "seg/b.nii.gz", organs(9, 0))
+    return root
+
+
+def surveyed(folder: Path, options: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert prepare(folder, f"{options} --json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return dict(json.loads(line))
+
+
+def test_json_tells_what_each_case_holds(volumes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = surveyed(volumes, VOLUMES, capsys)
+    assert table["cohort"] == str(volumes / "out" / "cohort.json")
+    assert len(load_cohort(table["cohort"]).cases) == 4
+    assert table["splits"] == {"train": {"labelled": 2, "unlabelled": 2, "labelled_patients": 2}}
+    first = table["cases"][0]
+    array = ct(0)
+    assert first == {
+        "name": "a",
+        "file": str(volumes / "ct/a.nii.gz"),
+        "labelled": True,
+        "split": "train",
+        "patient": "a",
+        "orientation": "LPS",
+        "spacing_mm": [2.0, 2.0, 5.0],
+        "size": [8, 7, 6],
+        "intensity": {
+            name: pytest.approx(float(np.percentile(array, share)), rel=1e-5)
+            for name, share in (("min", 0), ("p1", 1), ("p50", 50), ("p99", 99), ("max", 100))
+        },
+        "label_voxels": {"liver": 7, "spleen": 3},
+        "problems": [],
+    }
+    assert [case["label_voxels"] for case in table["cases"][1:]] == [{"liver": 9, "spleen": 0}, None, None]
+    assert [case["problems"] for case in table["cases"]] == [[], [], [], []]
+    assert [problem["severity"] for problem in table["problems"]] == ["warning"]
+    assert "too few to keep some for validation" in table["problems"][0]["text"]
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "unreadable": (lambda root: (root / "ct/c.nii.gz").write_bytes(b"none"), "error", "c.nii.gz"),
+    "constant": (
+        lambda root: volume(root / "ct/c.nii.gz", np.full((8, 7, 6), 40)),
+        "error",
+        "every value is 40",
+    ),
+    "no HU": (
+        lambda root: volume(root / "ct/c.nii.gz", ct(2) + 1024),
+        "warning",
+        "not CT in Hounsfield units",
+    ),
+    "outside the range": (
+        lambda root: volume(
+            root / "ct/c.nii.gz", np.where(ct(2) < -500, -1000, 900) + np.eye(8, 7)[..., None]
+        ),
+        "warning",
+        "0.0% of the voxels lie between -160 and 240",
+    ),
+    "turned": (
+        lambda root: volume(root / "ct/c.nii.gz", ct(2), (2.0, 2.0, 5.0)),
+        "warning",
+        "axes lead to RAS, those of most cases to LPS",
+    ),
+    "label of another size": (
+        lambda root: volume(root / "seg/c.nii.gz", organs(7, 3)[:5]),
+        "error",
+        "label c.nii.gz and image c.nii.gz differ in shape",
+    ),
+    "label elsewhere": (
+        lambda root: volume(root / "seg/c.nii.gz", organs(7, 3), (-2.0, -2.0, 7.0)),
+        "error",
+        "mm apart",
+    ),
+    "empty label": (
+        lambda root: volume(root / "seg/c.nii.gz", organs(0, 0)),
+        "warning",
+        "the label file holds no voxel of any class",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "severity", "words"), SPOILT.values(), ids=SPOILT.keys())
+def test_json_names_the_problem_of_a_case(
+    volumes: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    severity: str,
+    words: str,
+) -> None:
+    spoil(volumes)
+    table = surveyed(volumes, VOLUMES, capsys)
+    (problem,) = table["cases"][2]["problems"]
+    assert problem["severity"] == severity
+    assert words in problem["text"]
+    assert [case["problems"] for case in table["cases"] if case["name"] != "c"] == [[], [], []]
+
+
+def test_json_names_problems_of_the_set(volumes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    volume(volumes / "ct/c.nii.gz", ct(2), (2.0, -2.0, 5.0))
+    volume(volumes / "ct/d.nii.gz", ct(0))
+    texts = [problem["text"] for problem in surveyed(volumes, VOLUMES, capsys)["problems"]]
+    assert texts[:2] == ["orientations differ: LPS (3), RPS (1)", "the same image: a, d"]
+
+
+def test_mr_that_looks_like_ct_is_named(volumes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = surveyed(volumes, VOLUMES.replace("ct --label", "mr --label"), capsys)
+    assert all("this may be CT" in case["problems"][0]["text"] for case in table["cases"])
+
+
+def test_json_of_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(folder / "img/P1_2.png")
+    table = surveyed(folder, PNG, capsys)
+    first, second = table["cases"][:2]
+    assert (first["orientation"], first["spacing_mm"], first["size"]) == (None, None, [8, 8])
+    assert second["size"] == [6, 4]  # columns, rows
+    assert first["label_voxels"] == {"label_1": 1, "label_2": 1}
+    assert table["splits"].keys() == {"train", "validation"}
+    assert sum(split["labelled"] for split in table["splits"].values()) == 6
 
 
 # --- globs ---

@@ -420,6 +420,26 @@ def test_two_inputs_of_one_name_are_refused(
 # --- a student alone -------------------------------------------------------------------------------
 
 
+def test_a_student_says_what_it_expects_of_its_mask(
+    student_bundle: Path, tiny_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    """In run.json and the event, by the probabilities that are written; none without a student."""
+    scan, output = str(write_scan(tmp_path / "scan.nii.gz", shape=(32, 32, 5))), tmp_path / "out"
+    options = ["--output", str(output), "--quality", "fast", "--probabilities", "--json-progress"]
+    assert main([scan, "--model", str(student_bundle), *options]) == 0
+    (event,) = [one for one in events(capsys.readouterr().out) if one["event"] == "case"]
+    (case,) = json.loads((output / "run.json").read_text(encoding="utf-8"))["cases"]
+    assert event["soft_dice_confidence"] == case["soft_dice_confidence"]
+    probs = np.asarray(nib.load(case["probability_outputs"][0]).dataobj)
+    mask = np.asarray(nib.load(output / "scan_seg.nii.gz").dataobj) > 0
+    expected = 2 * probs[mask].sum() / (mask.sum() + probs.sum())
+    assert expected > 0.1
+    assert case["soft_dice_confidence"] == pytest.approx(expected, abs=0.03)  # the scan is no square of 32 px
+    assert main([scan, "--model", str(tiny_bundle), *options]) == 0
+    (event,) = [one for one in events(capsys.readouterr().out) if one["event"] == "case"]
+    assert event["soft_dice_confidence"] is None
+
+
 @pytest.mark.parametrize("quality", ["fast", "standard", "careful"])
 def test_a_student_alone_segments_for_review(
     quality: str, student_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output

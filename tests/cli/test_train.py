@@ -23,7 +23,9 @@ from sgan_core.cli import segment
 from sgan_core.cli.progress import Progress
 from sgan_core.cli.train import main
 from sgan_core.errors import Cancelled
+from sgan_core.training import loop
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
+from sgan_core.training.run import Run, claimed
 
 Leftovers = Callable[[Path], list[str]]
 Output = pytest.CaptureFixture[str]
@@ -311,6 +313,171 @@ def test_time_is_up(command: list[str], tmp_path: Path) -> None:
     limits = ["--max-images", "100000000", "--max-minutes", "0.02"]
     assert main([*command, "--output", str(run), *limits]) == 0
     assert facts(run)["gan_images"] < 100_000
+
+
+# --- for programs ----------------------------------------------------------------------------------
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """What was said on stdout, each line one event."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def of(kind: str, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in told if event["event"] == kind]
+
+
+def test_events_tell_the_whole_run(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    run = tmp_path / "run"
+    assert main([*command, "--output", str(run), "--json-progress"]) == 0
+    told = events(capsys.readouterr().out)
+    kinds = [event["event"] for event in told]
+    assert (kinds[0], kinds[-1]) == ("hello", "done")
+    assert told[0]["pid"] == os.getpid()
+    (start,) = of("start", told)
+    assert start == {
+        "event": "start",
+        "output": str(run),
+        "stages": ["student", "gan", "encoder"],
+        "device": "CPU, 1 thread",
+        "size": 32,
+        "labelled": 2,
+        "images": 24,
+        "resumed": False,
+    }
+    assert told[-1] == {"event": "done", "output": str(run), "bundle": str(run / "bundle")}
+    assert of("progress", told)[0]["stage"] == "prepare"
+    before = kinds.index("start")
+    assert {event["stage"] for event in told[:before] if event["event"] == "progress"} <= {"prepare"}
+    assert [
+        {key: value for key, value in event.items() if key != "event"} for event in of("log", told)
+    ] == log(run)
+    bundles = of("bundle", told)
+    assert [(event["path"], event["student_alone"]) for event in bundles] == [
+        (str(run / "bundle"), True),
+        (str(run / "bundle"), False),
+        (str(run / "bundle"), False),
+    ]
+
+
+def test_events_show_quality_and_pictures(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    run = tmp_path / "run"
+    assert main([*command, "--output", str(run), "--json-progress"]) == 0
+    told = events(capsys.readouterr().out)
+    last = {line["stage"]: line for line in log(run)}
+    dice = {event["stage"]: event["dice"] for event in of("validation", told)}
+    assert dice == {
+        "student": pytest.approx(last["student"]["student_dice"], rel=1e-5),
+        "encoder": pytest.approx(last["encoder"]["validation_dice"], rel=1e-5),
+    }
+    shown = [(event["stage"], event["kind"], event["images"]) for event in of("picture", told)]
+    assert shown == [("student", "validation", 24), ("gan", "samples", 48), ("encoder", "validation", 24)]
+    for event in of("picture", told):
+        assert Path(event["path"]) == run / "samples" / f"{event['stage']}_{event['images']:08d}.png"
+        assert Path(event["path"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_validation_patients_no_quality_is_claimed(
+    command: list[str], other_cohort: Callable[..., Path], tmp_path: Path, capsys: Output
+) -> None:
+    def all_train(table: dict[str, Any]) -> None:
+        for case in table["cases"]:
+            case |= {"split": "train", "labelled_rank": None}
+
+    options = [*command, "--output", str(tmp_path / "run"), "--stage", "student", "--json-progress"]
+    options[options.index("--data") + 1] = str(other_cohort(all_train))
+    assert main(options) == 0
+    told = events(capsys.readouterr().out)
+    assert of("validation", told) == []
+    (picture,) = of("picture", told)
+    assert Path(picture["path"]).is_file()
+    assert [line["student_dice"] for line in of("log", told) if "student_dice" in line] == [None]
+    assert [event["student_alone"] for event in of("bundle", told)] == [True, True]
+
+
+def test_errors_are_events(command: list[str], run: Path, capsys: Output) -> None:
+    assert main([*command, "--output", str(run), "--json-progress"]) == 2
+    told = events(capsys.readouterr().out)
+    assert told[-1]["event"] == "error"
+    assert (told[-1]["code"], told[-1]["details"]) == (2, "")
+    assert "Pass --resume to continue it, or another --output" in told[-1]["message"]
+
+
+def test_a_file_stops_and_resume_finishes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    run, stop = tmp_path / "run", tmp_path / "stop"
+    show = Progress.__call__
+
+    def spy(self: Progress, done: int, total: int, message: str) -> None:
+        show(self, done, total, message)
+        if message.startswith("gan"):
+            stop.touch()
+
+    monkeypatch.setattr(loop, "_LOOK_EVERY_S", 0.0)
+    options = [*command, "--output", str(run), "--stop-file", str(stop), "--json-progress"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", spy)
+        assert main(options) == 3
+    told = events(capsys.readouterr().out)
+    assert told[-1] == {
+        "event": "error",
+        "message": "cancelled: stopped after 4 images; continue with --resume",
+        "code": 3,
+        "details": "",
+    }
+    assert (run / "bundle").is_dir()  # the student
+    assert main([*options, "--resume"]) == 2  # the file is still there
+    assert "is there already" in events(capsys.readouterr().out)[-1]["message"]
+    stop.unlink()
+    assert main([*options, "--resume"]) == 0
+    told = events(capsys.readouterr().out)
+    assert of("start", told)[0]["resumed"] is True
+    assert facts(run)["gan_images"] == 48
+
+
+def test_the_file_that_stops_is_looked_for_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stop = loop.StopSignal(tmp_path / "stop")
+    assert not stop
+    (tmp_path / "stop").touch()
+    now[0] += 0.9
+    assert not stop
+    now[0] += 0.2
+    assert stop
+    (tmp_path / "stop").unlink()
+    assert stop  # asked is asked
+
+
+def test_two_trainings_in_one_folder_are_refused(command: list[str], run: Path, capsys: Output) -> None:
+    other = Run(run, torch.device("cpu"))
+    with claimed(other):
+        assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 2
+        assert "another sgan-train is at work there" in capsys.readouterr().err
+    assert main([*command, "--output", str(run), "--resume", "--max-images", "64"]) == 0
+
+
+@pytest.mark.parametrize("option", ["--print-config", "--dry-run"])
+def test_what_is_printed_is_no_event(command: list[str], option: str, capsys: Output) -> None:
+    assert main([*command, option, "--json-progress"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "leave it out with --print-config and --dry-run" in printed.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.nice is POSIX")
+def test_low_priority_lets_others_go_first(tmp_path: Path) -> None:
+    code = "import os, sys; from sgan_core.cli import train; train.main(sys.argv[1:]); print(os.nice(0))"
+    options = ["--modality", "ct", "--data", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]
+    before = os.nice(0)
+    for more, expected in ([], before), (["--low-priority"], before + 10):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options, *more], capture_output=True, text=True, check=False
+        )
+        assert int(done.stdout) == min(19, expected)
 
 
 # --- stages ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,6 +204,21 @@ def test_command_checks(clean: Path, capsys: pytest.CaptureFixture[str]) -> None
     output = capsys.readouterr().out
     assert "missing: 1\n  c.png has no mask" in output
     assert "1 problems found" in output
+
+
+@pytest.mark.usefixtures("listed")
+def test_command_checks_for_programs(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clean / "masks" / "c.png").unlink()
+    (clean / "images" / "b.png").write_bytes(b"none")
+    assert main(["check", "wingspan", str(clean), "--json"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    table = json.loads(line)
+    assert table["cohort"] is None
+    assert "missing: c.png has no mask" in [problem["text"] for problem in table["problems"]]
+    cases = {case["name"]: case for case in table["cases"]}
+    assert cases["faulty-a"]["label_voxels"]["lung"] > 0
+    assert cases["faulty-c"]["label_voxels"] is None
+    assert [problem["severity"] for problem in cases["faulty-b"]["problems"]] == ["error"]
 
 
 @pytest.mark.usefixtures("listed")

@@ -69,6 +69,28 @@ def segment(source: Path, output: Path, *, reconstructs: bool) -> None:
     say(event="done", output=str(output), failed=0)
 
 
+def rank(folder: Path, output: Path) -> None:
+    """Segment a folder: what is brighter than 0, trusted by how many voxels that are."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.glob("*.nii.gz")):
+        image = sitk.ReadImage(str(path))
+        labels = sitk.Cast(image > 0, sitk.sitkUInt8)
+        name = path.name.removesuffix(".nii.gz")
+        file = output / f"{name}_seg.nii.gz"
+        sitk.WriteImage(labels, str(file), True)
+        say(
+            event="case",
+            input=str(path),
+            case=name,
+            output=str(file),
+            status="done",
+            labels=[],
+            trust={"status": "review", "score": None, "reason": "a student alone", "slices": []},
+            soft_dice_confidence=int(sitk.GetArrayViewFromImage(labels).sum()) / 210,
+        )
+    say(event="done", output=str(output), failed=0)
+
+
 def main(mode: str, source: Path, output: Path) -> int:
     """Play the part of the worker."""
     if mode == "silent":
@@ -105,6 +127,9 @@ def main(mode: str, source: Path, output: Path) -> int:
             pass
         say(event="error", message="cancelled", code=3)
         return 3
+    if mode == "ranks":
+        rank(source, output)
+        return 0
     if mode == "wrong-size":
         small = source.parent / "small.nrrd"
         sitk.WriteImage(sitk.ReadImage(str(source))[1:, :, :], str(small))

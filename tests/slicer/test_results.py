@@ -125,13 +125,15 @@ def on_a_copy(panel: Any, ct: Any, fake_worker: FakeWorker) -> Any:
     copy, results = volumes.hardenedCopy(ct), []
     panel.logic.segment(copy, panel._options(), onFinished=lambda outcome, result: results.append(result))
     standin.pump(lambda: results, 60)
-    panel._result.show(results[0], copy=copy)
+    panel._result.show(results[0], copyOf=ct)
+    panel.ui.inputSelector.setCurrentNode(copy)
     return copy
 
 
 def test_undo_removes_the_copy_that_was_made_for_the_run(panel: Any, on_a_copy: Any) -> None:
     panel.ui.undoButton.click()
     assert on_a_copy.GetScene() is None
+    assert panel.ui.inputSelector.currentNode().GetName() == "CT"  # what was chosen before
     names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
     assert names == ["CT"]
 
@@ -352,6 +354,20 @@ def test_review_is_taken_up_again_in_another_sitting(shown: Any, ct: Any, tmp_pa
     assert node.GetScene() is not None
 
 
+def test_what_is_remembered_of_one_patient_is_not_shown_for_another(shown: Any, ct: Any) -> None:
+    """The Segment Editor may give a segmentation to another volume: its trust and mL stay those of the first."""
+    node, other = shown._parameterNode.outputSegmentation, make_volume(np.zeros((3, 4, 5), np.int16), "other")
+    assert review.load(node) is not None
+    node.SetReferenceImageGeometryParameterFromVolumeNode(other)
+    assert review.load(node) is None
+    shown._result.forget()
+    shown.ui.inputSelector.setCurrentNode(other)
+    shown.ui.outputSelector.setCurrentNode(node)
+    assert not visible(shown.ui.resultCollapsibleButton)
+    node.SetReferenceImageGeometryParameterFromVolumeNode(ct)
+    assert review.load(node) is not None
+
+
 def test_another_segmentation_is_reviewed_and_the_last_run_come_back_to(
     shown: Any, ct: Any, fake_worker: FakeWorker
 ) -> None:
@@ -364,8 +380,10 @@ def test_another_segmentation_is_reviewed_and_the_last_run_come_back_to(
     assert ticks(shown) == [False] * 4
     ui.outputSelector.setCurrentNode(first)
     assert ticks(shown) == [False, False, False, True]
+    assert ui.resultCollapsibleButton.text == "Result of an earlier run: CT"
     assert not ui.undoButton.enabled
     ui.outputSelector.setCurrentNode(second)
+    assert ui.resultCollapsibleButton.text == "Result: CT"
     assert ui.undoButton.enabled
     ui.reconstructionCheckBox.setChecked(True)  # its files are still there
     assert not errors()

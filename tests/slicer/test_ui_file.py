@@ -10,8 +10,11 @@ from helpers import ROOT
 from SemanticGANSlicerLib import parameters
 from SemanticGANSlicerLib.parameters import SemanticGANSlicerParameterNode
 
-UI = ET.parse(ROOT / "SemanticGANSlicer" / "Resources" / "UI" / "SemanticGANSlicer.ui").getroot()
+_FOLDER = ROOT / "SemanticGANSlicer" / "Resources" / "UI"
+UI = ET.parse(_FOLDER / "SemanticGANSlicer.ui").getroot()
+TRAIN_UI = ET.parse(_FOLDER / "SemanticGANTrain.ui").getroot()  # a tab, in a file of its own
 WIDGETS = {widget.get("name"): widget for widget in UI.iter("widget")}
+TRAIN_WIDGETS = {widget.get("name"): widget for widget in TRAIN_UI.iter("widget")}
 _PASSIVE = {"QFrame", "QWidget", "qMRMLWidget", "QTabWidget", "ctkCollapsibleButton"}
 
 
@@ -64,26 +67,41 @@ def test_choices_are_those_of_the_engine() -> None:
 
 
 def test_everything_has_a_tool_tip() -> None:
-    for name, widget in WIDGETS.items():
+    for name, widget in (WIDGETS | TRAIN_WIDGETS).items():
         if widget.get("class") not in _PASSIVE:
             assert len(text(widget, "toolTip")) > 10, name
 
 
 def test_labels_lead_to_their_fields() -> None:
     """A label with a buddy hands the keyboard over; buddies exist."""
-    for name, widget in WIDGETS.items():
+    for name, widget in (WIDGETS | TRAIN_WIDGETS).items():
         buddy = text(widget, "buddy")
         if widget.get("class") == "QLabel" and text(widget, "text").endswith(":"):
-            assert buddy in WIDGETS or name in ("sampleLabel", "doubtfulLabel"), name
+            assert buddy in WIDGETS | TRAIN_WIDGETS or name in ("sampleLabel", "doubtfulLabel"), name
 
 
 def test_custom_widgets_are_declared() -> None:
-    declared = {one.findtext("class") for one in UI.iter("customwidget")}
-    used = {widget.get("class") for widget in WIDGETS.values() if not widget.get("class").startswith("Q")}
-    assert declared == used
+    for ui, widgets in ((UI, WIDGETS), (TRAIN_UI, TRAIN_WIDGETS)):
+        declared = {one.findtext("class") for one in ui.iter("customwidget")}
+        used = {widget.get("class") for widget in widgets.values() if not widget.get("class").startswith("Q")}
+        assert declared == used
+
+
+def test_names_of_the_two_files_differ() -> None:
+    assert not WIDGETS.keys() & TRAIN_WIDGETS.keys()
+
+
+def test_modalities_are_those_of_the_engine() -> None:
+    from sgan_core.cli import data, train
+
+    (choices,) = [action.choices for action in train.parser()._actions if action.dest == "modality"]
+    offered = [
+        "".join(item.itertext()).strip() for item in TRAIN_WIDGETS["trainModalityComboBox"].findall("item")
+    ]
+    assert sorted(offered) == sorted(choices) == sorted(data.MODALITIES)
 
 
 def test_nothing_takes_the_keyboard_away() -> None:
     """No widget that a person works with refuses the focus; Tab goes through them in the order of the file."""
-    for name, widget in WIDGETS.items():
+    for name, widget in (WIDGETS | TRAIN_WIDGETS).items():
         assert text(widget, "focusPolicy") != "Qt::NoFocus", name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sgan_core.training import evaluate
 from sgan_core.training import run as run_module
 from sgan_core.training.encoder import fingerprint
 from sgan_core.training.loop import load_checkpoint
@@ -117,3 +120,34 @@ def test_time_begins_with_the_slices_at_hand(toy_config, disc_store, tmp_path, m
         Run(tmp_path, torch.device("cpu"), max_minutes=1.0), toy_config(), store.cohort, stages=("student",)
     )
     assert deadlines == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "split", "shown", "known"),
+    [
+        (2, "train", {"p2", "p3"}, 0),  # what is learned says little of what was not
+        (4, "train", {"p0", "p1", "p2", "p3"}, 1),
+        (4, "validation", {"p3"}, 1),
+    ],
+)
+def test_the_students_picture_shows_what_it_did_not_learn(
+    toy_config, disc_store, tmp_path, monkeypatch, labelled, split, shown, known
+):
+    store = disc_store(labelled=labelled, empty=0.0)
+    *others, last = store.cohort.cases
+    last = replace(last, split=split, labelled_rank=None if split == "validation" else last.labelled_rank)
+    store = replace(store, cohort=replace(store.cohort, cases=(*others, last)))
+    rows = []
+    monkeypatch.setattr(evaluate, "outline", lambda image, labels, colours, scale: (image, labels))
+    monkeypatch.setattr(evaluate, "write_sheet", lambda path, found: rows.extend(found))
+    segmenter = nn.Conv2d(1, 2, 1)
+    evaluate.write_segmentations(tmp_path / "sheet.png", toy_config(), store, segmenter)
+    above, below = rows
+    patients = set()
+    for (image, truth), (same, answer) in zip(above, below, strict=True):
+        np.testing.assert_array_equal(image, same)
+        (position,) = np.flatnonzero((store.images.astype(np.float32) == image).all(axis=(1, 2, 3)))
+        patients |= set(store.patients(np.array([position])))
+        assert truth.max() == known
+        assert answer.max() <= 1
+    assert patients == shown
