@@ -27,7 +27,7 @@ APT = "apt-get install g++ make qtbase5-dev qtbase5-private-dev qttools5-dev lib
 QT_PARTS = "PythonQtCore PythonQtGui PythonQtUiTools"
 
 
-SHARED = ("test_batch_tab.py", "test_models.py", "test_panel.py", "test_process.py")
+SHARED = ("test_batch_tab.py", "test_models.py", "test_panel.py", "test_process.py", "test_train_tab.py")
 NOTHING_CHOSEN = 5  # pytest's code when -k leaves no test
 
 
