@@ -118,8 +118,9 @@ class TrainRun:
         self.bundle = bundle  # it still segments
 
     def close(self):
-        """Look no more. Training goes on."""
+        """Look no more, once and for all. Training goes on."""
         self._timer.stop()
+        self._timer.deleteLater()  # as ``process.Worker`` lets go
 
     def _begin(self, record, new=True):
         if self.isActive():

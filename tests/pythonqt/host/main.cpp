@@ -42,6 +42,7 @@ void registerClasses()
   PythonQt::self()->registerClass(&ctkMenuButton::staticMetaObject, "ctkwidgets");
   PythonQt::self()->registerClass(&ctkPathLineEdit::staticMetaObject, "ctkwidgets");
   PythonQt::self()->addDecorators(new Constructors);
+  PythonQt::self()->addWrapperFactory(new VtkObjects);
 }
 
 bool startPython(int argc, char** argv)

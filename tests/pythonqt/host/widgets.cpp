@@ -105,6 +105,7 @@ bool qMRMLNodeComboBox::lists(PyObject* node) const
 
 void qMRMLNodeComboBox::refresh()
 {
+  const QStringList before = this->IDs;
   this->IDs.clear();
   this->Box->clear();
   if (this->NoneEnabled) {
@@ -127,6 +128,13 @@ void qMRMLNodeComboBox::refresh()
     this->select(this->NoneEnabled ? QString() : this->IDs.value(0));
   }
   this->Box->setCurrentIndex(this->IDs.indexOf(this->NodeID) + (this->NoneEnabled ? 1 : 0));
+  for (const QString& id : QStringList(this->IDs)) {
+    if (!before.contains(id)) {
+      PyObject* node = nodeByID(id);
+      emit nodeAdded(reinterpret_cast<vtkMRMLNode*>(node));
+      Py_DECREF(node);
+    }
+  }
 }
 
 void qMRMLNodeComboBox::choose(int row)
@@ -141,6 +149,9 @@ void qMRMLNodeComboBox::select(const QString& id)
   }
   this->NodeID = id;
   this->Box->setCurrentIndex(this->IDs.indexOf(id) + (this->NoneEnabled ? 1 : 0));
+  PyObject* node = this->currentNode();
+  emit currentNodeChanged(node == Py_None ? nullptr : reinterpret_cast<vtkMRMLNode*>(node));
+  Py_DECREF(node);
   emit currentNodeChanged(!id.isEmpty());
   emit currentNodeIDChanged(id);
 }

@@ -1,7 +1,8 @@
 // Stand-ins for Slicer's qMRML widgets, without VTK: nodes are the Python objects of slicer-core, known by their id.
 #pragma once
 
-#include "PythonQtPythonInclude.h"
+#include "PythonQt.h"
+#include "PythonQtCppWrapperFactory.h"
 
 #include "ctkMenuButton.h"
 
@@ -14,7 +15,9 @@
 #include <QtUiPlugin/QDesignerCustomWidgetCollectionInterface>
 #include <QtUiPlugin/QDesignerCustomWidgetInterface>
 
-class vtkMRMLScene; // only a name, for the connections in the .ui file; what is passed is a PyObject*
+// Only names, so that the signals are those of Slicer; what such a pointer points to is a Python object (VtkObjects).
+class vtkMRMLNode;
+class vtkMRMLScene;
 
 /// The root of a panel, which hands the scene on. isEntered and reload are qSlicerScriptedLoadableModuleWidget's.
 class qMRMLWidget : public QWidget
@@ -90,8 +93,10 @@ public Q_SLOTS:
   void refresh();
 
 Q_SIGNALS:
+  void currentNodeChanged(vtkMRMLNode*);
   void currentNodeIDChanged(const QString&);
   void currentNodeChanged(bool);
+  void nodeAdded(vtkMRMLNode*);
 
 private:
   void choose(int row);
@@ -123,6 +128,17 @@ public:
 
 public Q_SLOTS:
   void setSegmentationNode(PyObject* node) { this->setEnabled(node != Py_None); }
+};
+
+/// Gives Python the objects that the signals above carry.
+class VtkObjects : public PythonQtForeignWrapperFactory
+{
+public:
+  PyObject* wrap(const QByteArray& className, void* object) override
+  {
+    return className.startsWith("vtk") ? Py_NewRef(static_cast<PyObject*>(object)) : nullptr;
+  }
+  void* unwrap(const QByteArray&, PyObject*) override { return nullptr; }
 };
 
 /// What Python may make itself, not only the .ui file: ``slicer.qMRMLWidget()``.
