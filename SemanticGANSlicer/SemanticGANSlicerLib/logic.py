@@ -217,7 +217,10 @@ class _VolumeRun(_Run):
 
     def start(self):
         self._onProgress(0, 0, _("Preparing the volume"), None)
-        self._folder = tempfile.mkdtemp(prefix="sgan-", dir=slicer.app.temporaryPath)
+        try:
+            self._folder = tempfile.mkdtemp(prefix="sgan-", dir=slicer.app.temporaryPath)
+        except OSError as error:
+            raise ValueError(self._explained(error)) from error
         self._steps = process.Steps(volumes.writeInput(self._volume, self._folder), self._written)
 
     def _written(self, path, error):
@@ -286,12 +289,16 @@ class _VolumeRun(_Run):
         self._end(process.Outcome(process.DONE), result)
 
     def _fail(self, error):
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            error = _(
-                "The disk is full: {folder} needs room for the volume and its result. Free some space there, or "
-                "choose another temporary folder (Edit > Application Settings > General), and apply again."
-            ).format(folder=slicer.app.temporaryPath)
-        super()._fail(error)
+        super()._fail(self._explained(error))
+
+    def _explained(self, error):
+        """An error in the user's terms: a full disk with its folder and what to do."""
+        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+            return error
+        return _(
+            "The disk is full: {folder} needs room for the volume and its result. Free some space there, or "
+            "choose another temporary folder (Edit > Application Settings > Modules), and apply again."
+        ).format(folder=slicer.app.temporaryPath)
 
     def _cleanUp(self):
         if self._folder and not self._kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -484,12 +485,18 @@ def test_full_disk_is_told_with_its_folder_and_what_to_do(
         raise OSError(errno.ENOSPC, "No space left on device")
         yield
 
+    def no_folder(**options: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     fake_worker(panel, "good")
-    monkeypatch.setattr(volumes, "writeInput", full)
-    apply(panel)
-    (text,) = errors()
-    assert f"The disk is full: {slicer.app.temporaryPath} needs room" in text
-    assert "Free some space" in text
+    for place, name, instead in ((volumes, "writeInput", full), (tempfile, "mkdtemp", no_folder)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, instead)
+            apply(panel)
+        text = errors()[-1]
+        assert f"The disk is full: {slicer.app.temporaryPath} needs room" in text
+        assert "Free some space" in text
+        assert panel.ui.applyButton.enabled
 
 
 def test_done_counts_from_apply(

@@ -492,7 +492,7 @@ def test_a_run_leaves_neither_worker_nor_volume_behind(
     left: list[weakref.ref[Any]] = []
     gone: list[str] = []
     for kind in (process.Worker, process.Steps, logic_module._VolumeRun):
-        monkeypatch.setattr(kind, "__new__", _remembered(kind, left))
+        monkeypatch.setattr(kind, "__init__", _remembered(kind.__init__, left))
     for number in range(6):
         volume = patient(0, f"patient {number}")
         volume.AddObserver("DeleteEvent", lambda caller, event: gone.append(event))
@@ -513,10 +513,9 @@ def test_a_run_leaves_neither_worker_nor_volume_behind(
     assert len(gone) == 6
 
 
-def _remembered(kind: type, left: list[weakref.ref[Any]]) -> Any:
-    def new(cls: type, *_arguments: Any, **_options: Any) -> Any:
-        made = object.__new__(cls)
+def _remembered(init: Callable[..., None], left: list[weakref.ref[Any]]) -> Callable[..., None]:
+    def remember(made: Any, *arguments: Any, **options: Any) -> None:
         left.append(weakref.ref(made))
-        return made
+        init(made, *arguments, **options)
 
-    return staticmethod(new)
+    return remember
