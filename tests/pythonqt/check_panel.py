@@ -51,7 +51,7 @@ def scene() -> Iterator[Any]:
 def panel() -> Iterator[Any]:
     """The module's panel, as in Slicer after it was opened."""
     _module, widget, _meta = standin.load_module(MODULE)
-    widget.parent.resize(500, 1300)  # Slicer's scroll area gives it the height that it wants
+    widget.parent.resize(500, 1500)  # Slicer's scroll area gives it the height that it wants
     widget.parent.show()
     yield widget
     standin.unload(widget)
