@@ -100,7 +100,9 @@ class TrainTab(VTKObservationMixin):
 
     def _connect(self, tabs):
         ui = self.ui
-        self._soon = qt.QTimer(ui.trainCheckButton)  # goes with the panel: PythonQt holds what is connected until then
+        self._soon = qt.QTimer(
+            ui.trainCheckButton
+        )  # goes with the panel: PythonQt holds what is connected until then
         self._soon.setSingleShot(True)
         self._soon.setInterval(_SOON_MSEC)
         self._soon.timeout.connect(self.refresh)
