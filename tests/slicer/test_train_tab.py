@@ -148,6 +148,19 @@ def test_labels_are_written_on_the_voxels_of_the_volume(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((3, 5, 7)), (lps @ [3, 5, 7, 1])[:3])
 
 
+def test_segments_that_share_a_label_map_are_told_apart(tmp_path: Path) -> None:
+    array = np.zeros((12, 32, 40), np.int16)
+    volume = make_volume(array)
+    liver, spleen = array == 1, array == 1
+    liver[2:5, 3:9, 4:20], spleen[6:9, 3:9, 4:20] = True, True
+    node = segment(volume, ("liver", liver), ("spleen", spleen))
+    node.GetSegmentation().CollapseBinaryLabelmaps(False)
+    assert node.GetSegmentation().GetNumberOfLayers("Binary labelmap") == 1
+    write(request(node, labels="spleen"), tmp_path / "source")
+    written = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "source" / "labels" / "patient1.nrrd"))
+    np.testing.assert_array_equal(written, spleen)
+
+
 def test_segments_drawn_on_another_grid_are_brought_onto_the_volume(tmp_path: Path) -> None:
     volume, _node = patient(1)
     fine = make_volume(np.zeros((24, 40, 50), np.int16), "fine", turned=False)
@@ -609,6 +622,8 @@ def started(folder: Path, mode: str) -> Any:
 
 def test_training_survives_slicer_and_is_found_again(folder: Path) -> None:
     panel = started(folder, "validates")
+    pid = panel._train._run._pid
+    assert os.getsid(pid) == pid  # a signal to Slicer's group, such as Ctrl-C, does not reach it
     standin.unload(panel)
     again = start_slicer()
     tab = again._train
@@ -707,6 +722,29 @@ def test_last_words_that_are_written_while_it_ends_count(tmp_path: Path) -> None
     run._isAlive = ends
     standin.pump(lambda: run.isFound, 10)
     assert run.status == trainrun.DONE
+
+
+def test_curve_of_a_resumed_training_goes_on_from_what_was_saved(tmp_path: Path) -> None:
+    record = {"modality": "ct", "labelled": 3, "stage": "all", "minutes": 5, "output": "model", "taken": True}
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    points = [("student", 0), ("student", 100), ("student", 200), ("student", 100), ("student", 150)]
+    for more, expected in (([], [0, 100, 150]), ([("gan", 10)], [10])):
+        with (tmp_path / "events.jsonl").open("w") as file:
+            for stage, images in [*points, *more]:
+                progress = {"event": "progress", "stage": stage, "done": images, "total": 1000, "message": ""}
+                file.write(json.dumps(progress) + "\n")
+                log = {
+                    "event": "log",
+                    "stage": stage,
+                    "images": images,
+                    "loss" if stage == "student" else "image_g": 0.5,
+                }
+                file.write(json.dumps(log) + "\n")
+            file.write('{"event": "validation", "stage": "student", "images": 1, "dice": null}\n')
+        run = trainrun.TrainRun(str(tmp_path), lambda: sys.executable, list, lambda: None)
+        standin.pump(lambda run=run: run.isFound, 10)
+        run.close()
+        assert run.curve() == ("loss", [(images, 0.5) for images in expected])
 
 
 def test_a_program_that_cannot_be_started_is_explained(checked: Any) -> None:
