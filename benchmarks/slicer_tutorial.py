@@ -97,6 +97,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--volume", type=Path, help="a DICOM folder or a file, in place of the sample")
+    parser.add_argument(
+        "--train-minutes", type=int, default=3, metavar="M", help="of the student (default 3)"
+    )
     options = parser.parse_args()
     tutorial = Tutorial(options.output)
     ui = tutorial.ui
@@ -159,7 +162,7 @@ def main() -> None:
     if not options.volume:
         _other_modality(tutorial)
         _batch(tutorial)
-        _train(tutorial)
+        _train(tutorial, options.train_minutes)
     standin.unload(tutorial.panel)
 
 
@@ -213,7 +216,7 @@ def _batch(tutorial: Tutorial) -> None:
         print(ui.batchStatusLabel.text)
 
 
-def _train(tutorial: Tutorial) -> None:
+def _train(tutorial: Tutorial, minutes: int) -> None:
     """The tab Train: a model from 3 labelled and 6 unlabelled phantoms, used on a seventh one of the labelled kind."""
     import tempfile
 
@@ -238,13 +241,13 @@ def _train(tutorial: Tutorial) -> None:
         tab.refresh()
         for row in range(3):
             tab.ui.trainSegmentationsTable.item(row, 0).setCheckState(_checked())
+        tab.ui.trainMinutesSpinBox.setValue(minutes)
         times = [time.monotonic()]
         tab.ui.trainCheckButton.click()
         standin.pump(lambda: not tab.isChecking(), 300)
         times.append(time.monotonic())
         print(tab.ui.trainCheckLabel.text)
         tab.ui.trainButton.click()
-        minutes = tab.ui.trainMinutesSpinBox.value
         with standin.EventLoopProbe() as probe:
             standin.pump(lambda: not tab._run.isActive(), 3600)
         times.append(time.monotonic())

@@ -500,6 +500,19 @@ def _placeBeside(node, volume):
         hierarchy.SetItemParent(ours, hierarchy.GetItemParent(theirs))
 
 
+def openInSegmentEditor(segmentation, volume):
+    """Go to the Segment Editor with both chosen: its node is the editor's own, as its selectParameterNode makes it."""
+    editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+    if editor is None:
+        editor = slicer.vtkMRMLSegmentEditorNode()
+        editor.SetSingletonTag("SegmentEditor")
+        editor = slicer.mrmlScene.AddNode(editor)
+    editor.SetAndObserveSegmentationNode(segmentation)
+    if volume is not None:
+        editor.SetAndObserveSourceVolumeNode(volume)
+    slicer.util.selectModule("SegmentEditor")
+
+
 class Undo:
     """Takes a run's change of a segmentation back: removes a new node, restores an updated one.
 

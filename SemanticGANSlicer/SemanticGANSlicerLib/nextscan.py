@@ -153,7 +153,7 @@ class NextScan:
         with explained(_("The scan cannot be opened.")):
             known = _openedBefore(case)
             if known is not None:
-                edit(*known)
+                _edit(*known)
                 return
             volume = slicer.util.loadVolume(case["input"])
             self._progress.show(0, 0, _("Loading the segmentation"))
@@ -170,7 +170,7 @@ class NextScan:
         else:
             importer.handOver(result)
             labelled.tick(result.segmentation)
-            edit(result.segmentation, volume)
+            _edit(result.segmentation, volume)
         self._onChange()
 
 
@@ -183,14 +183,6 @@ def _openedBefore(case):
     return None
 
 
-def edit(segmentation, volume):
-    """Show a segmentation of a volume in the Segment Editor, whose node is as its own selectParameterNode makes it."""
-    editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
-    if editor is None:
-        editor = slicer.vtkMRMLSegmentEditorNode()
-        editor.SetSingletonTag("SegmentEditor")
-        editor = slicer.mrmlScene.AddNode(editor)
-    editor.SetAndObserveSegmentationNode(segmentation)
-    editor.SetAndObserveSourceVolumeNode(volume)
+def _edit(segmentation, volume):
     slicer.util.setSliceViewerLayers(background=volume, fit=True)
-    slicer.util.selectModule("SegmentEditor")
+    importer.openInSegmentEditor(segmentation, volume)

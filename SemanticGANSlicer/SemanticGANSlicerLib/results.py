@@ -308,18 +308,9 @@ class ResultView:
             view.SetForegroundOpacity(self._ui.fadeSlider.value / 100.0)
 
     def _onEdit(self, *unused):
-        """Open the result in the Segment Editor: its node is the editor module's own, as in its selectParameterNode."""
         if self.result is None or self.result.segmentation.GetScene() is None:
             return
-        editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
-        if editor is None:
-            editor = slicer.vtkMRMLSegmentEditorNode()
-            editor.SetSingletonTag("SegmentEditor")
-            editor = slicer.mrmlScene.AddNode(editor)
-        editor.SetAndObserveSegmentationNode(self.result.segmentation)
-        if self.result.volume is not None:
-            editor.SetAndObserveSourceVolumeNode(self.result.volume)
-        slicer.util.selectModule("SegmentEditor")
+        importer.openInSegmentEditor(self.result.segmentation, self.result.volume)
 
     # --- what comes of it
 

@@ -110,7 +110,7 @@ class TrainRun:
 
     def forget(self):
         """The data are made anew: nothing here is to be resumed."""
-        self.close()
+        self._timer.stop()
         if self.record is not None:
             os.remove(self._path("train.json"))
         self.record, bundle = None, self.bundle
