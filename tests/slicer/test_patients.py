@@ -312,6 +312,68 @@ def test_who_is_elsewhere_is_told_and_not_moved(panel: Any, monkeypatch: pytest.
     assert volumes.volumeInView() is second
 
 
+# --- while a dialog is open ---------------------------------------------------------------------------
+
+
+def test_report_that_is_saved_is_that_of_the_patient_for_whom_it_was_asked(
+    panel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events go on while a dialog is open: another run ends, or the scene is closed."""
+    for file, what in (("a.html", "another run ends"), ("b.html", "the scene is closed")):
+        slicer.mrmlScene.Clear(0)
+        first, second = patient(0, "Anna"), patient(3, "Berta")
+        panel.ui.inputSelector.setCurrentNode(first)
+        press_apply(panel)
+        let_finish(panel)
+        panel.ui.inputSelector.setCurrentNode(second)
+        press_apply(panel)
+        panel.ui.inputSelector.setCurrentNode(first)  # back to the result that is there
+
+        def choose(*_unused: Any, file: str = file, what: str = what) -> str:
+            if what == "another run ends":
+                let_finish(panel)
+            else:
+                slicer.mrmlScene.Clear(0)
+            return str(tmp_path / file)
+
+        monkeypatch.setattr(process.qt.QFileDialog, "getSaveFileName", choose)
+        panel.ui.saveReportButton.click()
+        assert "<h2>Anna</h2>" in (tmp_path / file).read_text(encoding="utf-8")
+    assert not [message for message in slicer.app.messages if message.kind == "error"]
+
+
+def test_undo_asked_about_while_another_result_comes_undoes_nothing(
+    panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for what in ("another run ends", "the scene is closed"):
+        first, second = patient(0, "Anna"), patient(3, "Berta")
+        panel.ui.inputSelector.setCurrentNode(first)
+        press_apply(panel)
+        let_finish(panel)
+        of_first = panel._parameterNode.outputSegmentation
+        of_first.GetSegmentation().AddEmptySegment("by hand")
+        panel.ui.inputSelector.setCurrentNode(second)
+        press_apply(panel)
+        panel.ui.inputSelector.setCurrentNode(first)  # back to the result that is there
+
+        def answer(*_unused: Any, what: str = what, **_more: Any) -> bool:
+            if what == "another run ends":
+                let_finish(panel)
+            else:
+                slicer.mrmlScene.Clear(0)
+            return True
+
+        monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", answer)
+        panel.ui.undoButton.click()
+        assert "Nothing was undone" in panel.ui.statusLabel.text
+        if what == "another run ends":
+            assert of_first.GetScene() is not None
+            assert of_first.GetSegmentation().GetNumberOfSegments() == 3
+            assert panel.ui.resultCollapsibleButton.text == "Result: Berta"
+            panel.ui.inputSelector.setCurrentNode(second)
+            assert panel.ui.undoButton.enabled
+
+
 # --- every order ------------------------------------------------------------------------------------
 
 
