@@ -94,6 +94,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.setParameterNode(None)
 
     def _onSceneStartClose(self, caller, event):
+        self._batch.sceneCloses()
         self._stopEverything()
         self._train.sceneCloses()
         self._result.forget()
