@@ -16,6 +16,7 @@ import fake_worker as engine
 import numpy as np
 import pytest
 import slicer
+import vtk
 from helpers import MODULE, make_volume, voxels
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -242,14 +243,102 @@ def test_a_target_given_to_another_volume_during_the_run_is_left_alone(panel: An
         panel.ui.outputSelector.setCurrentNode(target)
 
 
-def test_a_volume_that_moves_during_the_run_gets_no_result_elsewhere(panel: Any) -> None:
+def put_under_a_transform(node: Any) -> None:
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "registration")
+    node.SetAndObserveTransformNodeID(transform.GetID())
+
+
+@pytest.mark.parametrize("moment", ["while it is computed", "while it is read"])
+@pytest.mark.parametrize("how", ["moved", "under a transform"])
+def test_a_volume_that_moves_during_the_run_gets_no_result_elsewhere(
+    panel: Any, how: str, moment: str
+) -> None:
     volume = patient(0, "Anna")
     panel.ui.inputSelector.setCurrentNode(volume)
     press_apply(panel)
-    volume.SetOrigin(0.0, 0.0, 100.0)
-    let_finish(panel)
+    assert Engine.running is not None
+    if moment == "while it is read":
+        Engine.running.finish()
+        for _ in range(3):
+            standin.pump(lambda: True)
+        assert panel.logic.isRunning()
+    if how == "moved":
+        volume.SetOrigin(0.0, 0.0, 100.0)
+    else:
+        put_under_a_transform(volume)
+    if moment == "while it is computed":
+        Engine.running.finish()
+    standin.pump(lambda: not panel.logic.isRunning())
     assert not segmentations()
     assert "The geometry of Anna was changed during the run" in slicer.app.messages[0].text
+
+
+def test_a_target_that_is_put_under_a_transform_during_the_run_is_left_alone(panel: Any) -> None:
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_apply(panel)
+    let_finish(panel)
+    (target,) = segmentations()
+    press_apply(panel)
+    put_under_a_transform(target)
+    let_finish(panel)
+    assert panel._parameterNode.outputSegmentation is not target
+    assert len(segmentations()) == 2
+
+
+def test_surfaces_are_no_place_for_masks(panel: Any) -> None:
+    """As those of a file .stl: of a mask beside them only an empty surface would stay."""
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    target = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "from stl")
+    target.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    target.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    panel.ui.outputSelector.setCurrentNode(target)
+    press_apply(panel)  # nothing is in it yet
+    let_finish(panel)
+    assert computed_from(target, [volume]) is volume
+    panel.ui.undoButton.click()
+    sphere = vtk.vtkSphereSource()
+    sphere.Update()
+    target.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    target.AddSegmentFromClosedSurfaceRepresentation(sphere.GetOutput(), "by hand", [1, 0, 0])
+    panel.ui.outputSelector.setCurrentNode(target)
+    press_apply(panel)
+    assert not panel.logic.isRunning()
+    assert "from stl consists of surfaces" in slicer.app.messages[-1].text
+
+
+def test_a_target_without_display_is_seen_in_3d(panel: Any) -> None:
+    """One that a script made."""
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    target = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "made by a script")
+    assert target.GetDisplayNode() is None
+    panel.ui.outputSelector.setCurrentNode(target)
+    panel._parameterNode.show3D = True
+    press_apply(panel)
+    let_finish(panel)
+    assert panel._parameterNode.outputSegmentation is target
+    assert target.GetDisplayNode().GetPreferredDisplayRepresentationName3D() == "Closed surface"
+    assert panel.ui.applyButton.enabled
+
+
+def test_a_region_of_the_patient_before_is_told_with_the_result(panel: Any) -> None:
+    """The box may be folded away; mL of a part look like those of the organ."""
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.regionCheckBox.setChecked(True)
+    panel.ui.regionFromSpinBox.setValue(47.5)
+    panel.ui.regionToSpinBox.setValue(41.0)
+    panel.ui.inputSelector.setCurrentNode(second)
+    press_apply(panel)
+    let_finish(panel)
+    words = "Only the region from S 41 mm to S 47.5 mm was segmented"
+    assert words in panel.ui.noticesLabel.text
+    panel.ui.outputSelector.setCurrentNode(None)
+    panel._result.forget()
+    panel.ui.outputSelector.setCurrentNode(segmentations()[0])
+    assert words in panel.ui.noticesLabel.text  # it is remembered with the segmentation
 
 
 def test_the_frame_that_was_shown_at_the_start_names_the_result(
