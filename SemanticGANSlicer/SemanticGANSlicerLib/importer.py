@@ -238,7 +238,7 @@ def _changeScene(case, pieces, labels, volume, target, frame, show3D):
     undo.done()
     watchEdits(target)
     result = Result(target, volume, case, labels, segmentIds, undo)
-    review.store(target, volume, case, labels, segmentIds, result.doubtfulSlices())
+    review.store(target, volume, case, labels, segmentIds, result.doubtfulSlices(), frame)
     return result
 
 
@@ -251,6 +251,12 @@ def _algorithmName(model):
     """Name of what drew the segments; DICOM takes no control characters and no backslash there."""
     name = "".join(character for character in f"SemanticGAN {model}" if character.isprintable())
     return name.replace("\\", " ").strip()[:_LONGEST_NAME].strip()
+
+
+def corrected(node):
+    """Names of the segments that a run would replace although a person has corrected them, see ``watchEdits``."""
+    ours = [node.GetSegmentation().GetSegment(one) for one in _ourSegments(node.GetSegmentation())]
+    return [segment.GetName() for segment in ours if _tag(segment, _ALGORITHM_TYPE) == "SEMIAUTOMATIC"]
 
 
 def handOver(result):

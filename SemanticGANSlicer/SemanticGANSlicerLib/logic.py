@@ -75,6 +75,8 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
         Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
         """
         volumes.checkVolume(volume)
+        if volume.GetScene() is None:
+            raise ValueError(_("{name} was removed from the scene.").format(name=volume.GetName()))
         if volume.GetParentTransformNode() is not None:
             raise ValueError(
                 _(

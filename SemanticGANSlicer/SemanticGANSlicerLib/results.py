@@ -49,6 +49,9 @@ class ResultView:
         ui.openReportButton.clicked.connect(self._onOpenReport)
         ui.saveReportButton.clicked.connect(self._onSaveReport)
         ui.outputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentationChosen)
+        ui.outputSelector.connect(
+            "nodeActivated(vtkMRMLNode*)", self._onSegmentationChosen
+        )  # of the same name
 
     def show(self, result, seconds=None, inViews=True, copyOf=None):
         """Show the result of a run in place of the former one.
@@ -105,6 +108,10 @@ class ResultView:
         self._earlier = True
         if self.result is not None:
             self._setTitle()
+
+    def comeBackTo(self, node):
+        """A run on another patient has ended: show again what belongs to the segmentation that is chosen."""
+        self._onSegmentationChosen(node)
 
     def follow(self, volume):
         """Grey the result out while another volume than its own is chosen."""

@@ -30,8 +30,8 @@ from hypothesis.stateful import (
 )
 
 import standin
+from SemanticGANSlicerLib import importer, process, volumes
 from SemanticGANSlicerLib import logic as logic_module
-from SemanticGANSlicerLib import process, volumes
 
 
 class Engine:
@@ -206,6 +206,34 @@ def test_two_volumes_of_one_name_the_selector_counts(panel: Any) -> None:
     assert second.GetID() in panel.ui.applyButton.toolTip
 
 
+def choose_by_hand(selector: Any, node: Any) -> None:
+    """As a person does in the list: the selector says so even when the names are the same."""
+    selector.setCurrentNode(node)
+    box = selector.comboBox()
+    box.activated.emit(box.currentIndex)
+
+
+def test_a_namesake_chosen_by_hand_is_followed_at_once(panel: Any) -> None:
+    first, second = patient(0, "CT"), patient(3, "CT")
+    for volume in (first, second):
+        choose_by_hand(panel.ui.inputSelector, volume)
+        press_apply(panel)
+        let_finish(panel)
+    of_first, of_second = segmentations()
+    of_second.SetName(of_first.GetName())
+    box = panel.ui.resultCollapsibleButton
+    assert (box.text, box.enabled) == (f"Result: CT ({second.GetID()})", True)
+    choose_by_hand(panel.ui.inputSelector, first)
+    assert panel._parameterNode.inputVolume is first
+    assert panel._parameterNode.outputSegmentation is None
+    assert not box.enabled
+    for segmentation, volume in ((of_first, first), (of_second, second), (of_first, first)):
+        choose_by_hand(panel.ui.outputSelector, segmentation)
+        assert panel._parameterNode.outputSegmentation is segmentation
+        assert volume.GetID() in box.text
+        assert box.enabled is (volume is first)
+
+
 def test_two_volumes_of_one_name_chosen_during_the_run(panel: Any) -> None:
     first, second = patient(0, "CT"), patient(3, "CT")
     panel.ui.inputSelector.setCurrentNode(first)
@@ -353,6 +381,74 @@ def test_the_frame_that_was_shown_at_the_start_names_the_result(
     assert segmentations()[0].GetName() == "perfusion (time 2 s) segmentation"
 
 
+def test_a_segmentation_of_another_frame_is_left_alone(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volume is one node for all frames of its sequence."""
+    volume = patient(0, "perfusion")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    for frame, count in (("2", 1), ("2", 1), ("7", 2), ("7", 2)):
+        monkeypatch.setattr(volumes, "frameName", lambda node, frame=frame: f" (time {frame} s)")
+        press_apply(panel)
+        let_finish(panel)
+        assert len(segmentations()) == count
+        assert panel._parameterNode.outputSegmentation.GetName() == f"perfusion (time {frame} s) segmentation"
+    panel.ui.outputSelector.setCurrentNode(segmentations()[0])
+    press_apply(panel)
+    let_finish(panel)
+    assert [node.GetName() for node in segmentations()].count("perfusion (time 2 s) segmentation") == 1
+    assert len(segmentations()) == 3
+    panel.ui.undoButton.click()
+    assert len(segmentations()) == 2
+
+
+def test_corrections_by_hand_are_replaced_only_after_a_question(panel: Any) -> None:
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_apply(panel)
+    let_finish(panel)
+    (target,) = segmentations()
+    press_apply(panel)  # untouched: nobody is asked
+    let_finish(panel)
+    assert not questions()
+    segment_id = target.GetSegmentation().GetNthSegmentID(0)
+    by_hand = np.zeros(SHAPE, np.uint8)
+    by_hand[1, 2:5, 2:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(by_hand, target, segment_id, volume)
+    standin.pump(lambda: bool(importer.corrected(target)))
+    slicer.app.answers = [False, True]
+    press_apply(panel)
+    assert "Anna segmentation was corrected by hand: bright." in questions()[0]
+    assert not panel.logic.isRunning()
+    assert (voxels(target, 0, volume) == by_hand).all()
+    press_apply(panel)
+    let_finish(panel)
+    assert computed_from(target, [volume]) is volume
+    assert not importer.corrected(target)
+    panel.ui.undoButton.click()
+    assert (voxels(target, 0, volume) == by_hand).all()
+    assert importer.corrected(target) == ["bright"]
+
+
+def test_who_reviews_another_patient_is_not_disturbed_by_a_result(panel: Any) -> None:
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    box = panel.ui.resultCollapsibleButton
+    for volume in (second, first):
+        panel.ui.inputSelector.setCurrentNode(volume)
+        press_apply(panel)
+        let_finish(panel)
+    press_apply(panel)
+    panel.ui.inputSelector.setCurrentNode(second)
+    of_second = segmentations()[0]
+    panel.ui.outputSelector.setCurrentNode(of_second)
+    assert (box.text, box.enabled) == ("Result of an earlier run: Berta", True)
+    let_finish(panel)
+    assert (box.text, box.enabled) == ("Result of an earlier run: Berta", True)
+    assert panel._result.result.segmentation is of_second
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.outputSelector.setCurrentNode(segmentations()[1])
+    assert (box.text, box.enabled) == ("Result: Anna", True)
+    assert panel.ui.undoButton.enabled
+
+
 def test_the_result_names_its_volume_and_greys_out_for_another(panel: Any) -> None:
     first, second = patient(0, "Anna"), patient(3, "Berta")
     box = panel.ui.resultCollapsibleButton
@@ -461,6 +557,32 @@ def test_undo_asked_about_while_another_result_comes_undoes_nothing(
             assert panel.ui.resultCollapsibleButton.text == "Result: Berta"
             panel.ui.inputSelector.setCurrentNode(second)
             assert panel.ui.undoButton.enabled
+
+
+def test_volume_that_goes_while_a_question_is_open(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not segmented for minutes to be told so at the end, nor is a copy of it left."""
+    for case in ("its transform", "its target"):
+        slicer.mrmlScene.Clear(0)
+        slicer.app.messages.clear()
+        volume = patient(0, "Anna")
+        panel.ui.inputSelector.setCurrentNode(volume)
+        if case == "its transform":
+            put_under_a_transform(volume)
+        else:
+            other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "foreign")
+            other.GetSegmentation().AddEmptySegment("drawn elsewhere")
+            panel.ui.outputSelector.setCurrentNode(other)
+
+        def answer(*_unused: Any, volume: Any = volume, **_more: Any) -> bool:
+            slicer.mrmlScene.RemoveNode(volume)
+            return True
+
+        monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", answer)
+        press_apply(panel)
+        assert not panel.logic.isRunning()
+        assert "Anna was removed from the scene." in slicer.app.messages[-1].text
+        assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        assert panel.ui.progressBar.isHidden()
 
 
 # --- every order ------------------------------------------------------------------------------------
