@@ -52,6 +52,18 @@ class BatchTab:
     def isRunning(self):
         return self._running
 
+    def sceneCloses(self):
+        """The next scene has other volumes under the same ids: no tick and no row may speak of them."""
+        if self._running:
+            self._running, self._waiting = False, []
+            self._progress.stop(_("Cancelled: the scene was closed."))
+        blocked = self.ui.batchVolumeList.blockSignals(True)
+        self.ui.batchVolumeList.clear()
+        self.ui.batchVolumeList.blockSignals(blocked)
+        if any("volumeId" in case for case in self._cases):
+            self._cases = []
+            self.ui.batchTable.setRowCount(0)
+
     def setParameterNode(self, node):
         """Follow a parameter node, or none."""
         self._parameterNode = None  # the boxes below do not write into it meanwhile
@@ -146,12 +158,14 @@ class BatchTab:
 
     def _runScene(self):
         """Segment the ticked volumes one after the other, each into a segmentation of its own."""
+        options = self._options()
+        self._listVolumes()  # a volume may have gone, or have another name, since
         self._cases, self._output = [], ""
         self.ui.batchTable.setRowCount(0)
         self._waiting = self._chosenVolumes()
         self._names = {one: uniqueName(slicer.mrmlScene.GetNodeByID(one)) for one in self._waiting}
         self._progress.start()
-        self._next(self._options())
+        self._next(options)
 
     def _next(self, options):
         while self._waiting:
@@ -214,8 +228,10 @@ class BatchTab:
     # --- run
 
     def _onRun(self, *unused):
+        if self._parameterNode is None or not self._ensureInstalled():
+            return
         p = self._parameterNode
-        if p is None or not self._ensureInstalled():
+        if p is None or self.logic.isRunning():  # changed while the dialog was open
             return
         if self._fromScene():
             with explained(_("The volumes cannot be segmented.")):
@@ -257,7 +273,7 @@ class BatchTab:
                 for label in case["labels"]
                 if label["volume_ml"] is not None
             )
-            file = os.path.basename(case["output"])
+            file = case["output"] if "volumeId" in case else os.path.basename(case["output"])
             texts = [case["trust"]["status"], volumes, f"{case['seconds']:.0f}", file]
             hint = "\n".join([case["trust"]["reason"], *case["warnings"]])
         else:

@@ -22,7 +22,7 @@ from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
 from . import process, review
-from .volumes import addNode, drawnOn, ijkToRas, isPicture, removeNode, uniqueName
+from .volumes import addNode, checkGrid, drawnOn, grid, ijkToRas, isPicture, removeNode, uniqueName
 
 _CHUNK_VOXELS = 1 << 20  # looked at between two events
 _NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
@@ -104,10 +104,11 @@ def importResult(case, labels, volume, target=None, frame="", standardNames=Fals
 
     labels: of the engine's "start" event. target: the segmentation to update: segments that an earlier run made are
     replaced, all others stay as they are. None makes a new one, named after the volume and ``frame``; so does a target
-    that is removed or becomes another volume's while the result is read. standardNames: segments are called as their
-    codes are, not as the model calls them; show3D: with surfaces. Raises ValueError when the file does not fit.
+    that is removed, transformed or becomes another volume's while the result is read. standardNames: segments are
+    called as their codes are, not as the model calls them; show3D: with surfaces. Raises ValueError when the file does
+    not fit.
     """
-    belongedTo = drawnOn(target) if target is not None else None
+    belongedTo, before = drawnOn(target) if target is not None else None, grid(volume)
     if standardNames:
         labels = _withStandardNames(labels)
     labelmap = yield from _readLabels(case["output"], volume)
@@ -115,7 +116,10 @@ def importResult(case, labels, volume, target=None, frame="", standardNames=Fals
     for label in labels:
         piece = yield from _cropped(labelmap, label["value"])
         pieces.append((label, piece))
-    if target is not None and (target.GetScene() is None or drawnOn(target) is not belongedTo):
+    checkGrid(volume, before)
+    if target is not None and (
+        target.GetScene() is None or drawnOn(target) is not belongedTo or target.GetTransformNodeID()
+    ):
         target = None
     return _changeScene(case, pieces, labels, volume, target, frame, show3D)
 
@@ -213,9 +217,10 @@ def _changeScene(case, pieces, labels, volume, target, frame, show3D):
     if new:
         name = _("{name} segmentation").format(name=volume.GetName() + frame)
         target = addNode("vtkMRMLSegmentationNode", name)
-        target.CreateDefaultDisplayNodes()
-        target.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
     undo = Undo(target, new)
+    target.CreateDefaultDisplayNodes()  # one that a script or a selector made has none
+    if not target.GetSegmentation().GetNumberOfSegments():
+        target.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
     # With it comes the reference to the source volume, which DICOM export needs.
     target.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     segmentation = target.GetSegmentation()
@@ -233,7 +238,7 @@ def _changeScene(case, pieces, labels, volume, target, frame, show3D):
     undo.done()
     watchEdits(target)
     result = Result(target, volume, case, labels, segmentIds, undo)
-    review.store(target, volume, case, labels, segmentIds, result.doubtfulSlices())
+    review.store(target, volume, case, labels, segmentIds, result.doubtfulSlices(), frame)
     return result
 
 
@@ -246,6 +251,12 @@ def _algorithmName(model):
     """Name of what drew the segments; DICOM takes no control characters and no backslash there."""
     name = "".join(character for character in f"SemanticGAN {model}" if character.isprintable())
     return name.replace("\\", " ").strip()[:_LONGEST_NAME].strip()
+
+
+def corrected(node):
+    """Names of the segments that a run would replace although a person has corrected them, see ``watchEdits``."""
+    ours = [node.GetSegmentation().GetSegment(one) for one in _ourSegments(node.GetSegmentation())]
+    return [segment.GetName() for segment in ours if _tag(segment, _ALGORITHM_TYPE) == "SEMIAUTOMATIC"]
 
 
 def handOver(result):

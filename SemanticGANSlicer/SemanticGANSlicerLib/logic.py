@@ -75,6 +75,8 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
         Raises ValueError, saying what to do, when the volume cannot be segmented, RuntimeError during another run.
         """
         volumes.checkVolume(volume)
+        if volume.GetScene() is None:
+            raise ValueError(_("{name} was removed from the scene.").format(name=volume.GetName()))
         if volume.GetParentTransformNode() is not None:
             raise ValueError(
                 _(
@@ -87,6 +89,13 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
                 _("{name} is under a transform. Harden it first, or create a new segmentation.").format(
                     name=target.GetName()
                 )
+            )
+        if target is not None and not volumes.takesMasks(target):
+            raise ValueError(
+                _(
+                    "{name} consists of surfaces, which keep no mask. Make the binary label map its source "
+                    "representation in the module Segmentations, or create a new segmentation."
+                ).format(name=target.GetName())
             )
         self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished, onText))
 
@@ -258,16 +267,16 @@ class _VolumeRun(_Run):
 
     def _import(self, case):
         yield from volumes.removeInput(case["input"])
-        if volumes.grid(self._volume) != self._grid:
-            raise ValueError(
-                _(
-                    "The geometry of {name} was changed during the run, so its result would lie elsewhere. "
-                    "Apply again."
-                ).format(name=self._volume.GetName())
-            )
+        volumes.checkGrid(self._volume, self._grid)
         target = self._target
-        if target is not None and (target.GetScene() is None or volumes.drawnOn(target) is not self._drawnOn):
-            target = None  # gone, or another volume's by now
+        if self._options.region is not None:
+            case["warnings"] = [_partOnly(self._options.region), *case["warnings"]]
+        if target is not None and (
+            target.GetScene() is None
+            or volumes.drawnOn(target) is not self._drawnOn
+            or target.GetTransformNodeID()
+        ):
+            target = None  # gone, another volume's or elsewhere by now
         return (
             yield from importer.importResult(
                 case,
@@ -307,6 +316,12 @@ class _VolumeRun(_Run):
     def _letGo(self):
         super()._letGo()
         self._volume = self._target = self._drawnOn = None
+
+
+def _partOnly(region):
+    return _(
+        "Only the region from S {low:g} mm to S {high:g} mm was segmented; the volumes are those in it."
+    ).format(low=min(region), high=max(region))
 
 
 class _FolderRun(_Run):

@@ -2,7 +2,6 @@
 
 import html
 import os
-import shutil
 from contextlib import suppress
 
 import qt
@@ -50,6 +49,9 @@ class ResultView:
         ui.openReportButton.clicked.connect(self._onOpenReport)
         ui.saveReportButton.clicked.connect(self._onSaveReport)
         ui.outputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentationChosen)
+        ui.outputSelector.connect(
+            "nodeActivated(vtkMRMLNode*)", self._onSegmentationChosen
+        )  # of the same name
 
     def show(self, result, seconds=None, inViews=True, copyOf=None):
         """Show the result of a run in place of the former one.
@@ -106,6 +108,10 @@ class ResultView:
         self._earlier = True
         if self.result is not None:
             self._setTitle()
+
+    def comeBackTo(self, node):
+        """A run on another patient has ended: show again what belongs to the segmentation that is chosen."""
+        self._onSegmentationChosen(node)
 
     def follow(self, volume):
         """Grey the result out while another volume than its own is chosen."""
@@ -177,18 +183,24 @@ class ResultView:
             qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(importer.report(self.result)))
 
     def _onSaveReport(self, *unused):
-        name = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in self._name())
-        path = qt.QFileDialog.getSaveFileName(
-            slicer.util.mainWindow(), _("Save report"), f"{name} report.html", "HTML (*.html)"
-        )
-        path = path[0] if isinstance(path, tuple) else path
-        if path:
-            self._saveReport(path)
+        """The page is read first: while the dialog is open, the result of another patient may come."""
+        name = self._name()
+        with explained(_("The report cannot be saved.")):
+            with open(importer.report(self.result), "rb") as file:
+                page = file.read()
+            proposed = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name)
+            path = qt.QFileDialog.getSaveFileName(
+                slicer.util.mainWindow(), _("Save report"), f"{proposed} report.html", "HTML (*.html)"
+            )
+            path = path[0] if isinstance(path, tuple) else path
+            if path:
+                self._saveReport(page, name, path)
 
-    def _saveReport(self, path):
+    def _saveReport(self, page, name, path):
         part = f"{path}.part"  # so that a full disk leaves no half of a page
         try:
-            shutil.copyfile(importer.report(self.result), part)
+            with open(part, "wb") as file:
+                file.write(page)
             os.replace(part, path)
         except OSError as error:
             with suppress(OSError):
@@ -197,7 +209,7 @@ class ResultView:
                 _(
                     "The report of {name} cannot be saved in {folder} ({reason}). Free some space there, or choose "
                     "another folder."
-                ).format(name=self._name(), folder=os.path.dirname(path), reason=error.strerror or error)
+                ).format(name=name, folder=os.path.dirname(path), reason=error.strerror or error)
             )
             return
         self._say(_("The report is saved: {path}").format(path=path))
@@ -315,16 +327,20 @@ class ResultView:
     # --- what comes of it
 
     def _onUndo(self, *unused):
-        if self.result is None or self.result is not self._last:
+        result = self.result
+        if result is None or result is not self._last:
             return
-        undo = self.result.undo
+        undo = result.undo
         if undo.edited and not slicer.util.confirmOkCancelDisplay(
             _("The segmentation was changed after the run. Undo takes these changes back, too."), _("Undo")
         ):
             return
-        copyChosen = self._copyOf is not None and self._ui.inputSelector.currentNode() is self.result.volume
+        if self._last is not result:
+            self._say(_("Nothing was undone: another result has come, or the scene was closed."))
+            return
+        copyChosen = self._copyOf is not None and self._ui.inputSelector.currentNode() is result.volume
         undo.restore()
-        if copyChosen and self.result.volume.GetScene() is None:
+        if copyChosen and result.volume.GetScene() is None:
             self._ui.inputSelector.setCurrentNode(self._copyOf)
         self.forget()
         self._say(_("The run was undone."))

@@ -7,17 +7,26 @@ import json
 
 from .volumes import drawnOn
 
-_RUN, _CHECKED = "SemanticGAN.run", "SemanticGAN.checkedSlices"
+_RUN, _CHECKED, _FRAME = "SemanticGAN.run", "SemanticGAN.checkedSlices", "SemanticGAN.frame"
 _VOLUME = "SemanticGANVolume"  # role of the reference to the volume that was segmented; Slicer keeps it right on import
 _KEPT = ("model", "seconds", "labels", "trust", "warnings")  # of the engine's record
 
 
-def store(node, volume, case, labels, segmentIds, doubtful):
-    """Keep what the panel shows of a run on a volume; nothing is checked yet. doubtful: ``Result.doubtfulSlices``."""
+def store(node, volume, case, labels, segmentIds, doubtful, frame=""):
+    """Keep what the panel shows of a run on a volume; nothing is checked yet.
+
+    doubtful: ``Result.doubtfulSlices``; frame: which one of a sequence it is, "": none.
+    """
     kept = {name: case[name] for name in _KEPT if name in case} | {"doubtful": doubtful}
     node.SetAttribute(_RUN, json.dumps({"case": kept, "labels": labels, "segmentIds": segmentIds}))
     node.SetAttribute(_CHECKED, None)
+    node.SetAttribute(_FRAME, frame or None)
     node.SetNodeReferenceID(_VOLUME, volume.GetID())
+
+
+def frame(node):
+    """The frame of a sequence that a segmentation was computed from, "" when of none, or not known."""
+    return node.GetAttribute(_FRAME) or ""
 
 
 def load(node):
@@ -49,7 +58,9 @@ def setChecked(node, numbers):
 
 def memory(node):
     """All that is remembered, for ``remember``."""
-    return {name: node.GetAttribute(name) for name in (_RUN, _CHECKED)}, node.GetNodeReferenceID(_VOLUME)
+    return {name: node.GetAttribute(name) for name in (_RUN, _CHECKED, _FRAME)}, node.GetNodeReferenceID(
+        _VOLUME
+    )
 
 
 def remember(node, memory):

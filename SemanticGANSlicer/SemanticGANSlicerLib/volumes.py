@@ -187,6 +187,12 @@ def drawnOn(segmentation):
     return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
 
 
+def takesMasks(segmentation):
+    """Whether masks can be added to a segmentation: what is not its source representation is lost."""
+    inside = segmentation.GetSegmentation()
+    return not inside.GetNumberOfSegments() or inside.GetSourceRepresentationName() == "Binary labelmap"
+
+
 def uniqueName(node):
     """The name of a node, with its id when another node of its kind in the scene is called the same."""
     name = node.GetName()
@@ -195,9 +201,19 @@ def uniqueName(node):
 
 
 def grid(volume):
-    """What must stay the same for a label map to fit: ((K, J, I), IJK to RAS in mm as 16 numbers)."""
+    """What must stay the same for a label map to fit: ((K, J, I), IJK to RAS in mm as 16 numbers, transform)."""
     shape = slicer.util.arrayFromVolume(volume).shape[:3] if volume.GetImageData() is not None else ()
-    return shape, tuple(ijkToRas(volume).ravel().tolist())
+    return shape, tuple(ijkToRas(volume).ravel().tolist()), volume.GetTransformNodeID()
+
+
+def checkGrid(volume, before):
+    """Raise ValueError when a volume has another ``grid`` than before: it was moved, cut or put under a transform."""
+    if grid(volume) != before:
+        raise ValueError(
+            _(
+                "The geometry of {name} was changed during the run, so its result would lie elsewhere. Apply again."
+            ).format(name=volume.GetName())
+        )
 
 
 _DICOM_MODALITIES = {

@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from . import models, process, sample_data, volumes
+from . import importer, models, process, review, sample_data, volumes
 from .batch import BatchTab
 from .dialogs import InstallationDialog, InstallDialog, explained
 from .install import InstallError, makePlan
@@ -94,6 +94,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         self.setParameterNode(None)
 
     def _onSceneStartClose(self, caller, event):
+        self._batch.sceneCloses()
         self._stopEverything()
         self._train.sceneCloses()
         self._result.forget()
@@ -145,6 +146,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ui.regionCheckBox.toggled.connect(self._onRegionToggled)
         ui.regionFromHereButton.clicked.connect(lambda *unused: self._takePosition(ui.regionFromSpinBox))
         ui.regionToHereButton.clicked.connect(lambda *unused: self._takePosition(ui.regionToSpinBox))
+        for selector in (ui.inputSelector, ui.outputSelector):
+            selector.connect("nodeActivated(vtkMRMLNode*)", self._onActivated)
         ui.applyButton.clicked.connect(self._onApply)
         ui.cancelButton.clicked.connect(self._onCancel)
 
@@ -454,6 +457,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             options = self._options()
             chosen, target = self._selected()
             volumes.checkVolume(chosen)
+            target = self._ofThisFrame(target, chosen)
             if not self._mayChange(target, chosen):
                 return
             volume, copied = self._withoutTransform(chosen)
@@ -492,6 +496,11 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             if line.strip():
                 self.ui.logText.appendPlainText(f"{now} {line}")
 
+    def _onActivated(self, *unused):
+        """A person chose a row, perhaps that of another node of the same name."""
+        if self._parameterNode is not None:
+            self._selected()
+
     def _selected(self):
         """(volume, segmentation) that the selectors show, which count.
 
@@ -510,7 +519,9 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         if target is None:
             return True
         owner, empty = volumes.drawnOn(target), not target.GetSegmentation().GetNumberOfSegments()
-        if owner is volume or (owner is None and empty):
+        if owner is volume:
+            return self._mayReplace(target, importer.corrected(target))
+        if owner is None and empty:
             return True
         belongs = (
             _("{segmentation} is a segmentation of {owner}.")
@@ -530,6 +541,22 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         )
         return slicer.util.confirmOkCancelDisplay(question, _("Segmentation of another volume"))
 
+    def _ofThisFrame(self, target, volume):
+        """A segmentation of another frame of the same sequence stays what its name says: None in its place."""
+        if target is None or volumes.drawnOn(target) is not volume:
+            return target
+        return target if review.frame(target) in ("", volumes.frameName(volume)) else None
+
+    def _mayReplace(self, target, corrected):
+        """Whether a run may replace segments that a person has corrected."""
+        if not corrected:
+            return True
+        question = _(
+            "{segmentation} was corrected by hand: {segments}.\n\nOK: the run replaces what was corrected.\nCancel: do "
+            'nothing. To keep it, choose "Create new segmentation" below Segmentation.'
+        ).format(segmentation=volumes.uniqueName(target), segments=", ".join(corrected))
+        return slicer.util.confirmOkCancelDisplay(question, _("Corrections"))
+
     def _withoutTransform(self, volume):
         """(volume, False) as it is; under a transform (a hardened copy, True), (None, False) if not wanted."""
         if volume.GetParentTransformNode() is None:
@@ -541,6 +568,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
         ).format(name=volume.GetName(), transform=volume.GetParentTransformNode().GetName())
         if not slicer.util.confirmOkCancelDisplay(question, _("Volume under a transform")):
             return None, False
+        if volume.GetScene() is None:
+            raise ValueError(_("{name} was removed from the scene.").format(name=volume.GetName()))
         return volumes.hardenedCopy(volume), True
 
     def _onCancel(self, *unused):
@@ -568,6 +597,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
                 if copy is not None:
                     parameters.inputVolume = copy  # the next run needs no copy of its own
                 parameters.outputSegmentation = result.segmentation
+            else:
+                self._result.comeBackTo(self.ui.outputSelector.currentNode())
             if not there:
                 _notify(_("{volume} is segmented.").format(volume=volumes.uniqueName(result.volume)))
         else:

@@ -294,6 +294,44 @@ def test_scene_closed_while_volumes_wait(
     assert not panel.logic.isRunning()
     assert panel._batch._waiting == []
     assert panel.ui.batchVolumeList.count == 0
+    assert panel.ui.batchProgressBar.isHidden()
+    assert panel.ui.batchStatusLabel.text == "Cancelled: the scene was closed."
+    assert not slicer.app.messages
+
+
+def test_rows_and_ticks_do_not_pass_to_the_volumes_of_the_next_scene(
+    panel: Any, three: list[Any], fake_worker: Callable[..., None]
+) -> None:
+    """Its nodes have the ids that those of the former scene had."""
+    fake_worker(panel, "good")
+    choose(panel, three[0])
+    panel.ui.batchRunButton.click()
+    standin.pump(lambda: not panel.logic.isRunning(), 60)
+    assert len(cells(panel)) == 1
+    ids = [node.GetID() for node in three]
+    standin.exit_module(panel)  # the person opens a scene in another module
+    slicer.mrmlScene.Clear(0)
+    others = [make_volume(np.zeros((2, 4, 5), np.int16), f"Berta {number}") for number in range(3)]
+    assert [node.GetID() for node in others] == ids
+    standin.enter_module(panel)
+    assert panel._batch._chosenVolumes() == []
+    assert panel.ui.batchTable.rowCount == 0
+    assert not panel.ui.batchRunButton.enabled
+
+
+def test_a_ticked_volume_that_has_gone_is_not_waited_for(
+    panel: Any, three: list[Any], fake_worker: Callable[..., None]
+) -> None:
+    fake_worker(panel, "good")
+    choose(panel, *three)
+    slicer.mrmlScene.RemoveNode(three[1])
+    three[2].SetName("MR 1/2")
+    panel.ui.batchRunButton.click()
+    standin.pump(lambda: not panel.logic.isRunning(), 60)
+    assert [(row[0], row[4]) for row in cells(panel)] == [
+        ("CT", "CT segmentation"),
+        ("MR 1/2", "MR 1/2 segmentation"),
+    ]
     assert not slicer.app.messages
 
 

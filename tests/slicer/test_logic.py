@@ -138,11 +138,11 @@ def test_cancel_while_the_result_is_loaded(
     fake_worker(logic, "good")
     real = importer.importResult
 
-    def slowly(*arguments: Any) -> Any:
+    def slowly(*arguments: Any, **more: Any) -> Any:
         for _ in range(200):
             time.sleep(0.01)
             yield
-        return (yield from real(*arguments))
+        return (yield from real(*arguments, **more))
 
     monkeypatch.setattr(importer, "importResult", slowly)
     before = standin.leaves(slicer.mrmlScene)

@@ -16,6 +16,7 @@ import fake_worker as engine
 import numpy as np
 import pytest
 import slicer
+import vtk
 from helpers import MODULE, make_volume, voxels
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -29,8 +30,8 @@ from hypothesis.stateful import (
 )
 
 import standin
+from SemanticGANSlicerLib import importer, process, volumes
 from SemanticGANSlicerLib import logic as logic_module
-from SemanticGANSlicerLib import process, volumes
 
 
 class Engine:
@@ -205,6 +206,34 @@ def test_two_volumes_of_one_name_the_selector_counts(panel: Any) -> None:
     assert second.GetID() in panel.ui.applyButton.toolTip
 
 
+def choose_by_hand(selector: Any, node: Any) -> None:
+    """As a person does in the list: the selector says so even when the names are the same."""
+    selector.setCurrentNode(node)
+    box = selector.comboBox()
+    box.activated.emit(box.currentIndex)
+
+
+def test_a_namesake_chosen_by_hand_is_followed_at_once(panel: Any) -> None:
+    first, second = patient(0, "CT"), patient(3, "CT")
+    for volume in (first, second):
+        choose_by_hand(panel.ui.inputSelector, volume)
+        press_apply(panel)
+        let_finish(panel)
+    of_first, of_second = segmentations()
+    of_second.SetName(of_first.GetName())
+    box = panel.ui.resultCollapsibleButton
+    assert (box.text, box.enabled) == (f"Result: CT ({second.GetID()})", True)
+    choose_by_hand(panel.ui.inputSelector, first)
+    assert panel._parameterNode.inputVolume is first
+    assert panel._parameterNode.outputSegmentation is None
+    assert not box.enabled
+    for segmentation, volume in ((of_first, first), (of_second, second), (of_first, first)):
+        choose_by_hand(panel.ui.outputSelector, segmentation)
+        assert panel._parameterNode.outputSegmentation is segmentation
+        assert volume.GetID() in box.text
+        assert box.enabled is (volume is first)
+
+
 def test_two_volumes_of_one_name_chosen_during_the_run(panel: Any) -> None:
     first, second = patient(0, "CT"), patient(3, "CT")
     panel.ui.inputSelector.setCurrentNode(first)
@@ -242,14 +271,102 @@ def test_a_target_given_to_another_volume_during_the_run_is_left_alone(panel: An
         panel.ui.outputSelector.setCurrentNode(target)
 
 
-def test_a_volume_that_moves_during_the_run_gets_no_result_elsewhere(panel: Any) -> None:
+def put_under_a_transform(node: Any) -> None:
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "registration")
+    node.SetAndObserveTransformNodeID(transform.GetID())
+
+
+@pytest.mark.parametrize("moment", ["while it is computed", "while it is read"])
+@pytest.mark.parametrize("how", ["moved", "under a transform"])
+def test_a_volume_that_moves_during_the_run_gets_no_result_elsewhere(
+    panel: Any, how: str, moment: str
+) -> None:
     volume = patient(0, "Anna")
     panel.ui.inputSelector.setCurrentNode(volume)
     press_apply(panel)
-    volume.SetOrigin(0.0, 0.0, 100.0)
-    let_finish(panel)
+    assert Engine.running is not None
+    if moment == "while it is read":
+        Engine.running.finish()
+        for _ in range(3):
+            standin.pump(lambda: True)
+        assert panel.logic.isRunning()
+    if how == "moved":
+        volume.SetOrigin(0.0, 0.0, 100.0)
+    else:
+        put_under_a_transform(volume)
+    if moment == "while it is computed":
+        Engine.running.finish()
+    standin.pump(lambda: not panel.logic.isRunning())
     assert not segmentations()
     assert "The geometry of Anna was changed during the run" in slicer.app.messages[0].text
+
+
+def test_a_target_that_is_put_under_a_transform_during_the_run_is_left_alone(panel: Any) -> None:
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_apply(panel)
+    let_finish(panel)
+    (target,) = segmentations()
+    press_apply(panel)
+    put_under_a_transform(target)
+    let_finish(panel)
+    assert panel._parameterNode.outputSegmentation is not target
+    assert len(segmentations()) == 2
+
+
+def test_surfaces_are_no_place_for_masks(panel: Any) -> None:
+    """As those of a file .stl: of a mask beside them only an empty surface would stay."""
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    target = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "from stl")
+    target.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    target.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    panel.ui.outputSelector.setCurrentNode(target)
+    press_apply(panel)  # nothing is in it yet
+    let_finish(panel)
+    assert computed_from(target, [volume]) is volume
+    panel.ui.undoButton.click()
+    sphere = vtk.vtkSphereSource()
+    sphere.Update()
+    target.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    target.AddSegmentFromClosedSurfaceRepresentation(sphere.GetOutput(), "by hand", [1, 0, 0])
+    panel.ui.outputSelector.setCurrentNode(target)
+    press_apply(panel)
+    assert not panel.logic.isRunning()
+    assert "from stl consists of surfaces" in slicer.app.messages[-1].text
+
+
+def test_a_target_without_display_is_seen_in_3d(panel: Any) -> None:
+    """One that a script made."""
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    target = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "made by a script")
+    assert target.GetDisplayNode() is None
+    panel.ui.outputSelector.setCurrentNode(target)
+    panel._parameterNode.show3D = True
+    press_apply(panel)
+    let_finish(panel)
+    assert panel._parameterNode.outputSegmentation is target
+    assert target.GetDisplayNode().GetPreferredDisplayRepresentationName3D() == "Closed surface"
+    assert panel.ui.applyButton.enabled
+
+
+def test_a_region_of_the_patient_before_is_told_with_the_result(panel: Any) -> None:
+    """The box may be folded away; mL of a part look like those of the organ."""
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.regionCheckBox.setChecked(True)
+    panel.ui.regionFromSpinBox.setValue(47.5)
+    panel.ui.regionToSpinBox.setValue(41.0)
+    panel.ui.inputSelector.setCurrentNode(second)
+    press_apply(panel)
+    let_finish(panel)
+    words = "Only the region from S 41 mm to S 47.5 mm was segmented"
+    assert words in panel.ui.noticesLabel.text
+    panel.ui.outputSelector.setCurrentNode(None)
+    panel._result.forget()
+    panel.ui.outputSelector.setCurrentNode(segmentations()[0])
+    assert words in panel.ui.noticesLabel.text  # it is remembered with the segmentation
 
 
 def test_the_frame_that_was_shown_at_the_start_names_the_result(
@@ -262,6 +379,74 @@ def test_the_frame_that_was_shown_at_the_start_names_the_result(
     monkeypatch.setattr(volumes, "frameName", lambda node: " (time 7 s)")  # the user scrolls on
     let_finish(panel)
     assert segmentations()[0].GetName() == "perfusion (time 2 s) segmentation"
+
+
+def test_a_segmentation_of_another_frame_is_left_alone(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volume is one node for all frames of its sequence."""
+    volume = patient(0, "perfusion")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    for frame, count in (("2", 1), ("2", 1), ("7", 2), ("7", 2)):
+        monkeypatch.setattr(volumes, "frameName", lambda node, frame=frame: f" (time {frame} s)")
+        press_apply(panel)
+        let_finish(panel)
+        assert len(segmentations()) == count
+        assert panel._parameterNode.outputSegmentation.GetName() == f"perfusion (time {frame} s) segmentation"
+    panel.ui.outputSelector.setCurrentNode(segmentations()[0])
+    press_apply(panel)
+    let_finish(panel)
+    assert [node.GetName() for node in segmentations()].count("perfusion (time 2 s) segmentation") == 1
+    assert len(segmentations()) == 3
+    panel.ui.undoButton.click()
+    assert len(segmentations()) == 2
+
+
+def test_corrections_by_hand_are_replaced_only_after_a_question(panel: Any) -> None:
+    volume = patient(0, "Anna")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_apply(panel)
+    let_finish(panel)
+    (target,) = segmentations()
+    press_apply(panel)  # untouched: nobody is asked
+    let_finish(panel)
+    assert not questions()
+    segment_id = target.GetSegmentation().GetNthSegmentID(0)
+    by_hand = np.zeros(SHAPE, np.uint8)
+    by_hand[1, 2:5, 2:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(by_hand, target, segment_id, volume)
+    standin.pump(lambda: bool(importer.corrected(target)))
+    slicer.app.answers = [False, True]
+    press_apply(panel)
+    assert "Anna segmentation was corrected by hand: bright." in questions()[0]
+    assert not panel.logic.isRunning()
+    assert (voxels(target, 0, volume) == by_hand).all()
+    press_apply(panel)
+    let_finish(panel)
+    assert computed_from(target, [volume]) is volume
+    assert not importer.corrected(target)
+    panel.ui.undoButton.click()
+    assert (voxels(target, 0, volume) == by_hand).all()
+    assert importer.corrected(target) == ["bright"]
+
+
+def test_who_reviews_another_patient_is_not_disturbed_by_a_result(panel: Any) -> None:
+    first, second = patient(0, "Anna"), patient(3, "Berta")
+    box = panel.ui.resultCollapsibleButton
+    for volume in (second, first):
+        panel.ui.inputSelector.setCurrentNode(volume)
+        press_apply(panel)
+        let_finish(panel)
+    press_apply(panel)
+    panel.ui.inputSelector.setCurrentNode(second)
+    of_second = segmentations()[0]
+    panel.ui.outputSelector.setCurrentNode(of_second)
+    assert (box.text, box.enabled) == ("Result of an earlier run: Berta", True)
+    let_finish(panel)
+    assert (box.text, box.enabled) == ("Result of an earlier run: Berta", True)
+    assert panel._result.result.segmentation is of_second
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.outputSelector.setCurrentNode(segmentations()[1])
+    assert (box.text, box.enabled) == ("Result: Anna", True)
+    assert panel.ui.undoButton.enabled
 
 
 def test_the_result_names_its_volume_and_greys_out_for_another(panel: Any) -> None:
@@ -310,6 +495,94 @@ def test_who_is_elsewhere_is_told_and_not_moved(panel: Any, monkeypatch: pytest.
     slicer.util.setSliceViewerLayers(background=second)  # looked at, though not chosen
     let_finish(panel)
     assert volumes.volumeInView() is second
+
+
+# --- while a dialog is open ---------------------------------------------------------------------------
+
+
+def test_report_that_is_saved_is_that_of_the_patient_for_whom_it_was_asked(
+    panel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events go on while a dialog is open: another run ends, or the scene is closed."""
+    for file, what in (("a.html", "another run ends"), ("b.html", "the scene is closed")):
+        slicer.mrmlScene.Clear(0)
+        first, second = patient(0, "Anna"), patient(3, "Berta")
+        panel.ui.inputSelector.setCurrentNode(first)
+        press_apply(panel)
+        let_finish(panel)
+        panel.ui.inputSelector.setCurrentNode(second)
+        press_apply(panel)
+        panel.ui.inputSelector.setCurrentNode(first)  # back to the result that is there
+
+        def choose(*_unused: Any, file: str = file, what: str = what) -> str:
+            if what == "another run ends":
+                let_finish(panel)
+            else:
+                slicer.mrmlScene.Clear(0)
+            return str(tmp_path / file)
+
+        monkeypatch.setattr(process.qt.QFileDialog, "getSaveFileName", choose)
+        panel.ui.saveReportButton.click()
+        assert "<h2>Anna</h2>" in (tmp_path / file).read_text(encoding="utf-8")
+    assert not [message for message in slicer.app.messages if message.kind == "error"]
+
+
+def test_undo_asked_about_while_another_result_comes_undoes_nothing(
+    panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for what in ("another run ends", "the scene is closed"):
+        first, second = patient(0, "Anna"), patient(3, "Berta")
+        panel.ui.inputSelector.setCurrentNode(first)
+        press_apply(panel)
+        let_finish(panel)
+        of_first = panel._parameterNode.outputSegmentation
+        of_first.GetSegmentation().AddEmptySegment("by hand")
+        panel.ui.inputSelector.setCurrentNode(second)
+        press_apply(panel)
+        panel.ui.inputSelector.setCurrentNode(first)  # back to the result that is there
+
+        def answer(*_unused: Any, what: str = what, **_more: Any) -> bool:
+            if what == "another run ends":
+                let_finish(panel)
+            else:
+                slicer.mrmlScene.Clear(0)
+            return True
+
+        monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", answer)
+        panel.ui.undoButton.click()
+        assert "Nothing was undone" in panel.ui.statusLabel.text
+        if what == "another run ends":
+            assert of_first.GetScene() is not None
+            assert of_first.GetSegmentation().GetNumberOfSegments() == 3
+            assert panel.ui.resultCollapsibleButton.text == "Result: Berta"
+            panel.ui.inputSelector.setCurrentNode(second)
+            assert panel.ui.undoButton.enabled
+
+
+def test_volume_that_goes_while_a_question_is_open(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not segmented for minutes to be told so at the end, nor is a copy of it left."""
+    for case in ("its transform", "its target"):
+        slicer.mrmlScene.Clear(0)
+        slicer.app.messages.clear()
+        volume = patient(0, "Anna")
+        panel.ui.inputSelector.setCurrentNode(volume)
+        if case == "its transform":
+            put_under_a_transform(volume)
+        else:
+            other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "foreign")
+            other.GetSegmentation().AddEmptySegment("drawn elsewhere")
+            panel.ui.outputSelector.setCurrentNode(other)
+
+        def answer(*_unused: Any, volume: Any = volume, **_more: Any) -> bool:
+            slicer.mrmlScene.RemoveNode(volume)
+            return True
+
+        monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", answer)
+        press_apply(panel)
+        assert not panel.logic.isRunning()
+        assert "Anna was removed from the scene." in slicer.app.messages[-1].text
+        assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        assert panel.ui.progressBar.isHidden()
 
 
 # --- every order ------------------------------------------------------------------------------------

@@ -239,11 +239,11 @@ def test_report_on_a_full_disk_leaves_no_half_of_it(
     kept = tmp_path / "kept.html"
     kept.write_text("an earlier one", encoding="utf-8")
 
-    def copy(source: str, target: str) -> None:
-        Path(target).write_text("half", encoding="utf-8")
+    def replace(source: str, target: str) -> None:
+        assert Path(source).parent == tmp_path  # beside it, where the half of a page is
         raise OSError(errno.ENOSPC, "No space left on device", target)
 
-    monkeypatch.setattr(results.shutil, "copyfile", copy)
+    monkeypatch.setattr(results.os, "replace", replace)
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *unused: str(kept))
     shown.ui.saveReportButton.click()
     assert [path.name for path in tmp_path.iterdir()] == ["kept.html"]
