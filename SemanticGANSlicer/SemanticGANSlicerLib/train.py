@@ -223,7 +223,7 @@ class TrainTab(VTKObservationMixin):
             request, folder = self._asked(), self._folder()
             if self._run is not None and self._run.canResume() and not self._askToReplace():
                 return
-            os.makedirs(folder, exist_ok=True)
+            labelled.claimFolder(folder)
             self._remember()
             if self._run is not None:
                 self._run.forget()

@@ -20,7 +20,7 @@ import slicer
 from helpers import FAKE_WORKER, HERE, MODULE, make_volume, run_steps, voxels
 
 import standin
-from SemanticGANSlicerLib import curve, labelled, nextscan, trainrun, volumes
+from SemanticGANSlicerLib import curve, labelled, nextscan, review, trainrun, volumes
 
 FAKE_TRAINER = HERE / "fake_trainer.py"
 
@@ -239,6 +239,148 @@ def test_the_users_files_survive_a_second_check(
         assert (tmp_path / "source" / "images" / "patient2.mha").read_bytes() == content
         assert (scans / "x.mha").read_bytes() == content
     assert (tmp_path / "source" / "images" / "patient2.mha").is_symlink() == (forbidden == ("link",))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The files of a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["source/images/scan.nii.gz", "log.txt", "stop", "cohort/cohort.json", "scan.mha"]
+)
+def test_a_folder_of_the_users_own_is_no_folder_of_a_run(
+    panel: Any, tab: Any, folder: Path, name: str
+) -> None:
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b"years of work")
+    select(panel, patient(1)[1])
+    check(tab)
+    assert "Choose a new or an empty folder" in errors()[0]
+    assert tree(folder) == {name: b"years of work"}
+    assert not tab.ui.trainButton.enabled
+
+
+@pytest.mark.parametrize("name", ["images/scan.nii.gz", "patient1.nrrd", "images/old/patient1.nrrd"])
+def test_a_file_that_was_put_among_ours_stays(panel: Any, tab: Any, folder: Path, name: str) -> None:
+    select(panel, patient(1)[1])
+    check(tab)
+    (folder / "source" / name).parent.mkdir(exist_ok=True)
+    (folder / "source" / name).write_bytes(b"mine")
+    before = tree(folder)
+    check(tab)
+    assert "Move it elsewhere" in errors()[0]
+    assert tree(folder) == before
+    (folder / "source" / name).unlink()
+    (folder / "source" / "images" / ".DS_Store").touch()
+    check(tab)
+    assert len(errors()) == 1
+    assert tab.ui.trainButton.enabled
+
+
+@pytest.mark.parametrize("where", ["", "images"])
+def test_a_linked_folder_is_not_emptied(tmp_path: Path, where: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "patient1.nrrd").write_bytes(b"mine")
+    (tmp_path / "run").mkdir()
+    source = tmp_path / "run" / "source"
+    if where:
+        source.mkdir()
+    (source / where if where else source).symlink_to(mine)
+    with pytest.raises(ValueError, match="Move it elsewhere"):
+        write(request(patient(1)[1]), source)
+    assert tree(mine) == {"patient1.nrrd": b"mine"}
+
+
+def test_folders_of_trainings_are_no_scans(panel: Any, tab: Any, folder: Path) -> None:
+    select(panel, patient(1)[1])
+    check(tab)
+    (folder / "predictions").mkdir()
+    (folder / "predictions" / "a.nii.gz").write_bytes(b"a mask")
+    (folder.parent / "scan.nii.gz").write_bytes(b"a scan")
+    tab.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder.parent))
+    check(tab)
+    assert [row[1] for row in cells(tab.ui.trainCaseTable)] == ["Müller 1", "scan.nii.gz"]
+    for inside in ("", "source", "predictions"):
+        tab.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder / inside))
+        check(tab)
+        assert "Choose a folder of your own scans" in errors()[-1]
+    assert len(errors()) == 3
+    assert (folder / "source" / "images" / "patient2.nii.gz").read_bytes() == b"a scan"
+
+
+def test_label_files_and_links_to_what_is_known_are_no_unlabelled_scans(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    for name in ("images/a.nii.gz", "labels/a.nii.gz", "new.nrrd", "new.seg.nrrd"):
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        (scans / name).write_text(name)
+    (scans / "again.nii.gz").symlink_to("images/a.nii.gz")
+    (scans / "hard.nrrd").hardlink_to(scans / "new.nrrd")
+    (scans / "nowhere.mha").symlink_to("gone.mha")
+    os.mkfifo(scans / "pipe.mha")
+    (tmp_path / "linked").symlink_to(scans)
+    asked = request(pairs=str(scans), unlabelled=str(tmp_path / "linked"))
+    written = write(asked, tmp_path / "source")
+    assert written.names == {"patient1": "images/a.nii.gz", "patient2": "hard.nrrd"}
+    assert written.leftOut == ("new.seg.nrrd", "nowhere.mha", "pipe.mha")
+
+
+def test_a_file_behind_a_relative_link_is_found(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    (scans / "store").mkdir(parents=True)
+    (scans / "store" / ".x").write_text("a scan")
+    (scans / "x.mha").symlink_to("store/.x")
+    write(request(patient(1)[1], unlabelled=str(scans)), tmp_path / "source")
+    assert (tmp_path / "source" / "images" / "patient2.mha").read_text() == "a scan"
+
+
+@pytest.mark.parametrize("second", ["images/a.nii", "labels/a.nrrd"])
+def test_two_files_that_are_called_alike_are_not_paired(tmp_path: Path, second: str) -> None:
+    for name in ("images/a.nii.gz", "labels/a.nii.gz", second):
+        (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pairs" / name).write_text(name)
+    with pytest.raises(ValueError, match="called alike"):
+        write(request(pairs=str(tmp_path / "pairs")), tmp_path / "source")
+
+
+def test_an_empty_patient_is_none(tmp_path: Path) -> None:
+    for name in ("images/a.mha", "labels/a.mha"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    for expression in ("(P[0-9])?", "x*"):
+        with pytest.raises(ValueError, match="finds no patient"):
+            write(request(pairs=str(tmp_path), patient=expression), tmp_path / "source")
+
+
+def test_a_segmentation_of_another_patient_is_refused(tmp_path: Path) -> None:
+    (first, one), (second, two), (third, three) = (patient(number) for number in (1, 2, 3))
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    for node, name in ((first, "A"), (one, "B")):
+        person = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), name)
+        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), person)
+    review.store(two, third, {}, [], [], [])
+    for node in (one, two):
+        with pytest.raises(ValueError, match="of another patient than"):
+            write(request(node), tmp_path / "source")
+    review.store(two, second, {}, [], [], [])
+    write(request(two, three), tmp_path / "source")
+
+
+def test_a_segment_that_misses_the_volume_is_refused(tmp_path: Path) -> None:
+    volume, _node = patient(1)
+    far = make_volume(np.zeros((12, 32, 40), np.int16), "far")
+    matrix = volumes.ijkToRas(far)
+    matrix[2, 3] += 500.0
+    far.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    node = segment(far, ("liver", np.ones((12, 32, 40), bool)), ("none", np.zeros((12, 32, 40), bool)))
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    with pytest.raises(ValueError, match="liver lies outside of Müller 1"):
+        write(request(node), tmp_path / "source")
+    assert not list((tmp_path / "source" / "labels").iterdir())
+    write(request(node, labels="none"), tmp_path / "source")
 
 
 def test_labels_are_read_as_they_are_written() -> None:
@@ -562,9 +704,12 @@ def test_training_that_refuses_tells_why(checked: Any) -> None:
     assert "Mend them" in checked.ui.trainStatusLabel.text
 
 
-def test_changed_data_are_trained_into_a_folder_of_their_own(panel: Any, checked: Any, folder: Path) -> None:
+def test_changed_data_are_trained_into_a_folder_of_their_own(
+    panel: Any, checked: Any, folder: Path, tmp_path: Path
+) -> None:
     train(checked, trainrun.DONE)
-    checked.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder))
+    (tmp_path / "more").mkdir()
+    checked.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(tmp_path / "more"))
     check(checked)
     assert checked.ui.trainNextButton.enabled  # by the model that there is
     train(checked, trainrun.DONE)
