@@ -7,6 +7,7 @@ of some milliseconds, see ``process.Steps``.
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ _BINARY = "Binary labelmap"
 # A file that is an image on its own. Headers whose voxels lie in another file cannot be given another name.
 # What may lie in a folder that is emptied: our files, and those that systems leave everywhere.
 _OURS = re.compile(
-    r"((images|labels)/patient\d+(_\d+)?|\.writing/[^/]+)(\.[A-Za-z.]+)?|(.*/)?(\.[^/]+|Thumbs\.db|desktop\.ini)"
+    r"((images|labels)/patient\d+(_\d+)?|\.writing[^/]*/[^/]+)(\.[A-Za-z.]+)?|(.*/)?(\.[^/]+|Thumbs\.db|desktop\.ini)"
 )
 _DRAWN_IN_SLICER = ".seg.nrrd"  # a segmentation, never a scan
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -237,12 +238,14 @@ def writeSource(request, folder, onProgress=lambda done, total, name: None):
     """
     checkRequest(request)
     yield from _empty(folder)
-    making = os.path.join(folder, ".writing")
-    for one in ("images", "labels", ".writing"):
+    for one in ("images", "labels"):
         os.makedirs(os.path.join(folder, one))
+    making = tempfile.mkdtemp(prefix=".writing-", dir=folder)
     scans, leftOut = yield from _scans(request)
     names = {}
     for number, (stem, scan) in enumerate(_numbered(scans)):
+        if not os.path.isdir(making):  # gone with all else: what comes now would mix with its files
+            raise ValueError(_("Another check has begun in {folder}.").format(folder=folder))
         onProgress(number, len(scans), scan.name)
         if isinstance(scan.image, str):
             yield from _link(scan.image, making, os.path.join(folder, "images", stem + _ending(scan.image)))

@@ -898,9 +898,161 @@ def test_a_long_history_is_read_in_pieces_and_its_nonsense_skipped(folder: Path)
     run.close()
 
 
+RECORD = {"modality": "ct", "labelled": 3, "stage": "student", "minutes": 5, "output": "model", "taken": True}
+
+
+def found(folder: Path, lines: list[str], **record: Any) -> Any:
+    """The run of a folder with these events, when it has been read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.json").write_text(json.dumps(RECORD | record))
+    (folder / "events.jsonl").write_text("\n".join(lines))
+    run = trainrun.TrainRun(str(folder), lambda: sys.executable, list, lambda: None)
+    standin.pump(lambda: run.isFound, 10)
+    return run
+
+
+STOPPED = '{"event": "error", "message": "stopped", "code": 3}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "progress", "stage": "student", "done": Infinity, "total": 9, "message": "", "eta_s": null}',
+        '{"event": "progress", "stage": "student", "done": 1, "total": 1e30, "message": "", "eta_s": null}',
+        '{"event": "progress", "stage": "student", "done": -1, "total": 9, "message": "", "eta_s": null}',
+        '{"event": "hello", "pid": ' + "9" * 40 + "}",
+        '{"event": "hello", "pid": -1}',
+        '{"event": "log", "stage": "student", "images": 1, "loss": ' + "9" * 400 + "}",
+        '{"event": "bundle", "path": 5}',
+        "[" * 100_000,
+        "x" * (3 << 20),
+    ],
+)
+def test_hostile_events_are_skipped(tmp_path: Path, line: str) -> None:
+    run = found(tmp_path, [line, STOPPED])
+    assert run.status == trainrun.PAUSED
+    assert run._pid is None
+    assert run.progress[0] == 0
+    assert run.bundle == ""
+    run.close()
+
+
+def test_time_left_that_is_no_number_is_not_known(tmp_path: Path) -> None:
+    line = '{"event": "progress", "stage": "gan", "done": 1, "total": 9, "message": "m", "eta_s": NaN}'
+    run = found(tmp_path, [line, STOPPED])
+    assert run.progress == (1, 9, "GAN: m", None)
+    run.close()
+
+
+def test_an_endless_line_is_not_kept(tmp_path: Path) -> None:
+    run = found(tmp_path, ["x" * (5 << 20)])
+    assert len(run._line) <= 1 << 20
+    run.close()
+
+
+@pytest.mark.parametrize("gone", ["/home/other/runs/liver", "C:\\Users\\other\\liver"])
+def test_a_run_that_was_moved_shows_its_own_files(tmp_path: Path, gone: str) -> None:
+    def told(event: str, path: str) -> str:
+        slash = "/" if gone.startswith("/") else "\\"
+        return json.dumps({"event": event, "kind": "samples", "path": slash.join((gone, *path.split("/")))})
+
+    run = found(
+        tmp_path,
+        [told("picture", "model/samples/gan.png"), told("bundle", "model/bundle"), STOPPED],
+    )
+    assert run.bundle == str(tmp_path / "model" / "bundle")
+    assert run.pictures == {"samples": str(tmp_path / "model" / "samples" / "gan.png")}
+    run.close()
+
+
+def test_nothing_outside_of_the_folder_is_shown_or_handed_over(tmp_path: Path) -> None:
+    for path in ("/etc", "/x/model/../../y", "../bundle", "/x/other", "model"):
+        lines = [
+            json.dumps({"event": name, "kind": "samples", "path": path}) for name in ("picture", "bundle")
+        ]
+        run = found(tmp_path, [*lines, json.dumps({"event": "done", "bundle": path}) + "\n"])
+        assert (run.status, run.bundle, run.pictures) == (trainrun.DONE, "", {})
+        run.close()
+
+
+def test_a_clock_that_jumps_ends_no_training(folder: Path, tmp_path: Path) -> None:
+    """As of a computer that slept: silence is what we listened to."""
+    run = found(tmp_path, [json.dumps({"event": "hello", "pid": os.getpid()}) + "\n"])
+    for jump in (-3600, 3600):
+        os.utime(tmp_path / "events.jsonl", (time.time() + jump,) * 2)
+        for _ in range(3):
+            run._look()
+        assert run.status == trainrun.STARTING
+    for _ in range(round(trainrun._SILENCE_S / trainrun._EVERY_MSEC * 1000) + 2):
+        run._look()
+    assert run.status == trainrun.FAILED
+    ahead = time.time() + 3600
+    os.utime(tmp_path / "events.jsonl", (ahead, ahead))
+    late = trainrun.TrainRun(str(tmp_path), lambda: sys.executable, list, lambda: None)
+    standin.pump(lambda: late.isFound, 10)
+    assert late.status == trainrun.FAILED
+
+
+@pytest.mark.parametrize("button", ["trainPauseButton", "trainCheckButton"])
+def test_a_second_slicer_does_not_mix_its_training_in(checked: Any, folder: Path, button: str) -> None:
+    train(checked, trainrun.RUNNING, "goes-on")
+    checked.ui.trainPauseButton.click()
+    standin.pump(lambda: checked._run.status == trainrun.PAUSED, 10)
+    other = trainrun.TrainRun(
+        str(folder), lambda: sys.executable, lambda: checked.trainArguments, lambda: None
+    )
+    standin.pump(lambda: other.isFound, 10)
+    other.resume("student", 0)
+    standin.pump(lambda: other.status == trainrun.DONE, 10)
+    before = tree(folder / "source")
+    getattr(checked.ui, button).click()
+    assert "Another Slicer" in errors()[-1]
+    standin.pump(lambda: checked._run.status == trainrun.DONE, 10)
+    assert len(errors()) == 1
+    assert len(commands(folder)) == 2
+    assert (folder / "train.json").exists()
+    assert tree(folder / "source") == before
+    check(checked)  # once it is known, it goes on
+    assert len(errors()) == 1
+
+
+def test_a_check_that_another_overtakes_ends(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    asked = [request(patient(number)[1]) for number in (1, 2)]
+    begun: list[str] = []
+    first, second = (
+        labelled.writeSource(one, str(source), lambda done, total, name: begun.append(name)) for one in asked
+    )
+    for number, steps in enumerate((first, second), 1):  # the second begins anew before the first has ended
+        while len(begun) < number:
+            next(steps)
+    with pytest.raises((OSError, ValueError)):
+        for _ in first:
+            pass
+    assert run_steps(second).names == {"patient1": "Müller 2"}
+    image, label = (source / name / "patient1.nrrd" for name in ("images", "labels"))
+    array = sitk.GetArrayFromImage(sitk.ReadImage(image))
+    np.testing.assert_array_equal(array > 0, sitk.GetArrayFromImage(sitk.ReadImage(label)))
+    assert (array > 0).sum() == 6 * 16 * 12
+
+
 def test_a_damaged_record_is_no_run(folder: Path) -> None:
     folder.mkdir(parents=True)
-    for text in ("", "[]", "{}", '{"modality": 3}', "\0"):
+    hostile = [
+        {"output": "../../mine"},
+        {"output": "/etc"},
+        {"output": "--x"},
+        {"modality": "--config=/x"},
+        {"stage": "x"},
+        {"labelled": 0},
+        {"labelled": True},
+        {"minutes": 10**400},
+        {"minutes": -1},
+    ]
+    for text in (
+        *("", "[]", "{}", '{"modality": 3}', "\0", "[" * 100_000),
+        *(json.dumps(RECORD | one) for one in hostile),
+    ):
         (folder / "train.json").write_text(text)
         run = trainrun.TrainRun(str(folder), lambda: sys.executable, list, lambda: None)
         assert (run.status, run.record) == (trainrun.NONE, None)
