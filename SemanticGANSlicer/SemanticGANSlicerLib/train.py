@@ -260,7 +260,7 @@ class TrainTab(VTKObservationMixin):
         source, request = os.path.join(self._folder(), "source"), self._request
         arguments = ["prepare", "custom", source, "--images", labelled.IMAGES, "--labels", labelled.LABELS]
         arguments += ["--patient", labelled.PATIENT, "--modality", request.modality]
-        arguments += ["--name", os.path.basename(self._folder()), "--output", self._cohort(), "--json"]
+        arguments += [f"--name={os.path.basename(self._folder())}", "--output", self._cohort(), "--json"]
         arguments += ["--label", *(f"{value}={name}" for value, name in request.labels)]
         self._checkProgress.show(0, 0, _("Looking at the images and labels"))
         self._worker = process.Worker(

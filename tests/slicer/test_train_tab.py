@@ -513,7 +513,7 @@ def test_check_shows_what_was_found(panel: Any, tab: Any, folder: Path, tmp_path
         "custom",
         str(folder / "source"),
         *("--images", "images/*", "--labels", "labels/*", "--patient", r"images/(patient\d+)"),
-        *("--modality", "ct", "--name", "liver", "--output", str(folder / "cohort"), "--json"),
+        *("--modality", "ct", "--name=liver", "--output", str(folder / "cohort"), "--json"),
         *("--label", "1=liver"),
     ]
 
