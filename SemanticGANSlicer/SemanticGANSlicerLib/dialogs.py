@@ -1,5 +1,6 @@
 """What is told and asked in windows of their own: why something cannot be done, and the installation."""
 
+import html
 from contextlib import contextmanager
 
 import qt
@@ -186,7 +187,7 @@ class InstallationDialog:
 
     def _refresh(self):
         cells = "".join(
-            "<tr>" + "".join(f"<td>{cell}&nbsp;&nbsp;</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{html.escape(cell)}&nbsp;&nbsp;</td>" for cell in row) + "</tr>"
             for row in install.versionRows()
         )
         self.versions.setText(f"<table>{cells}</table>")

@@ -340,9 +340,10 @@ class Installer:
         _running.discard(self)
         shutil.rmtree(self._folder, ignore_errors=True)
         importlib.invalidate_caches()
-        installed.remember(
-            self._before, ours=(ENGINE,) if bundledWheel() else ()
-        )  # also when it stopped half-way
+        told = re.findall(r"^Installing collected packages: (.+)$", "\n".join(self._lines), re.MULTILINE)
+        names = {installed.canonical(name.strip()) for line in told for name in line.split(",")}
+        # Also when it stopped half-way
+        installed.remember(self._before, names, ours=(ENGINE,) if bundledWheel() else ())
         if outcome.status == process.DONE:
             self._onFinished(None)
         elif outcome.status == process.CANCELLED:

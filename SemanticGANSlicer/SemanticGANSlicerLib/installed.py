@@ -45,23 +45,28 @@ def versions():
 
 
 def record():
-    """{name: version} of what this module added; empty when it added nothing, or does not know."""
+    """{name: version} of what this module added and is still there; empty when it added nothing, or does not know.
+
+    What is not installed in that very version is no package of ours: the file may be of another Python, or changed.
+    """
     try:
         with open(os.path.join(folder(), _RECORD), encoding="utf-8") as file:
             packages = json.load(file)["packages"]
-        return {str(name): str(version) for name, version in packages.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        there = versions()
+        return {name: version for name, version in packages.items() if there.get(name) == version}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def remember(before, ours=()):
+def remember(before, told, ours=()):
     """Write down what pip has added since ``before``, which were the ``versions`` then, and forget what has gone.
 
+    told: names that this pip said it installs; another extension, or Slicer, may have installed others meanwhile.
     ours: names that belong to this module although an older version of them was there.
     """
     now = versions()
-    known = {name: version for name, version in record().items() if now.get(name) == version}
-    known.update({name: now[name] for name in now if name not in before or name in ours})
+    known = record()
+    known.update({name: now[name] for name in now if name in told and name not in before or name in ours})
     path = os.path.join(folder(), _RECORD)
     try:
         if not known:

@@ -7,6 +7,7 @@ of some milliseconds, see ``process.Steps``.
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +17,22 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
-from . import volumes
+from . import review, volumes
 
 IMAGES, LABELS, PATIENT = "images/*", "labels/*", r"images/(patient\d+)"  # of the folder that is written
 BACKGROUND = "background"  # name of label values that are not to be learned
+MARKER = ".semanticgan-training"  # a file in the folder of every run: what lies there is ours
 
 _TICKED = "SemanticGAN.Labelled"  # attribute of the segmentations to learn from
 _SLAB_VOXELS = 1 << 20  # of a label map, made between two events
 _COPIED_BYTES = 4 << 20
 _BINARY = "Binary labelmap"
 # A file that is an image on its own. Headers whose voxels lie in another file cannot be given another name.
+# What may lie in a folder that is emptied: our files, and those that systems leave everywhere.
+_OURS = re.compile(
+    r"((images|labels)/patient\d+(_\d+)?|\.writing[^/]*/[^/]+)(\.[A-Za-z.]+)?|(.*/)?(\.[^/]+|Thumbs\.db|desktop\.ini)"
+)
+_DRAWN_IN_SLICER = ".seg.nrrd"  # a segmentation, never a scan
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -135,6 +142,13 @@ def checkRequest(request):
     for folder in filter(None, (request.pairs, request.unlabelled)):
         if not os.path.isdir(folder):
             raise ValueError(_("{folder} is no folder.").format(folder=folder))
+        if _runAround(folder):
+            raise ValueError(
+                _(
+                    "{folder} belongs to a training: what lies there is made anew by each check. Choose a folder of "
+                    "your own scans."
+                ).format(folder=folder)
+            )
     drawnOn = [sourceVolume(node) for node in request.segmentations]
     for node, volume in zip(request.segmentations, drawnOn, strict=True):
         _checkSegmentation(node, volume, request.labels)
@@ -155,6 +169,14 @@ def _checkSegmentation(node, volume, labels):
             )
         )
     volumes.checkVolume(volume)
+    drawnFor = review.volume(node)
+    if drawnFor is not None and drawnFor is not volume or len({*map(_patientItem, (node, volume))} - {0}) > 1:
+        raise ValueError(
+            _(
+                "{name} is of another patient than {volume}, which it is to be learned with. Choose its own volume as "
+                "source volume in the Segment Editor, or untick it."
+            ).format(name=name, volume=volume.GetName())
+        )
     for one in (node, volume):
         if one.GetParentTransformNode() is not None:
             raise ValueError(
@@ -180,20 +202,50 @@ def _checkSegmentation(node, volume, labels):
 # --- what is written
 
 
+def claimFolder(folder):
+    """Make the folder of a run, in which files are replaced. Raises ValueError for one that holds anything else."""
+    marker = os.path.join(folder, MARKER)
+    if os.path.isfile(marker):
+        return
+    if os.path.lexists(folder) and any(not name.startswith(".") for name in os.listdir(folder)):
+        raise ValueError(
+            _(
+                "{folder} holds files that are not of a training, and training replaces files. Choose a new or an "
+                "empty folder as folder of the run."
+            ).format(folder=folder)
+        )
+    os.makedirs(folder, exist_ok=True)
+    with open(marker, "w", encoding="utf-8"):
+        pass
+
+
+def _runAround(folder):
+    """The folder of a run that a folder is, or lies in; "" when there is none."""
+    folder = os.path.realpath(folder)
+    while not os.path.isfile(os.path.join(folder, MARKER)):
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return ""
+        folder = parent
+    return folder
+
+
 def writeSource(request, folder, onProgress=lambda done, total, name: None):
     """Write what a request asks for below ``folder``, which is emptied; a generator that returns ``Written``.
 
-    There are images/patient1.nrrd ... with labels/patient1.nrrd ... Files are linked, or copied where the system
-    cannot link. Raises ValueError, OSError.
+    It is emptied only when all in it was written here. There are images/patient1.nrrd ... with labels/patient1.nrrd ...
+    Files are linked, or copied where the system cannot link. Raises ValueError, OSError.
     """
     checkRequest(request)
     yield from _empty(folder)
-    making = os.path.join(folder, ".writing")
-    for one in ("images", "labels", ".writing"):
+    for one in ("images", "labels"):
         os.makedirs(os.path.join(folder, one))
+    making = tempfile.mkdtemp(prefix=".writing-", dir=folder)
     scans, leftOut = yield from _scans(request)
     names = {}
     for number, (stem, scan) in enumerate(_numbered(scans)):
+        if not os.path.isdir(making):  # gone with all else: what comes now would mix with its files
+            raise ValueError(_("Another check has begun in {folder}.").format(folder=folder))
         onProgress(number, len(scans), scan.name)
         if isinstance(scan.image, str):
             yield from _link(scan.image, making, os.path.join(folder, "images", stem + _ending(scan.image)))
@@ -209,10 +261,24 @@ def writeSource(request, folder, onProgress=lambda done, total, name: None):
 
 
 def _empty(folder):
-    for parent, _folders, files in os.walk(folder):
-        for file in files:  # never cut short: it may be a link to the user's own file
-            os.remove(os.path.join(parent, file))
-            yield
+    """Remove what an earlier check wrote. Raises ValueError when there is anything else."""
+    ours, foreign = [], [folder] if os.path.islink(folder) else []
+    for parent, folders, files in [] if foreign else os.walk(folder):
+        for name in files + [one for one in folders if os.path.islink(os.path.join(parent, one))]:
+            path = os.path.join(parent, name)
+            isOurs = _OURS.fullmatch(os.path.relpath(path, folder).replace(os.sep, "/"))
+            (ours if isOurs and name in files else foreign).append(path)
+        yield
+    if foreign:
+        raise ValueError(
+            _(
+                "{path} is not of an earlier check, and {folder} is made anew by each. Move it elsewhere, or choose "
+                "another folder of the run."
+            ).format(path=foreign[0], folder=folder)
+        )
+    for path in ours:  # never cut short: it may be a link to the user's own file
+        os.remove(path)
+        yield
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -223,29 +289,50 @@ def _scans(request):
         for node in request.segmentations
         for volume in [sourceVolume(node)]
     ]
-    leftOut, taken = [], {fileOf(scan.image) for scan in scans}
+    leftOut, taken = [], {_identity(path) for path in map(fileOf, (scan.image for scan in scans)) if path}
     if request.pairs:
         pairs, more = yield from _findPairs(request)
         leftOut += more
-        scans += [scan for scan in pairs if os.path.abspath(scan.image) not in taken]
-        taken |= {os.path.abspath(scan.image) for scan in pairs}
+        scans += [scan for scan in pairs if _identity(scan.image) not in taken]
+        # A label file is no scan to learn from, wherever else it is found.
+        taken |= {_identity(path) for scan in pairs for path in (scan.image, scan.label) if path}
     if request.unlabelled:
         for file in (yield from _walk(request.unlabelled)):
             path = os.path.abspath(os.path.join(request.unlabelled, file))
-            if not _ending(file):
+            if not _isImage(path) or path.lower().endswith(_DRAWN_IN_SLICER):
                 leftOut.append(file)
-            elif path not in taken:
+            elif _identity(path) not in taken:
+                taken.add(_identity(path))
                 scans.append(_Scan(file, path, None, path))
     return scans, leftOut
 
 
+def _identity(path):
+    """Equal for one file under several names, links or spellings."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.abspath(path)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.normcase(os.path.realpath(path))
+
+
+def _isImage(path):
+    """Whether a file can be an image: by its name, and a file, not a link to nowhere or a device."""
+    return bool(_ending(path)) and os.path.isfile(path)
+
+
 def _person(volume):
     """The patient of a volume in the subject hierarchy, else the volume itself: one person is in one split only."""
+    patient = _patientItem(volume)
+    return ("item", patient) if patient else volume.GetID()
+
+
+def _patientItem(node):
+    """The patient that a node belongs to in the subject hierarchy, 0 when that is not known."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient()
-    item = hierarchy.GetItemByDataNode(volume) if hierarchy is not None else 0
-    patient = hierarchy.GetItemAncestorAtLevel(item, level) if item else 0
-    return ("item", patient) if patient else volume.GetID()
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    return hierarchy.GetItemAncestorAtLevel(item, level) if item else 0
 
 
 def _findPairs(request):
@@ -254,10 +341,20 @@ def _findPairs(request):
     for file in (yield from _walk(request.pairs)):
         for pattern, found in ((labels, labelOf), (images, imageAt)):
             match = pattern.fullmatch(file)
-            if match and _ending(file):
+            if match and _isImage(os.path.join(request.pairs, file)):
                 *parts, last = match.groups() or ("",)
                 ending = _ending(file)
-                found[(*parts, last[: -len(ending)] if last.lower().endswith(ending) else last)] = file
+                key = (*parts, last[: -len(ending)] if last.lower().endswith(ending) else last)
+                if key in found:
+                    raise ValueError(
+                        _(
+                            "{first} and {second} are called alike, so it is not clear which image belongs to which "
+                            "label. Write {images} and {labels} so that they find one of them."
+                        ).format(
+                            first=found[key], second=file, images=request.images, labels=request.labelFiles
+                        )
+                    )
+                found[key] = file
                 break
             if match:
                 leftOut.append(file)
@@ -298,15 +395,22 @@ def _patientIn(file, expression):
         raise ValueError(
             _("{text} is no regular expression ({reason}).").format(text=expression, reason=error)
         ) from error
-    if match is None:
+    patient = match and (match[1] if match.re.groups else match[0])
+    if not patient:  # an empty one would make all of these one person
         raise ValueError(_("{text} finds no patient in {file}.").format(text=expression, file=file))
-    return match[1] if match.re.groups else match[0]
+    return patient
 
 
 def _walk(folder):
-    """Files below a folder, relative to it with "/", in order, hidden ones left out; a generator."""
+    """Files below a folder, relative to it with "/", in order; a generator.
+
+    Hidden ones are left out, and folders of trainings, which hold copies and results.
+    """
     found = []
     for parent, folders, files in os.walk(folder):
+        if MARKER in files:
+            folders.clear()
+            continue
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         relative = os.path.relpath(parent, folder).replace(os.sep, "/")
         found += [
@@ -333,7 +437,9 @@ def _link(path, making, target):
     """Give a file another name in our folder; a generator."""
     for link in (os.link, os.symlink):
         try:
-            link(os.path.abspath(path), target)
+            link(
+                os.path.realpath(path), target
+            )  # a link that names its file relatively leads nowhere from here
             return
         except OSError:
             continue  # another disk; no right to link
@@ -371,6 +477,7 @@ def _labelPieces(segmentation, volume, labels):
     step = max(1, _SLAB_VOXELS // (rows * columns))
     inside = segmentation.GetSegmentation()
     chosen = [(value, _segmentCalled(inside, name)) for value, name in labels]
+    missed = dict(chosen)
     where = slicer.vtkOrientedImageData()
     where.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(volumes.ijkToRas(volume)))
     for first in range(0, slices, step):
@@ -391,8 +498,26 @@ def _labelPieces(segmentation, volume, labels):
                     )
                 )
             array = numpy_support.vtk_to_numpy(onVolume.GetPointData().GetScalars()).reshape(piece.shape)
-            piece[array == segment.GetLabelValue()] = value
+            inSegment = array == segment.GetLabelValue()
+            piece[inSegment] = value
+            if value in missed and inSegment.any():
+                del missed[value]
         yield piece
+    for segment in filter(_isDrawn, missed.values()):  # else its patient is learned to have none of it
+        raise ValueError(
+            _("The segment {name} lies outside of {volume}. Is it another patient's?").format(
+                name=segment.GetName(), volume=volume.GetName()
+            )
+        )
+
+
+def _isDrawn(segment):
+    """Whether a segment has a voxel."""
+    drawn = segment.GetRepresentation(_BINARY)
+    if drawn is None or drawn.IsEmpty():
+        return False
+    scalars = numpy_support.vtk_to_numpy(drawn.GetPointData().GetScalars())
+    return bool((scalars == segment.GetLabelValue()).any())
 
 
 def _segmentCalled(inside, name):

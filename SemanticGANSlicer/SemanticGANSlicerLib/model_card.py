@@ -4,7 +4,7 @@ import hashlib
 import html
 import json
 import os
-import zipfile
+import re
 
 import qt
 import slicer
@@ -23,8 +23,13 @@ def readCard(path):
     try:
         with models.openedFile(path, _README) as file:
             return file.read(_MOST_BYTES).decode("utf-8", "replace")
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (ValueError, *models.UNREADABLE):
         return ""
+
+
+def harmless(text):
+    """Markdown without pictures and HTML: loading them from a network share tells it who asks."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"!+(?=\[)", "", text))
 
 
 def checkedFiles(path):
@@ -35,9 +40,11 @@ def checkedFiles(path):
     try:
         with models.openedFile(path, _MANIFEST) as file:
             hashes = dict(json.loads(file.read(_MOST_BYTES))["files"])
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+    except (ValueError, *models.UNREADABLE):
         return [_("It has no readable list of hashes ({name}).").format(name=_MANIFEST)]
     problems = []
+    if models.SETTINGS not in hashes:
+        problems.append(_("Its list of hashes says nothing of {name}.").format(name=models.SETTINGS))
     for name, expected in sorted(hashes.items()):
         found = hashlib.sha256()
         try:
@@ -47,7 +54,7 @@ def checkedFiles(path):
                     found.update(piece)
                     yield
                     piece = file.read(_PIECE)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except (ValueError, *models.UNREADABLE):
             problems.append(_("{name} is missing or cannot be read.").format(name=name))
             continue
         if found.hexdigest() != expected:
@@ -116,7 +123,8 @@ class ModelCardWindow:
         self.check = qt.QLabel("")
         self.check.setWordWrap(True)
         self.card = qt.QTextBrowser()
-        text = readCard(model.path)
+        self.card.setOpenLinks(False)
+        text = harmless(readCard(model.path))
         self.card.setVisible(bool(text))
         if hasattr(self.card, "setMarkdown"):  # Qt 5.14
             self.card.setMarkdown(text)

@@ -3,16 +3,31 @@
 import html
 import importlib.util
 import json
+import lzma
 import os
 import zipfile
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import qt
 from slicer.i18n import tr as _
 
-_SETTINGS = "configs/semanticgan.json"  # inside a model
+SETTINGS = "configs/semanticgan.json"  # inside a model
 _MOST_BYTES = 16 << 20  # of that file
+# What a damaged or hostile .zip and its JSON raise, beside ValueError
+UNREADABLE = (
+    OSError,
+    EOFError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    OverflowError,  # of 1e999 as a number
+    RuntimeError,  # it is encrypted, compressed in an unknown way, or nested too deeply
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 _REMEMBERED = "SemanticGAN/Models"  # key of the application's settings
 _MODALITIES = {"ct": "CT", "mr": "MR", "xray": "X-ray", "dermoscopy": "dermoscopy", "face": "faces"}
 
@@ -91,7 +106,7 @@ def bundledModels():
     return [
         readModel(os.path.join(folder, name), reference=name)
         for name in names
-        if os.path.isfile(os.path.join(folder, name, _SETTINGS))
+        if os.path.isfile(os.path.join(folder, name, SETTINGS))
     ]
 
 
@@ -111,7 +126,7 @@ def readModel(path, reference=None):
             str(settings["config"]["modality"]),
             dict(settings["facts"]),
         )
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (ValueError, *UNREADABLE) as error:
         raise ValueError(
             _(
                 '{path} is not a model of SemanticGAN ({reason}). Choose the folder "bundle" that '
@@ -123,13 +138,13 @@ def readModel(path, reference=None):
 
 
 def _readSettings(path):
-    with openedFile(path, _SETTINGS) as file:
+    with openedFile(path, SETTINGS) as file:
         return file.read(_MOST_BYTES)
 
 
 @contextmanager
 def openedFile(path, name):
-    """A file inside a model's folder or .zip, to read bytes from. Raises OSError, ValueError or BadZipFile."""
+    """A file inside a model's folder or .zip, to read bytes from. Raises ValueError or what ``UNREADABLE`` holds."""
     if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
         raise ValueError(_("{name} leads out of the model").format(name=name))
     if os.path.isdir(path):

@@ -46,6 +46,11 @@ def load(node):
     return (case, labels, segmentIds) if complete else None
 
 
+def volume(node):
+    """The volume whose run drew a segmentation; None when no run did, or the volume is gone."""
+    return node.GetNodeReference(_VOLUME)
+
+
 def checked(node):
     """Numbers of the slices that a person has looked at."""
     return {int(number) for number in (node.GetAttribute(_CHECKED) or "").split(",") if number.isdigit()}

@@ -223,12 +223,12 @@ class TrainTab(VTKObservationMixin):
             return
         with explained(_("The data cannot be checked.")):
             request, folder = self._asked(), self._folder()
-            if self._run is not None and self._run.canResume() and not self._askToReplace():
+            self._run.refuseChanged()
+            if self._run.canResume() and not self._askToReplace():
                 return
-            os.makedirs(folder, exist_ok=True)
+            labelled.claimFolder(folder)
             self._remember()
-            if self._run is not None:
-                self._run.forget()
+            self._run.forget()
             self._request, self._found = request, None
             self.ui.trainCaseTable.setVisible(False)
             self._checkProgress.start()
@@ -262,7 +262,7 @@ class TrainTab(VTKObservationMixin):
         source, request = os.path.join(self._folder(), "source"), self._request
         arguments = ["prepare", "custom", source, "--images", labelled.IMAGES, "--labels", labelled.LABELS]
         arguments += ["--patient", labelled.PATIENT, "--modality", request.modality]
-        arguments += ["--name", os.path.basename(self._folder()), "--output", self._cohort(), "--json"]
+        arguments += [f"--name={os.path.basename(self._folder())}", "--output", self._cohort(), "--json"]
         arguments += ["--label", *(f"{value}={name}" for value, name in request.labels)]
         self._checkProgress.show(0, 0, _("Looking at the images and labels"))
         self._worker = process.Worker(
@@ -367,7 +367,7 @@ class TrainTab(VTKObservationMixin):
         """Follow the run of the chosen folder, if there is one."""
         folder = self._folder()
         if self._run is not None:
-            if self._run.folder == folder and self._run.record is not None:
+            if self._run.folder == folder and self._run.record is not None and not self._run.hasChanged():
                 return
             self._run.close()
         self._told, self._shown = trainrun.NONE, {}
@@ -449,7 +449,7 @@ class TrainTab(VTKObservationMixin):
 
     def _showPicture(self, label, path):
         try:
-            key = (path, os.path.getmtime(path)) if path else None
+            key = (path, os.path.getmtime(path)) if path and os.path.isfile(path) else None
         except OSError:
             key = None
         if key is None:

@@ -8,6 +8,7 @@ pause).
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ ACTIVE = (STARTING, RUNNING, PAUSING)
 _PIECE = 128 << 10  # bytes of events read between two events of Qt
 _EVERY_MSEC = 500
 _SILENCE_S = 60  # training says something every 10 s; after this it is dead
+_LONGEST_LINE = 1 << 20  # bytes; a longer "line" is no message of ours
+_MOST = (1 << 31) - 1  # of counts, as Qt takes them
 _LOG_TAIL = 4000  # bytes of the log that an error shows
 _STOPPED = 3  # exit code: saved on request
 _MOST_POINTS = 20000  # of a curve
@@ -38,6 +41,7 @@ _MOST_POINTS = 20000  # of a curve
 class TrainRun:
     """The training in a folder. Made for a folder, it finds out what is or was going on there.
 
+    What lies there may be of another computer, or written by anybody.
     python(): the interpreter; arguments(): of the command, before its options; onChange(): called when anything
     below has changed. status: one of the states above; progress: (done, total, message, seconds left or None);
     message, details: why it failed; curves: {"dice" or "loss": (stage, [(images, value), ...])}; pictures: {"samples"
@@ -62,6 +66,9 @@ class TrainRun:
         self.curves, self.pictures, self.bundle = {}, {}, ""
         self.isFound = False  # whether all that was written so far has been read
         self._stage, self._pid, self._wasDead = "", None, False
+        self._silentS = (
+            0.0  # since training was heard last, while we listened: clocks jump, and computers sleep
+        )
         self._offset, self._line = 0, b""
 
     def _path(self, *names):
@@ -76,6 +83,15 @@ class TrainRun:
     def canGoOn(self):
         """Whether the student is ready and the other stages can follow."""
         return self.record is not None and self.status == DONE and self.record["stage"] == "student"
+
+    def hasChanged(self):
+        """Whether something else, such as a second Slicer, has been at work in the folder since this looked last."""
+        if self.isActive() or self.record is not None and not self.isFound:
+            return False  # what there is comes with the next look
+        record = _readRecord(self._path("train.json"))
+        if record is None or self.record is None:
+            return record is not self.record
+        return record != self.record or self._size() != self._offset
 
     # --- what a person does
 
@@ -122,9 +138,23 @@ class TrainRun:
         self._timer.stop()
         self._timer.deleteLater()  # as ``process.Worker`` lets go
 
+    def refuseChanged(self):
+        """Raise RuntimeError, and follow what goes on, when ``hasChanged``: two trainings would mix their files."""
+        if self.hasChanged():
+            self.record, self._child = _readRecord(self._path("train.json")), None
+            self._forget()
+            self._timer.setInterval(0)
+            self._timer.start()
+            raise RuntimeError(
+                _("Another Slicer has meanwhile used {folder}. What goes on there is shown now.").format(
+                    folder=self.folder
+                )
+            )
+
     def _begin(self, record, new=True):
         if self.isActive():
             raise RuntimeError(_("A training is under way in {folder}.").format(folder=self.folder))
+        self.refuseChanged()
         program, options = self._python(), self._options(record)
         if os.path.exists(self._path("stop")):
             os.remove(self._path("stop"))
@@ -178,8 +208,11 @@ class TrainRun:
             try:
                 event = json.loads(line)
                 self._take(event["event"], event)
-            except (KeyError, TypeError, ValueError):
+            except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 continue  # no message of ours
+        if len(self._line) > _LONGEST_LINE:
+            self._line = b""
+        self._hear(piece)
         if len(piece) == _PIECE:  # there is more; it is shown when all is read
             self._timer.setInterval(0)
             return
@@ -204,6 +237,28 @@ class TrainRun:
         if changed:
             self._onChange()
 
+    def _hear(self, piece):
+        """Count for how long nothing came."""
+        if piece:
+            self._silentS = 0.0 if self.isFound else self._age()
+        elif self.isFound and not self._wasDead:
+            self._silentS += _EVERY_MSEC / 1000
+        elif not self._offset:
+            self._silentS = self._age()
+
+    def _age(self):
+        """Seconds since something was written; the clock of who wrote it may be ahead."""
+        try:
+            return abs(time.time() - os.path.getmtime(self._path("events.jsonl")))
+        except OSError:
+            return math.inf
+
+    def _size(self):
+        try:
+            return os.path.getsize(self._path("events.jsonl"))
+        except OSError:
+            return 0
+
     def _read(self):
         try:
             with open(self._path("events.jsonl"), "rb") as file:
@@ -216,12 +271,12 @@ class TrainRun:
 
     def _take(self, name, event):
         if name == "hello":
-            self._pid, self.status, self.message, self.details = int(event["pid"]), STARTING, "", ""
+            self._pid, self.status, self.message, self.details = _count(event["pid"]), STARTING, "", ""
             self.progress = (0, 0, _("Starting: loading PyTorch"), None)
         elif name == "progress":
             self._stage, left = event["stage"], event.get("eta_s")
-            left = None if left is None else float(left)
-            done, total = self._share(int(event["done"]), int(event["total"]), left)
+            left = None if left is None or not math.isfinite(left) else float(left)
+            done, total = self._share(_count(event["done"]), _count(event["total"]), left)
             self.progress = (done, total, f"{stageName(self._stage)}: {event['message']}", left)
             self._goesOn()
         elif name == "start":
@@ -231,17 +286,28 @@ class TrainRun:
         elif name == "log":
             self._point("loss", event, event["loss"] if "loss" in event else event["image_g"])
         elif name == "picture":
-            self.pictures[str(event["kind"])] = str(event["path"])
+            self.pictures[str(event["kind"])] = self._here(event["path"])
         elif name == "bundle":
-            self.bundle = str(event["path"])
+            self.bundle = self._here(event["path"])
         elif name == "done":
             self.status = DONE
-            self.bundle = str(event.get("bundle") or self.bundle)
+            self.bundle = self._here(event["bundle"]) if event.get("bundle") else self.bundle
         elif name == "error":
             self.status = PAUSED if event["code"] == _STOPPED else FAILED
             if self.status == FAILED:
                 self.message = str(event["message"])
                 self.details = "\n\n".join(filter(None, (str(event.get("details") or ""), self._logTail())))
+
+    def _here(self, path):
+        """What training has written, below its output: its path was another where the folder was moved since.
+
+        Raises ValueError for what lies elsewhere.
+        """
+        names = re.split(r"[/\\]", path)
+        inside = names[len(names) - names[::-1].index(self.record["output"]) :]
+        if not inside or ".." in inside:
+            raise ValueError(path)
+        return self._path(self.record["output"], *inside)
 
     def _share(self, done, total, left):
         """(done, total) of the stage; a student whose time is limited ends long before its last image."""
@@ -291,10 +357,7 @@ class TrainRun:
                 return False
             except PermissionError:
                 return False  # the number is somebody else's by now
-        try:
-            return time.time() - os.path.getmtime(self._path("events.jsonl")) < _SILENCE_S
-        except OSError:
-            return False
+        return self._silentS < _SILENCE_S
 
     def _logTail(self):
         try:
@@ -325,11 +388,25 @@ def _readRecord(path):
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
         kinds = {"modality": str, "labelled": int, "stage": str, "minutes": int, "output": str, "taken": bool}
-        if all(isinstance(record[name], kind) for name, kind in kinds.items()):
+        if (
+            all(type(record[name]) is kind for name, kind in kinds.items())
+            and re.fullmatch("[a-z]+", record["modality"])
+            and re.fullmatch("model[0-9]*", record["output"])
+            and record["stage"] in ("student", "all")
+            and 0 < record["labelled"] <= _MOST
+            and 0 <= record["minutes"] <= _MOST
+        ):
             return record
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, RecursionError, TypeError, ValueError):
         pass
     return None
+
+
+def _count(value):
+    """A number of things. Raises OverflowError, TypeError or ValueError for anything else."""
+    if not 0 <= int(value) <= _MOST:
+        raise ValueError(value)
+    return int(value)
 
 
 def _startApart(command, events, log, new):

@@ -337,6 +337,21 @@ def imported(ct: Any, folder: Path, labelmap: np.ndarray, target: Any = None) ->
     return run_steps(importer.importResult(write_result(folder, ct, labelmap), [LIVER], ct, target))
 
 
+def test_a_target_that_is_taken_away_while_the_result_is_read_is_left_alone(ct: Any, tmp_path: Path) -> None:
+    first, second = np.zeros((2, 12, 32, 40), np.uint8)
+    first[2:5], second[6:9] = 1, 1
+    target = imported(ct, tmp_path / "a", first).segmentation
+    other = make_volume(np.zeros((12, 32, 40), np.int16), "another patient")
+    (tmp_path / "b").mkdir()
+    steps = importer.importResult(write_result(tmp_path / "b", ct, second), [LIVER], ct, target)
+    next(steps)
+    target.SetReferenceImageGeometryParameterFromVolumeNode(other)
+    result = run_steps(steps)
+    assert result.segmentation is not target
+    assert volumes.drawnOn(result.segmentation) is ct
+    np.testing.assert_array_equal(voxels(target, 0, ct), first)
+
+
 def test_update_replaces_our_segments_and_keeps_others(ct: Any, tmp_path: Path) -> None:
     first, second = np.zeros((2, 12, 32, 40), np.uint8)
     first[2:5], second[6:9] = 1, 1

@@ -673,11 +673,50 @@ def test_a_failed_installation_is_recorded_as_far_as_it_came(
     in_own: Callable[..., Any], own_environment: Path, tmp_path: Path
 ) -> None:
     wheel = make_wheel(tmp_path, "half", "1.0")
-    code = "import subprocess, sys; pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-index']; "
+    code = "import subprocess, sys; pip = [sys.executable, '-m', 'pip', 'install', '--no-index']; "
     code += f"subprocess.run([*pip, {str(wheel)!r}], check=True); sys.exit(1)"
     assert in_own(lambda one: one._run(["-c", code])) is not None
     assert versions_in(own_environment)["half"] == "1.0"
     assert installed.record() == {"half": "1.0"}
+
+
+def test_what_another_extension_installs_meanwhile_is_its_own(
+    in_own: Callable[..., Any], own_environment: Path, tmp_path: Path
+) -> None:
+    wheels, site = (
+        [make_wheel(tmp_path, name, "1.0") for name in ("mine", "theirs")],
+        site_of(own_environment),
+    )
+    code = "import subprocess, sys, zipfile; pip = [sys.executable, '-m', 'pip', 'install', '--no-index']; "
+    code += f"zipfile.ZipFile({str(wheels[1])!r}).extractall({str(site)!r}); "
+    code += f"sys.exit(subprocess.run([*pip, {str(wheels[0])!r}]).returncode)"
+    assert in_own(lambda one: one._run(["-c", code])) is None
+    assert {"mine", "theirs"} <= versions_in(own_environment).keys()
+    assert installed.record() == {"mine": "1.0"}
+
+
+def test_a_record_that_was_tampered_with_gives_pip_no_options(
+    in_own: Callable[..., Any], own_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_needed(in_own, tmp_path / "wheels")
+    file = site_of(own_environment) / "semanticgan-added.json"
+    hostile = {
+        "--index-url": "http://evil",
+        "-r/tmp/x": "",
+        "evil": "1.0",
+        "beneath; touch x": "1.5",
+        "slicerown": "9",
+    }
+    file.write_text(json.dumps({"packages": {"asked": "3.0", "beneath": 1.5, **hostile}}))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(install.Installer, "_run", lambda self, arguments: ran.append(arguments))
+    install.Installer("", print, print).installAgain()
+    (arguments,) = ran
+    assert arguments[arguments.index("--no-deps") + 1 :] == [
+        "asked==3.0",
+        *filter(None, [install.bundledWheel()]),
+    ]
+    assert installed.removable() == {"asked": "3.0"}
 
 
 def test_damaged_packages_are_installed_again(
@@ -703,7 +742,9 @@ def test_pytorch_is_never_put_back_by_us() -> None:
     assert [name for name in names if install._isOurs(name)] == ["monai", "nibabel"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"packages": 3}', '{"packages": ["a"]}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"packages": 3}', '{"packages": ["a"]}', "\x00", "[" * 100_000]
+)
 def test_damaged_record_removes_nothing(text: str) -> None:
     (Path(installed.folder()) / "semanticgan-added.json").write_text(text)
     assert installed.record() == {} == installed.removable()
@@ -711,7 +752,7 @@ def test_damaged_record_removes_nothing(text: str) -> None:
 
 def test_record_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(installed, "folder", lambda: str(tmp_path / "absent"))
-    installed.remember({})
+    installed.remember({}, {"numpy"})
     assert installed.record() == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import qt
 import slicer
 from helpers import ROOT, run_steps
 
@@ -194,14 +196,17 @@ def test_list_of_hashes_cannot_lead_out_of_the_model(tmp_path: Path) -> None:
     names = ["../secret", str(tmp_path / "secret"), "models\\..\\x", "C:x"]
     (folder / "configs" / "manifest.json").write_text(json.dumps({"files": dict.fromkeys(names, digest)}))
     found = run_steps(model_card.checkedFiles(str(folder)))
-    assert sorted(found) == sorted(f"{name} is missing or cannot be read." for name in names)
+    assert found[0] == "Its list of hashes says nothing of configs/semanticgan.json."
+    assert sorted(found[1:]) == sorted(f"{name} is missing or cannot be read." for name in names)
 
 
 def test_pieces_are_small_enough_for_the_window(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     with open(tmp_path / "big", "wb") as file:
         file.truncate(64 << 20)
-    (tmp_path / "configs" / "manifest.json").write_text(json.dumps({"files": {"big": "0"}}))
+    (tmp_path / "configs" / "semanticgan.json").touch()
+    hashes = {"big": "0", "configs/semanticgan.json": hashlib.sha256(b"").hexdigest()}
+    (tmp_path / "configs" / "manifest.json").write_text(json.dumps({"files": hashes}))
     pieces, found, times = model_card.checkedFiles(str(tmp_path)), None, []
     while found is None:
         began = time.thread_time()  # of the processor: others may use it, too
@@ -261,3 +266,75 @@ def test_card_of_a_model_without_one(tmp_path: Path) -> None:
     assert "Comparing" in card.check.text
     card.showCheck(["x is damaged or was changed."])
     assert "Do not trust" in card.check.text
+
+
+@pytest.mark.parametrize("kind", ["bits", "short", "encrypted", "method", "nested", "infinite", "list"])
+def test_a_hostile_model_is_explained(tmp_path: Path, kind: str) -> None:
+    """Also one that is remembered: the panel opens without it."""
+    path = tmp_path / "model.zip"
+    text = (BUNDLED / "configs" / "semanticgan.json").read_text()
+    value = re.compile(r'"value": *1')
+    assert value.search(text)
+    text = {
+        "nested": '{"a":' + "[" * 100_000,
+        "infinite": value.sub('"value": 1e999', text),
+        "list": '{"config": {"labels": [[]]}}',
+    }.get(kind, text)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("configs/semanticgan.json", "configs/manifest.json", "docs/README.md"):
+            archive.writestr(name, text)
+    content = bytearray(path.read_bytes())
+    for begin, local in ((content.find(b"PK\1\2"), False), (0, True)):
+        while begin >= 0 and kind in ("encrypted", "method"):
+            flags, method = (begin + 6, begin + 8) if local else (begin + 8, begin + 10)
+            content[flags if kind == "encrypted" else method] = 1 if kind == "encrypted" else 99
+            begin = content.find(b"PK\3\4" if local else b"PK\1\2", begin + 4)
+    if kind == "bits":
+        for start in (60, 500):
+            content[start : start + 60] = os.urandom(60)
+    if kind == "short":
+        content = content[: len(content) // 2]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a model"):
+        models.readModel(str(path))
+    settings = qt.QSettings(str(tmp_path / "settings.ini"), qt.QSettings.IniFormat)
+    models.rememberModel(settings, str(path))
+    assert models.rememberedModels(settings) == []
+    assert isinstance(model_card.readCard(str(path)), str)
+    assert run_steps(model_card.checkedFiles(str(path))) != []
+
+
+def test_a_list_of_nothing_vouches_for_nothing(tmp_path: Path) -> None:
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    (folder / "configs" / "manifest.json").write_text('{"files": {}}')
+    assert run_steps(model_card.checkedFiles(str(folder))) == [
+        "Its list of hashes says nothing of configs/semanticgan.json."
+    ]
+
+
+def test_a_card_loads_no_pictures_and_no_html(tmp_path: Path) -> None:
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "README.md").write_text(
+        "# Liver\n\n![a](file://evil/share/x.png) ![b][c]\n<img src='file://evil/share/y.png'>\n"
+        "<script>x()</script> !![d](z.png) a < b\n\n[c]: file://evil/share/w.png\n"
+    )
+    asked = []
+
+    class Watched(qt.QTextBrowser):
+        def loadResource(self, kind: int, url: Any) -> Any:  # noqa: N802 (Qt's name)
+            asked.append(url.toString())
+            return None
+
+    browser = Watched()
+    browser.setMarkdown(model_card.harmless(model_card.readCard(str(folder))))
+    browser.resize(400, 300)
+    browser.grab()
+    assert asked == []
+    shown = browser.toPlainText()
+    assert shown.startswith("Liver")
+    assert "a < b" in shown
+    assert "<script>" in shown
+    browser.setMarkdown("![a](file://evil/share/x.png)")
+    browser.grab()
+    assert asked  # the test would see it

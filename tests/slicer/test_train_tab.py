@@ -20,7 +20,7 @@ import slicer
 from helpers import FAKE_WORKER, HERE, MODULE, make_volume, run_steps, voxels
 
 import standin
-from SemanticGANSlicerLib import curve, labelled, nextscan, trainrun, volumes
+from SemanticGANSlicerLib import curve, labelled, nextscan, review, trainrun, volumes
 
 FAKE_TRAINER = HERE / "fake_trainer.py"
 
@@ -254,6 +254,148 @@ def test_the_users_files_survive_a_second_check(
     assert (tmp_path / "source" / "images" / "patient2.mha").is_symlink() == (forbidden == ("link",))
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """The files of a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["source/images/scan.nii.gz", "log.txt", "stop", "cohort/cohort.json", "scan.mha"]
+)
+def test_a_folder_of_the_users_own_is_no_folder_of_a_run(
+    panel: Any, tab: Any, folder: Path, name: str
+) -> None:
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b"years of work")
+    select(panel, patient(1)[1])
+    check(tab)
+    assert "Choose a new or an empty folder" in errors()[0]
+    assert tree(folder) == {name: b"years of work"}
+    assert not tab.ui.trainButton.enabled
+
+
+@pytest.mark.parametrize("name", ["images/scan.nii.gz", "patient1.nrrd", "images/old/patient1.nrrd"])
+def test_a_file_that_was_put_among_ours_stays(panel: Any, tab: Any, folder: Path, name: str) -> None:
+    select(panel, patient(1)[1])
+    check(tab)
+    (folder / "source" / name).parent.mkdir(exist_ok=True)
+    (folder / "source" / name).write_bytes(b"mine")
+    before = tree(folder)
+    check(tab)
+    assert "Move it elsewhere" in errors()[0]
+    assert tree(folder) == before
+    (folder / "source" / name).unlink()
+    (folder / "source" / "images" / ".DS_Store").touch()
+    check(tab)
+    assert len(errors()) == 1
+    assert tab.ui.trainButton.enabled
+
+
+@pytest.mark.parametrize("where", ["", "images"])
+def test_a_linked_folder_is_not_emptied(tmp_path: Path, where: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "patient1.nrrd").write_bytes(b"mine")
+    (tmp_path / "run").mkdir()
+    source = tmp_path / "run" / "source"
+    if where:
+        source.mkdir()
+    (source / where if where else source).symlink_to(mine)
+    with pytest.raises(ValueError, match="Move it elsewhere"):
+        write(request(patient(1)[1]), source)
+    assert tree(mine) == {"patient1.nrrd": b"mine"}
+
+
+def test_folders_of_trainings_are_no_scans(panel: Any, tab: Any, folder: Path) -> None:
+    select(panel, patient(1)[1])
+    check(tab)
+    (folder / "predictions").mkdir()
+    (folder / "predictions" / "a.nii.gz").write_bytes(b"a mask")
+    (folder.parent / "scan.nii.gz").write_bytes(b"a scan")
+    tab.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder.parent))
+    check(tab)
+    assert [row[1] for row in cells(tab.ui.trainCaseTable)] == ["Müller 1", "scan.nii.gz"]
+    for inside in ("", "source", "predictions"):
+        tab.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder / inside))
+        check(tab)
+        assert "Choose a folder of your own scans" in errors()[-1]
+    assert len(errors()) == 3
+    assert (folder / "source" / "images" / "patient2.nii.gz").read_bytes() == b"a scan"
+
+
+def test_label_files_and_links_to_what_is_known_are_no_unlabelled_scans(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    for name in ("images/a.nii.gz", "labels/a.nii.gz", "new.nrrd", "new.seg.nrrd"):
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        (scans / name).write_text(name)
+    (scans / "again.nii.gz").symlink_to("images/a.nii.gz")
+    (scans / "hard.nrrd").hardlink_to(scans / "new.nrrd")
+    (scans / "nowhere.mha").symlink_to("gone.mha")
+    os.mkfifo(scans / "pipe.mha")
+    (tmp_path / "linked").symlink_to(scans)
+    asked = request(pairs=str(scans), unlabelled=str(tmp_path / "linked"))
+    written = write(asked, tmp_path / "source")
+    assert written.names == {"patient1": "images/a.nii.gz", "patient2": "hard.nrrd"}
+    assert written.leftOut == ("new.seg.nrrd", "nowhere.mha", "pipe.mha")
+
+
+def test_a_file_behind_a_relative_link_is_found(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    (scans / "store").mkdir(parents=True)
+    (scans / "store" / ".x").write_text("a scan")
+    (scans / "x.mha").symlink_to("store/.x")
+    write(request(patient(1)[1], unlabelled=str(scans)), tmp_path / "source")
+    assert (tmp_path / "source" / "images" / "patient2.mha").read_text() == "a scan"
+
+
+@pytest.mark.parametrize("second", ["images/a.nii", "labels/a.nrrd"])
+def test_two_files_that_are_called_alike_are_not_paired(tmp_path: Path, second: str) -> None:
+    for name in ("images/a.nii.gz", "labels/a.nii.gz", second):
+        (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pairs" / name).write_text(name)
+    with pytest.raises(ValueError, match="called alike"):
+        write(request(pairs=str(tmp_path / "pairs")), tmp_path / "source")
+
+
+def test_an_empty_patient_is_none(tmp_path: Path) -> None:
+    for name in ("images/a.mha", "labels/a.mha"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    for expression in ("(P[0-9])?", "x*"):
+        with pytest.raises(ValueError, match="finds no patient"):
+            write(request(pairs=str(tmp_path), patient=expression), tmp_path / "source")
+
+
+def test_a_segmentation_of_another_patient_is_refused(tmp_path: Path) -> None:
+    (first, one), (second, two), (third, three) = (patient(number) for number in (1, 2, 3))
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    for node, name in ((first, "A"), (one, "B")):
+        person = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), name)
+        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), person)
+    review.store(two, third, {}, [], [], [])
+    for node in (one, two):
+        with pytest.raises(ValueError, match="of another patient than"):
+            write(request(node), tmp_path / "source")
+    review.store(two, second, {}, [], [], [])
+    write(request(two, three), tmp_path / "source")
+
+
+def test_a_segment_that_misses_the_volume_is_refused(tmp_path: Path) -> None:
+    volume, _node = patient(1)
+    far = make_volume(np.zeros((12, 32, 40), np.int16), "far")
+    matrix = volumes.ijkToRas(far)
+    matrix[2, 3] += 500.0
+    far.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    node = segment(far, ("liver", np.ones((12, 32, 40), bool)), ("none", np.zeros((12, 32, 40), bool)))
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    with pytest.raises(ValueError, match="liver lies outside of Müller 1"):
+        write(request(node), tmp_path / "source")
+    assert not list((tmp_path / "source" / "labels").iterdir())
+    write(request(node, labels="none"), tmp_path / "source")
+
+
 def test_labels_are_read_as_they_are_written() -> None:
     assert labelled.parseLabels("liver, tumour ,") == ((1, "liver"), (2, "tumour"))
     assert labelled.parseLabels("255=liver") == ((255, "liver"),)
@@ -384,7 +526,7 @@ def test_check_shows_what_was_found(panel: Any, tab: Any, folder: Path, tmp_path
         "custom",
         str(folder / "source"),
         *("--images", "images/*", "--labels", "labels/*", "--patient", r"images/(patient\d+)"),
-        *("--modality", "ct", "--name", "liver", "--output", str(folder / "cohort"), "--json"),
+        *("--modality", "ct", "--name=liver", "--output", str(folder / "cohort"), "--json"),
         *("--label", "1=liver"),
     ]
 
@@ -575,9 +717,12 @@ def test_training_that_refuses_tells_why(checked: Any) -> None:
     assert "Mend them" in checked.ui.trainStatusLabel.text
 
 
-def test_changed_data_are_trained_into_a_folder_of_their_own(panel: Any, checked: Any, folder: Path) -> None:
+def test_changed_data_are_trained_into_a_folder_of_their_own(
+    panel: Any, checked: Any, folder: Path, tmp_path: Path
+) -> None:
     train(checked, trainrun.DONE)
-    checked.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(folder))
+    (tmp_path / "more").mkdir()
+    checked.ui.trainUnlabelledPathLineEdit.setCurrentPath(str(tmp_path / "more"))
     check(checked)
     assert checked.ui.trainNextButton.enabled  # by the model that there is
     train(checked, trainrun.DONE)
@@ -791,9 +936,161 @@ def test_a_long_history_is_read_in_pieces_and_its_nonsense_skipped(folder: Path)
     run.close()
 
 
+RECORD = {"modality": "ct", "labelled": 3, "stage": "student", "minutes": 5, "output": "model", "taken": True}
+
+
+def found(folder: Path, lines: list[str], **record: Any) -> Any:
+    """The run of a folder with these events, when it has been read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.json").write_text(json.dumps(RECORD | record))
+    (folder / "events.jsonl").write_text("\n".join(lines))
+    run = trainrun.TrainRun(str(folder), lambda: sys.executable, list, lambda: None)
+    standin.pump(lambda: run.isFound, 10)
+    return run
+
+
+STOPPED = '{"event": "error", "message": "stopped", "code": 3}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "progress", "stage": "student", "done": Infinity, "total": 9, "message": "", "eta_s": null}',
+        '{"event": "progress", "stage": "student", "done": 1, "total": 1e30, "message": "", "eta_s": null}',
+        '{"event": "progress", "stage": "student", "done": -1, "total": 9, "message": "", "eta_s": null}',
+        '{"event": "hello", "pid": ' + "9" * 40 + "}",
+        '{"event": "hello", "pid": -1}',
+        '{"event": "log", "stage": "student", "images": 1, "loss": ' + "9" * 400 + "}",
+        '{"event": "bundle", "path": 5}',
+        "[" * 100_000,
+        "x" * (3 << 20),
+    ],
+)
+def test_hostile_events_are_skipped(tmp_path: Path, line: str) -> None:
+    run = found(tmp_path, [line, STOPPED])
+    assert run.status == trainrun.PAUSED
+    assert run._pid is None
+    assert run.progress[0] == 0
+    assert run.bundle == ""
+    run.close()
+
+
+def test_time_left_that_is_no_number_is_not_known(tmp_path: Path) -> None:
+    line = '{"event": "progress", "stage": "gan", "done": 1, "total": 9, "message": "m", "eta_s": NaN}'
+    run = found(tmp_path, [line, STOPPED])
+    assert run.progress == (1, 9, "GAN: m", None)
+    run.close()
+
+
+def test_an_endless_line_is_not_kept(tmp_path: Path) -> None:
+    run = found(tmp_path, ["x" * (5 << 20)])
+    assert len(run._line) <= 1 << 20
+    run.close()
+
+
+@pytest.mark.parametrize("gone", ["/home/other/runs/liver", "C:\\Users\\other\\liver"])
+def test_a_run_that_was_moved_shows_its_own_files(tmp_path: Path, gone: str) -> None:
+    def told(event: str, path: str) -> str:
+        slash = "/" if gone.startswith("/") else "\\"
+        return json.dumps({"event": event, "kind": "samples", "path": slash.join((gone, *path.split("/")))})
+
+    run = found(
+        tmp_path,
+        [told("picture", "model/samples/gan.png"), told("bundle", "model/bundle"), STOPPED],
+    )
+    assert run.bundle == str(tmp_path / "model" / "bundle")
+    assert run.pictures == {"samples": str(tmp_path / "model" / "samples" / "gan.png")}
+    run.close()
+
+
+def test_nothing_outside_of_the_folder_is_shown_or_handed_over(tmp_path: Path) -> None:
+    for path in ("/etc", "/x/model/../../y", "../bundle", "/x/other", "model"):
+        lines = [
+            json.dumps({"event": name, "kind": "samples", "path": path}) for name in ("picture", "bundle")
+        ]
+        run = found(tmp_path, [*lines, json.dumps({"event": "done", "bundle": path}) + "\n"])
+        assert (run.status, run.bundle, run.pictures) == (trainrun.DONE, "", {})
+        run.close()
+
+
+def test_a_clock_that_jumps_ends_no_training(folder: Path, tmp_path: Path) -> None:
+    """As of a computer that slept: silence is what we listened to."""
+    run = found(tmp_path, [json.dumps({"event": "hello", "pid": os.getpid()}) + "\n"])
+    for jump in (-3600, 3600):
+        os.utime(tmp_path / "events.jsonl", (time.time() + jump,) * 2)
+        for _ in range(3):
+            run._look()
+        assert run.status == trainrun.STARTING
+    for _ in range(round(trainrun._SILENCE_S / trainrun._EVERY_MSEC * 1000) + 2):
+        run._look()
+    assert run.status == trainrun.FAILED
+    ahead = time.time() + 3600
+    os.utime(tmp_path / "events.jsonl", (ahead, ahead))
+    late = trainrun.TrainRun(str(tmp_path), lambda: sys.executable, list, lambda: None)
+    standin.pump(lambda: late.isFound, 10)
+    assert late.status == trainrun.FAILED
+
+
+@pytest.mark.parametrize("button", ["trainPauseButton", "trainCheckButton"])
+def test_a_second_slicer_does_not_mix_its_training_in(checked: Any, folder: Path, button: str) -> None:
+    train(checked, trainrun.RUNNING, "goes-on")
+    checked.ui.trainPauseButton.click()
+    standin.pump(lambda: checked._run.status == trainrun.PAUSED, 10)
+    other = trainrun.TrainRun(
+        str(folder), lambda: sys.executable, lambda: checked.trainArguments, lambda: None
+    )
+    standin.pump(lambda: other.isFound, 10)
+    other.resume("student", 0)
+    standin.pump(lambda: other.status == trainrun.DONE, 10)
+    before = tree(folder / "source")
+    getattr(checked.ui, button).click()
+    assert "Another Slicer" in errors()[-1]
+    standin.pump(lambda: checked._run.status == trainrun.DONE, 10)
+    assert len(errors()) == 1
+    assert len(commands(folder)) == 2
+    assert (folder / "train.json").exists()
+    assert tree(folder / "source") == before
+    check(checked)  # once it is known, it goes on
+    assert len(errors()) == 1
+
+
+def test_a_check_that_another_overtakes_ends(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    asked = [request(patient(number)[1]) for number in (1, 2)]
+    begun: list[str] = []
+    first, second = (
+        labelled.writeSource(one, str(source), lambda done, total, name: begun.append(name)) for one in asked
+    )
+    for number, steps in enumerate((first, second), 1):  # the second begins anew before the first has ended
+        while len(begun) < number:
+            next(steps)
+    with pytest.raises((OSError, ValueError)):
+        for _ in first:
+            pass
+    assert run_steps(second).names == {"patient1": "Müller 2"}
+    image, label = (source / name / "patient1.nrrd" for name in ("images", "labels"))
+    array = sitk.GetArrayFromImage(sitk.ReadImage(image))
+    np.testing.assert_array_equal(array > 0, sitk.GetArrayFromImage(sitk.ReadImage(label)))
+    assert (array > 0).sum() == 6 * 16 * 12
+
+
 def test_a_damaged_record_is_no_run(folder: Path) -> None:
     folder.mkdir(parents=True)
-    for text in ("", "[]", "{}", '{"modality": 3}', "\0"):
+    hostile = [
+        {"output": "../../mine"},
+        {"output": "/etc"},
+        {"output": "--x"},
+        {"modality": "--config=/x"},
+        {"stage": "x"},
+        {"labelled": 0},
+        {"labelled": True},
+        {"minutes": 10**400},
+        {"minutes": -1},
+    ]
+    for text in (
+        *("", "[]", "{}", '{"modality": 3}', "\0", "[" * 100_000),
+        *(json.dumps(RECORD | one) for one in hostile),
+    ):
         (folder / "train.json").write_text(text)
         run = trainrun.TrainRun(str(folder), lambda: sys.executable, list, lambda: None)
         assert (run.status, run.record) == (trainrun.NONE, None)
