@@ -53,7 +53,11 @@ class StopSignal:
     def __init__(self, file: Path | None = None) -> None:
         self.asked, self.file = False, file
         self._looked = -math.inf
-        if file is not None and file.exists():
+        try:
+            is_there = file is not None and file.exists()
+        except OSError as error:
+            raise InputError(f"--stop-file {file}: {error.strerror}. Choose another file.") from error
+        if is_there:
             raise InputError(
                 f"--stop-file {file}: is there already, so training would end at once. Delete it first."
             )
@@ -62,7 +66,7 @@ class StopSignal:
         now = time.monotonic()
         if not self.asked and self.file is not None and now - self._looked >= _LOOK_EVERY_S:
             self._looked = now
-            self.asked = self.file.exists()
+            self.asked = os.path.exists(self.file)  # a disk that does not answer for a while ends no training
         return self.asked
 
     def _ask(self, _number: int, _frame: object) -> None:

@@ -22,7 +22,7 @@ from sgan_core.bundle import load_bundle
 from sgan_core.cli import segment
 from sgan_core.cli.progress import Progress
 from sgan_core.cli.train import main
-from sgan_core.errors import Cancelled
+from sgan_core.errors import Cancelled, InputError
 from sgan_core.training import loop
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
 from sgan_core.training.run import Run, claimed
@@ -450,6 +450,25 @@ def test_the_file_that_stops_is_looked_for_once_a_second(
     assert stop
     (tmp_path / "stop").unlink()
     assert stop  # asked is asked
+
+
+def test_a_disk_that_does_not_answer_is_no_wish_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with pytest.raises(InputError, match="Choose another file"):
+        loop.StopSignal(tmp_path / ("x" * 300))
+    (tmp_path / "disk").symlink_to(tmp_path)
+    stop = loop.StopSignal(tmp_path / "disk" / "stop")
+    (tmp_path / "disk").unlink()
+    (tmp_path / "disk").symlink_to("x" * 300)  # looking there raises OSError
+    assert not stop
+    (tmp_path / "disk").unlink()
+    (tmp_path / "disk").symlink_to(tmp_path)
+    (tmp_path / "stop").touch()
+    now[0] += 1.1
+    assert stop
 
 
 def test_two_trainings_in_one_folder_are_refused(command: list[str], run: Path, capsys: Output) -> None:
