@@ -22,7 +22,7 @@ from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
 from . import process, review
-from .volumes import addNode, checkGrid, drawnOn, grid, ijkToRas, isPicture, removeNode, uniqueName
+from .volumes import addNode, checkGrid, drawnOn, grid, ijkToRas, isPicture, isStillOf, removeNode, uniqueName
 
 _CHUNK_VOXELS = 1 << 20  # looked at between two events
 _NIFTI_HEADER = 352  # bytes, with the four that say whether an extension follows
@@ -117,9 +117,7 @@ def importResult(case, labels, volume, target=None, frame="", standardNames=Fals
         piece = yield from _cropped(labelmap, label["value"])
         pieces.append((label, piece))
     checkGrid(volume, before)
-    if target is not None and (
-        target.GetScene() is None or drawnOn(target) is not belongedTo or target.GetTransformNodeID()
-    ):
+    if target is not None and not isStillOf(target, belongedTo):
         target = None
     return _changeScene(case, pieces, labels, volume, target, frame, show3D)
 

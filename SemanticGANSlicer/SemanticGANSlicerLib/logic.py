@@ -271,11 +271,7 @@ class _VolumeRun(_Run):
         target = self._target
         if self._options.region is not None:
             case["warnings"] = [_partOnly(self._options.region), *case["warnings"]]
-        if target is not None and (
-            target.GetScene() is None
-            or volumes.drawnOn(target) is not self._drawnOn
-            or target.GetTransformNodeID()
-        ):
+        if target is not None and not volumes.isStillOf(target, self._drawnOn):
             target = None  # gone, another volume's or elsewhere by now
         return (
             yield from importer.importResult(

@@ -193,6 +193,15 @@ def takesMasks(segmentation):
     return not inside.GetNumberOfSegments() or inside.GetSourceRepresentationName() == "Binary labelmap"
 
 
+def isStillOf(segmentation, volume):
+    """Whether a segmentation is in the scene, under no transform, and drawn on a volume (None: on none)."""
+    return (
+        segmentation.GetScene() is not None
+        and drawnOn(segmentation) is volume
+        and not segmentation.GetTransformNodeID()
+    )
+
+
 def uniqueName(node):
     """The name of a node, with its id when another node of its kind in the scene is called the same."""
     name = node.GetName()
