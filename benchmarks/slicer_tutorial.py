@@ -262,6 +262,8 @@ def _train(tutorial: Tutorial, minutes: int) -> None:
             blocked = edit.blockSignals(True)
             edit.setCurrentPath(shown)  # in the picture, not the temporary folder
             edit.blockSignals(blocked)
+        said = tab.ui.trainStatusLabel.text
+        tab.ui.trainStatusLabel.setText(said.replace(folder + "/", ""))
         tutorial.save("train", tutorial.picture())
         ui.tabWidget.setCurrentIndex(0)
         seventh, liver = _phantom("seventh patient", TEST_SEEDS)
