@@ -58,6 +58,10 @@ class TrainTab(VTKObservationMixin):
         if self._run is None or not self._run.isActive():
             self._find()
 
+    def isBusy(self):
+        """Whether the engine is at work for this tab, in Slicer or beside it."""
+        return self.isChecking() or self.next.isRunning() or self._run is not None and self._run.isActive()
+
     def close(self):
         """Slicer ends or the module is reloaded. Training goes on; nothing else does."""
         self._soon.stop()

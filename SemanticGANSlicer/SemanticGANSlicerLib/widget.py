@@ -232,7 +232,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _showInstallation(self):
         """Versions, install again, uninstall; not while the engine is at work."""
-        if self.logic.isRunning() or self._maker is not None:
+        if self.logic.isRunning() or self._maker is not None or self._train.isBusy():
             slicer.util.infoDisplay(_("A run is under way. Wait for it, or cancel it."))
             return
         InstallationDialog(self.logic.python).run()

@@ -803,3 +803,9 @@ def test_installation_opens_from_the_panel_but_not_during_a_run(
     panel._installationButton.click()
     assert len(shown) == 1
     assert "A run is under way" in slicer.app.messages[-1].text
+    panel.logic.close()
+    slicer.app.messages.clear()
+    monkeypatch.setattr(panel._train, "isBusy", lambda: True)  # training, or a look through the scans
+    panel._installationButton.click()
+    assert len(shown) == 1
+    assert "A run is under way" in slicer.app.messages[-1].text

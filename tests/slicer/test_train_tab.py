@@ -120,6 +120,17 @@ def commands(folder: Path, output: str = "model") -> list[list[str]]:
     return [json.loads(line) for line in lines]
 
 
+def test_the_tab_says_when_the_engine_is_at_work(panel: Any, tab: Any) -> None:
+    """The engine must not be removed then."""
+    assert not tab.isBusy()
+    select(panel, *(patient(number)[1] for number in range(3)))
+    tab.ui.trainCheckButton.click()
+    assert tab.isBusy()
+    tab.ui.trainCheckCancelButton.click()
+    standin.pump(lambda: not tab.isChecking(), 30)
+    assert not tab.isBusy()
+
+
 # --- what is written -------------------------------------------------------------------------------
 
 
