@@ -15,14 +15,16 @@ from . import models, process
 _MANIFEST = "configs/manifest.json"  # SHA-256 of every other file
 _README = "docs/README.md"
 _PIECE = 1 << 18  # bytes hashed between two events: far below what a person notices
-_MOST_BYTES = 1 << 20  # of the manifest and of the README
+_LONGEST_CARD = 1 << 15  # bytes that are shown; Qt takes minutes for a megabyte of *a_*a_*a_
+_MOST_BYTES = 1 << 20  # of the manifest
 
 
 def readCard(path):
     """The model card that lies in a model's folder or .zip, Markdown; "" when there is none."""
     try:
         with models.openedFile(path, _README) as file:
-            return file.read(_MOST_BYTES).decode("utf-8", "replace")
+            text = file.read(_LONGEST_CARD).decode("utf-8", "replace")
+            return text + "\n\n..." if file.read(1) else text
     except (ValueError, *models.UNREADABLE):
         return ""
 
@@ -124,10 +126,10 @@ class ModelCardWindow:
         self.check.setWordWrap(True)
         self.card = qt.QTextBrowser()
         self.card.setOpenLinks(False)
-        text = harmless(readCard(model.path))
+        text = readCard(model.path)
         self.card.setVisible(bool(text))
         if hasattr(self.card, "setMarkdown"):  # Qt 5.14
-            self.card.setMarkdown(text)
+            self.card.setMarkdown(harmless(text))
         else:
             self.card.setPlainText(text)
         close = qt.QPushButton(_("Close"))

@@ -338,3 +338,17 @@ def test_a_card_loads_no_pictures_and_no_html(tmp_path: Path) -> None:
     browser.setMarkdown("![a](file://evil/share/x.png)")
     browser.grab()
     assert asked  # the test would see it
+
+
+def test_a_card_of_a_book_is_cut(tmp_path: Path) -> None:
+    """Its beginning: Qt takes minutes for as much."""
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "README.md").write_text("word " * 100_000)
+    card = model_card.ModelCardWindow(models.readModel(str(folder)), None)
+    assert len(card.card.toPlainText()) < 33_000
+    assert card.card.toPlainText().endswith("\n...")
+    (folder / "docs" / "README.md").write_text("![x](file://evil/y.png) *liver*")
+    card = model_card.ModelCardWindow(models.readModel(str(folder)), None)
+    assert card.card.toPlainText() == "x liver"
+    assert not card.card.openLinks
