@@ -10,6 +10,8 @@ from . import importer, labelled, process
 from .dialogs import explained
 from .progress import ProgressView
 
+_OFFERED = "SemanticGAN.Offered"  # attribute of segmentations that were opened from here
+
 
 def ranked(cases):
     """(case, figure) of the segmented cases, the least trusted first.
@@ -169,7 +171,7 @@ class NextScan:
             slicer.util.errorDisplay(_("The scan cannot be opened.") + f"\n\n{error}")
         else:
             importer.handOver(result)
-            labelled.tick(result.segmentation)
+            result.segmentation.SetAttribute(_OFFERED, "1")  # ticked by the person, when it is right
             _edit(result.segmentation, volume)
         self._onChange()
 
@@ -178,7 +180,7 @@ def _openedBefore(case):
     """(segmentation, volume) of a case that is among the labelled ones of the scene already, or None."""
     path = os.path.abspath(case["input"])
     for segmentation, volume in labelled.candidates():
-        if volume is not None and labelled.isTicked(segmentation) and labelled.fileOf(volume) == path:
+        if volume is not None and segmentation.GetAttribute(_OFFERED) and labelled.fileOf(volume) == path:
             return segmentation, volume
     return None
 

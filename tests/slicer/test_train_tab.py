@@ -1174,7 +1174,7 @@ def test_next_scan_is_opened_in_the_segment_editor(
     assert volume.GetName().startswith("unsure")
     np.testing.assert_array_equal(voxels(node, 0, volume), slicer.util.arrayFromVolume(volume) > 0)
     assert labelled.sourceVolume(node) is volume
-    assert labelled.isTicked(node)
+    assert not labelled.isTicked(node)  # nobody has looked at it yet: the person ticks what is right
     assert (
         not node.GetSegmentation().GetNthSegment(0).HasTag("SemanticGAN")
     )  # no run replaces a person's work
@@ -1184,8 +1184,9 @@ def test_next_scan_is_opened_in_the_segment_editor(
     standin.pump(lambda: not tab.next.isRunning(), 30)
     assert standin.leaves(slicer.mrmlScene) == before  # opened once
     assert len(slicer.app.selected_modules) == 2
+    labelled.tick(node)
     look(panel)
-    assert [row[0] for row in cells(ui.trainNextTable)] == ["sure"]  # the other one is being labelled
+    assert [row[0] for row in cells(ui.trainNextTable)] == ["sure"]  # the other one is labelled
     assert not errors()
     assert not list(folder.glob("predictions/.*"))
 
@@ -1298,6 +1299,8 @@ def test_a_model_from_three_labelled_and_six_unlabelled_scans(
         2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.6
     )  # the least trusted one, on its own voxels
     standin.pump(lambda: len(cells(ui.trainSegmentationsTable)) == 5, 10)
+    row = [cell[1] for cell in cells(ui.trainSegmentationsTable)].index(scan.GetName())
+    ui.trainSegmentationsTable.item(row, 0).setCheckState(qt.Qt.Checked)
     ui.trainCheckButton.click()
     standin.pump(lambda: not tab.isChecking(), 120)
     assert ui.trainCheckLabel.text.splitlines()[0] == "To learn from: 4 labelled, 5 unlabelled"
