@@ -100,7 +100,12 @@ class InstallDialog:
         self.text.setText(_("Installing..."))
         self.log.clear()
         slicer.app.processEvents()  # PyTorch's extension waits for its own installer
-        self._installer = install.Installer(self._python(), self.log.appendPlainText, self._onFinished)
+        try:
+            python = self._python()
+        except RuntimeError as error:  # Slicer is incomplete
+            self._onFinished(install.InstallError(str(error)))
+            return
+        self._installer = install.Installer(python, self.log.appendPlainText, self._onFinished)
         function(self._installer)
 
     def _onFinished(self, error):
@@ -227,7 +232,12 @@ class InstallationDialog:
     def _start(self, function):
         self._setRunning(True)
         self.log.clear()
-        self._installer = install.Installer(self._python(), self.log.appendPlainText, self._onFinished)
+        try:
+            python = self._python()
+        except RuntimeError as error:  # Slicer is incomplete
+            self._onFinished(install.InstallError(str(error)))
+            return
+        self._installer = install.Installer(python, self.log.appendPlainText, self._onFinished)
         function(self._installer)
 
     def _onFinished(self, error):

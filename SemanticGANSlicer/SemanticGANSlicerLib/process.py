@@ -136,8 +136,20 @@ class Worker:
         self._tell(event)
 
     def _tell(self, event):
-        if not self._cancelled:
+        if self._cancelled:
+            return
+        try:
             self._onEvent(event)
+        except (
+            Exception
+        ) as error:  # an event without what belongs to it; the end of the run must be told all the same
+            logging.exception("SemanticGAN")
+            message = _("The engine said something unexpected ({event}: {reason}). Are its versions mixed?")
+            self._error = {
+                "message": message.format(
+                    event=event["event"], reason=f"{type(error).__name__} {error}".strip()
+                )
+            }
 
     def _readErrors(self):
         output = _bytes(self._process.readAllStandardError())

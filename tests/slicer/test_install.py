@@ -756,6 +756,24 @@ def test_record_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyP
     assert installed.record() == {}
 
 
+@pytest.mark.parametrize("kind", ["install", "installation"])
+def test_a_slicer_without_its_python_is_told_in_the_dialog(kind: str) -> None:
+    def missing() -> str:
+        raise RuntimeError("PythonSlicer was not found beside Slicer.")
+
+    if kind == "install":
+        dialog: Any = dialogs.InstallDialog(install.Plan(("numpy>=1",), "", False), missing)
+        dialog.installOnline()
+        buttons = (dialog.onlineButton, dialog.folderButton)
+    else:
+        dialog = dialogs.InstallationDialog(missing)
+        dialog._start(lambda installer: pytest.fail("there is nothing to start it with"))
+        buttons = (dialog.closeButton,)
+    assert "PythonSlicer was not found" in dialog.log.plainText
+    assert dialog.bar.isHidden()
+    assert all(button.enabled for button in buttons)
+
+
 def test_window_of_the_installation(
     in_own: Callable[..., Any], own_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,17 @@ def test_garbage_is_no_event_and_no_result(tmp_path: Path) -> None:
     assert 0 < len(outcome.details) <= 4000
 
 
+def test_an_event_that_cannot_be_understood_ends_in_an_error_not_in_silence() -> None:
+    """A "start" without its labels, of another version: there would be a result without segments."""
+    outcomes: list[process.Outcome] = []
+    worker = process.Worker(lambda event: event["labels"], outcomes.append)
+    said = '{"event": "start"}\\n{"event": "done", "labels": []}'
+    worker.start(sys.executable, ["-c", f"print('{said}')"])
+    standin.pump(lambda: outcomes, 20)
+    assert outcomes[0].status == process.FAILED
+    assert "something unexpected (start: KeyError 'labels')" in outcomes[0].message
+
+
 def test_silence_is_no_result(tmp_path: Path) -> None:
     assert Run("silent", tmp_path).outcome().status == process.FAILED
 
