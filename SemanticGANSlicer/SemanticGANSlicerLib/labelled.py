@@ -155,13 +155,13 @@ def checkRequest(request):
         if drawnOn.count(volume) > 1:
             raise ValueError(
                 _("Two of the ticked segmentations are of {volume}. Untick one.").format(
-                    volume=volume.GetName()
+                    volume=volumes.uniqueName(volume)
                 )
             )
 
 
 def _checkSegmentation(node, volume, labels):
-    name = node.GetName()
+    name = volumes.uniqueName(node)
     if volume is None:
         raise ValueError(
             _("{name} does not know its volume. Choose it as source volume in the Segment Editor.").format(
@@ -175,13 +175,13 @@ def _checkSegmentation(node, volume, labels):
             _(
                 "{name} is of another patient than {volume}, which it is to be learned with. Choose its own volume as "
                 "source volume in the Segment Editor, or untick it."
-            ).format(name=name, volume=volume.GetName())
+            ).format(name=name, volume=volumes.uniqueName(volume))
         )
     for one in (node, volume):
         if one.GetParentTransformNode() is not None:
             raise ValueError(
                 _("{name} is under a transform. Harden the transform first (module Transforms).").format(
-                    name=one.GetName()
+                    name=volumes.uniqueName(one)
                 )
             )
     if not node.GetSegmentation().ContainsRepresentation(_BINARY):
@@ -285,7 +285,7 @@ def _empty(folder):
 def _scans(request):
     """([_Scan], files that are left out) of a request; a generator."""
     scans = [
-        _Scan(volume.GetName(), volume, node, _person(volume))
+        _Scan(volumes.uniqueName(volume), volume, node, _person(volume))
         for node in request.segmentations
         for volume in [sourceVolume(node)]
     ]

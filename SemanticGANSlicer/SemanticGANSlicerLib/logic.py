@@ -76,18 +76,18 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
         """
         volumes.checkVolume(volume)
         if volume.GetScene() is None:
-            raise ValueError(_("{name} was removed from the scene.").format(name=volume.GetName()))
+            raise ValueError(_("{name} was removed from the scene.").format(name=volumes.uniqueName(volume)))
         if volume.GetParentTransformNode() is not None:
             raise ValueError(
                 _(
                     "{name} is under a transform. Harden the transform first (module Transforms), or "
                     "segment a copy."
-                ).format(name=volume.GetName())
+                ).format(name=volumes.uniqueName(volume))
             )
         if target is not None and target.GetParentTransformNode() is not None:
             raise ValueError(
                 _("{name} is under a transform. Harden it first, or create a new segmentation.").format(
-                    name=target.GetName()
+                    name=volumes.uniqueName(target)
                 )
             )
         if target is not None and not volumes.takesMasks(target):
@@ -95,7 +95,7 @@ class SemanticGANSlicerLogic(ScriptedLoadableModuleLogic):
                 _(
                     "{name} consists of surfaces, which keep no mask. Make the binary label map its source "
                     "representation in the module Segmentations, or create a new segmentation."
-                ).format(name=target.GetName())
+                ).format(name=volumes.uniqueName(target))
             )
         self._begin(_VolumeRun(self, volume, target, options, onProgress, onFinished, onText))
 
@@ -262,7 +262,10 @@ class _VolumeRun(_Run):
 
     def _named(self, outcome):
         """An outcome whose message names the volume in place of the file that the worker was given."""
-        path, name = os.path.join(self._folder, volumes.inputName(self._volume)), self._volume.GetName()
+        path, name = (
+            os.path.join(self._folder, volumes.inputName(self._volume)),
+            volumes.uniqueName(self._volume),
+        )
         return replace(outcome, message=outcome.message.replace(path, name))
 
     def _import(self, case):

@@ -8,7 +8,7 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from . import labelled, process, trainrun
+from . import labelled, process, trainrun, volumes
 from .curve import curvePixmap
 from .dialogs import explained
 from .nextscan import NextScan
@@ -183,7 +183,9 @@ class TrainTab(VTKObservationMixin):
         self._nodes = [node.GetID() for node, _volume in found]
         for row, (node, volume) in enumerate(found):
             names = ", ".join(labelled.segmentNames(node))
-            for column, text in enumerate((node.GetName(), volume.GetName() if volume else "", names)):
+            for column, text in enumerate(
+                (volumes.uniqueName(node), volumes.uniqueName(volume) if volume else "", names)
+            ):
                 table.setItem(row, column, qt.QTableWidgetItem(text))
             on = qt.Qt.Checked if labelled.isTicked(node) else qt.Qt.Unchecked
             table.item(row, 0).setCheckState(on)

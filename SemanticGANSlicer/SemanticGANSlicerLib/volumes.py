@@ -28,7 +28,7 @@ def checkVolume(volume):
     """Raise ValueError, saying why and what to do, for a node that cannot be segmented."""
     if volume is None:
         raise ValueError(_("Select a volume."))
-    name = volume.GetName()
+    name = uniqueName(volume)
     if volume.IsA("vtkMRMLLabelMapVolumeNode"):
         raise ValueError(_("{name} is a label map. Select the image that it was drawn on.").format(name=name))
     image = volume.GetImageData()
@@ -221,7 +221,7 @@ def checkGrid(volume, before):
         raise ValueError(
             _(
                 "The geometry of {name} was changed during the run, so its result would lie elsewhere. Apply again."
-            ).format(name=volume.GetName())
+            ).format(name=uniqueName(volume))
         )
 
 

@@ -378,7 +378,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             self._progress.stop(_("The sample could not be made."))
             slicer.util.errorDisplay(_("The sample could not be made."), detailedText=problem)
         else:
-            self._progress.stop(_("Loaded {name}. Press Apply.").format(name=node.GetName()))
+            self._progress.stop(_("Loaded {name}. Press Apply.").format(name=volumes.uniqueName(node)))
             if self._parameterNode is not None:
                 self._parameterNode.inputVolume = node
         self._updateButtons()
@@ -565,11 +565,13 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             "{name} is under the transform {transform}. The model needs the image where it shows the "
             "patient.\n\nOK: segment a copy of the volume with the transform hardened into it.\nCancel: "
             "do nothing. To keep one volume, harden the transform in the module Transforms."
-        ).format(name=volume.GetName(), transform=volume.GetParentTransformNode().GetName())
+        ).format(
+            name=volumes.uniqueName(volume), transform=volumes.uniqueName(volume.GetParentTransformNode())
+        )
         if not slicer.util.confirmOkCancelDisplay(question, _("Volume under a transform")):
             return None, False
         if volume.GetScene() is None:
-            raise ValueError(_("{name} was removed from the scene.").format(name=volume.GetName()))
+            raise ValueError(_("{name} was removed from the scene.").format(name=volumes.uniqueName(volume)))
         return volumes.hardenedCopy(volume), True
 
     def _onCancel(self, *unused):

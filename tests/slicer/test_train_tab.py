@@ -503,6 +503,19 @@ def test_segmentations_of_the_scene_are_listed_as_they_come_and_go(panel: Any, t
     standin.pump(lambda: table.rowCount == 0)
 
 
+def test_namesakes_are_told_apart(panel: Any, tab: Any) -> None:
+    both = [make_volume(np.zeros((2, 4, 5), np.int16), "CT") for _ in range(2)]
+    for volume in both:
+        segment(volume, ("liver", np.ones((2, 4, 5), bool)))
+    tab.refresh()
+    assert [row[1] for row in cells(tab.ui.trainSegmentationsTable)] == [
+        f"CT ({one.GetID()})" for one in both
+    ]
+    both[1].SetAndObserveImageData(None)
+    with pytest.raises(ValueError, match=rf"CT \({both[1].GetID()}\) holds no image"):
+        volumes.checkVolume(both[1])
+
+
 def test_check_shows_what_was_found(panel: Any, tab: Any, folder: Path, tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
