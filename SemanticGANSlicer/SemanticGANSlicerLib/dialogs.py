@@ -19,26 +19,66 @@ def explained(message):
         slicer.util.errorDisplay(f"{message}\n\n{error}")
 
 
-class InstallDialog:
-    """One dialog for a plan: describe, install online or from a folder, show what happens, try again.
+class _InstallerDialog:
+    """A window with a bar and a log in which one ``Installer`` at a time is at work.
 
-    python: a function that gives the interpreter. ``run`` shows it and returns whether all is installed at its end.
+    python: a function that gives the interpreter. A subclass lays the widgets out, names the ``_buttons`` that start
+    something, and has ``_onFinished(error)``.
     """
 
-    def __init__(self, plan, python):
-        self._plan, self._python = plan, python
-        self._installer, self.installed = None, False
+    def __init__(self, title, python):
+        self._python, self._installer, self._buttons = python, None, ()
         self.window = qt.QDialog(slicer.util.mainWindow())
-        self.window.setWindowTitle(_("SemanticGAN: install the engine"))
-        layout = qt.QVBoxLayout(self.window)
-        self.text = qt.QLabel(install.description(plan))
-        self.text.setWordWrap(True)
+        self.window.setWindowTitle(title)
+        self.window.setMinimumWidth(560)
         self.log = qt.QPlainTextEdit()
         self.log.setReadOnly(True)
         self.log.setVisible(False)
         self.bar = qt.QProgressBar()
         self.bar.setRange(0, 0)
         self.bar.setVisible(False)
+        self.window.finished.connect(self._onWindowClosed)
+
+    def _start(self, function):
+        self._setRunning(True)
+        self.log.clear()
+        slicer.app.processEvents()  # PyTorch's extension waits for its own installer
+        try:
+            python = self._python()
+        except RuntimeError as error:  # Slicer is incomplete
+            self._ended(install.InstallError(str(error)))
+            return
+        self._installer = install.Installer(python, self.log.appendPlainText, self._ended)
+        function(self._installer)
+
+    def _ended(self, error):
+        self._installer = None
+        self._setRunning(False)
+        self._onFinished(error)
+
+    def _setRunning(self, running):
+        for button in self._buttons:
+            button.setEnabled(not running)
+        self.bar.setVisible(running)
+        self.log.setVisible(True)
+
+    def _onWindowClosed(self, *unused):
+        if self._installer is not None:
+            self._installer.cancel()
+
+
+class InstallDialog(_InstallerDialog):
+    """One dialog for a plan: describe, install online or from a folder, show what happens, try again.
+
+    python: a function that gives the interpreter. ``run`` shows it and returns whether all is installed at its end.
+    """
+
+    def __init__(self, plan, python):
+        _InstallerDialog.__init__(self, _("SemanticGAN: install the engine"), python)
+        self._plan, self.installed = plan, False
+        layout = qt.QVBoxLayout(self.window)
+        self.text = qt.QLabel(install.description(plan))
+        self.text.setWordWrap(True)
         for widget in (self.text, self.bar, self.log):
             layout.addWidget(widget)
         row = qt.QHBoxLayout()
@@ -56,8 +96,7 @@ class InstallDialog:
             self._chooseFolder,
         )
         self.closeButton = self._button(row, _("Cancel"), _("Install nothing."), self.close)
-        self.window.setMinimumWidth(560)
-        self.window.finished.connect(self._onWindowClosed)
+        self._buttons = (self.onlineButton, self.folderButton)
 
     def run(self):
         self.window.exec_()
@@ -96,21 +135,10 @@ class InstallDialog:
             self.installFromFolder(folder)
 
     def _start(self, function):
-        self._setRunning(True)
         self.text.setText(_("Installing..."))
-        self.log.clear()
-        slicer.app.processEvents()  # PyTorch's extension waits for its own installer
-        try:
-            python = self._python()
-        except RuntimeError as error:  # Slicer is incomplete
-            self._onFinished(install.InstallError(str(error)))
-            return
-        self._installer = install.Installer(python, self.log.appendPlainText, self._onFinished)
-        function(self._installer)
+        _InstallerDialog._start(self, function)
 
     def _onFinished(self, error):
-        self._installer = None
-        self._setRunning(False)
         if isinstance(error, install.Cancelled):
             self.window.reject()
             return
@@ -136,35 +164,19 @@ class InstallDialog:
         self.log.setPlainText(f"{error}\n\n{error.details}")
         self.closeButton.setText(_("Close"))
 
-    def _setRunning(self, running):
-        for button in (self.onlineButton, self.folderButton):
-            button.setEnabled(not running)
-        self.bar.setVisible(running)
-        self.log.setVisible(True)
 
-    def _onWindowClosed(self, *unused):
-        if self._installer is not None:
-            self._installer.cancel()
-
-
-class InstallationDialog:
+class InstallationDialog(_InstallerDialog):
     """Which versions are installed; installs what this module added again, or removes it to free its space.
 
     python: a function that gives the interpreter.
     """
 
     def __init__(self, python):
-        self._python, self._installer, self._steps = python, None, None
-        self.window = qt.QDialog(slicer.util.mainWindow())
-        self.window.setWindowTitle(_("SemanticGAN: installation"))
+        _InstallerDialog.__init__(self, _("SemanticGAN: installation"), python)
+        self._steps = None
         layout = qt.QVBoxLayout(self.window)
-        self.versions, self.space, self.log = qt.QLabel(""), qt.QLabel(""), qt.QPlainTextEdit()
+        self.versions, self.space = qt.QLabel(""), qt.QLabel("")
         self.space.setWordWrap(True)
-        self.log.setReadOnly(True)
-        self.log.setVisible(False)
-        self.bar = qt.QProgressBar()
-        self.bar.setRange(0, 0)
-        self.bar.setVisible(False)
         for widget in (self.versions, self.space, self.bar, self.log):
             layout.addWidget(widget)
         row = qt.QHBoxLayout()
@@ -183,8 +195,7 @@ class InstallationDialog:
         ):
             button.clicked.connect(function)
             row.addWidget(button)
-        self.window.setMinimumWidth(560)
-        self.window.finished.connect(self._onWindowClosed)
+        self._buttons = (self.againButton, self.uninstallButton)
         self._refresh()
 
     def run(self):
@@ -229,33 +240,13 @@ class InstallationDialog:
         if slicer.util.confirmOkCancelDisplay(question, _("Uninstall")):
             self._start(lambda installer: installer.uninstall(list(self._removable)))
 
-    def _start(self, function):
-        self._setRunning(True)
-        self.log.clear()
-        try:
-            python = self._python()
-        except RuntimeError as error:  # Slicer is incomplete
-            self._onFinished(install.InstallError(str(error)))
-            return
-        self._installer = install.Installer(python, self.log.appendPlainText, self._onFinished)
-        function(self._installer)
-
     def _onFinished(self, error):
-        self._installer = None
-        self._setRunning(False)
         self._refresh()
         if isinstance(error, install.Cancelled):
             return
         self.log.appendPlainText(_("Done.") if error is None else f"{error}\n\n{error.details}")
 
-    def _setRunning(self, running):
-        for button in (self.againButton, self.uninstallButton):
-            button.setEnabled(not running)
-        self.bar.setVisible(running)
-        self.log.setVisible(True)
-
     def _onWindowClosed(self, *unused):
         if self._steps is not None:
             self._steps.stop()
-        if self._installer is not None:
-            self._installer.cancel()
+        _InstallerDialog._onWindowClosed(self)
