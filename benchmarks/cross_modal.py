@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nibabel.orientations import io_orientation
 from scipy import ndimage
 from torch import nn
@@ -56,7 +57,7 @@ from sgan_core.evaluation.tables import (
     write_text,
 )
 from sgan_core.imaging.grid import Grid
-from sgan_core.imaging.slices import SliceStack, labels_to_model, to_model, to_volume
+from sgan_core.imaging.slices import SliceStack, enlarged, labels_to_model, to_model, to_volume
 from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, smooth_through_plane
 from sgan_core.metrics.per_patient import NAN, Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
@@ -128,7 +129,7 @@ def make_table(args: argparse.Namespace) -> None:
     tests = dict(test for source in args.test for test in test_cases(source, args.patients))
     file = args.output.with_suffix(".json")
     counts = ", ".join(f"{domain} {len(names(cohort))}" for domain, cohort in tests.items())
-    head = {"scale": f"{bundle.config.generator.size} px, patients: {counts}", "model": weights_hash(bundle)}
+    head = {"scale": f"{bundle.config.student_size} px, patients: {counts}", "model": weights_hash(bundle)}
     rows = stored_rows(file, head)
     say(f"{bundle.name}, {head['scale']}, {describe(bundle.device)}")
     for name in args.methods:
@@ -201,13 +202,13 @@ def read_patients(cohort: Cohort, bundle: Bundle) -> Iterator[Patient]:
 def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.ndarray, str | None]:
     image, truth = read_case(case, cohort)
     assert truth is not None
-    generator, trained = bundle.config.generator, bundle.config
+    trained = bundle.config
     intensity, foreign = choose_intensity(image, trained.intensity)
     stack = to_model(
         image,
-        size=generator.size,
+        size=trained.student_size,
         intensity=intensity,
-        channels=generator.image_channels,
+        channels=trained.generator.image_channels,
         squash=trained.squash,
     )
     return stack, truth, foreign
@@ -249,7 +250,8 @@ def fused(patient: Patient, bundle: Bundle, steps: int | None) -> np.ndarray:
     """The mean of the student's and inversion's probabilities."""
     found = label_slices(patient.images, bundle, SegmentConfig(steps=steps), foreign=patient.foreign)
     student = found.inverted_probs if found.student_probs is None else found.student_probs
-    return (student.astype(np.float32) + found.inverted_probs) / 2
+    inverted = enlarged(torch.from_numpy(found.inverted_probs).float(), student.shape[-1]).numpy()
+    return (student.astype(np.float32) + inverted) / 2
 
 
 def ceiling(patient: Patient, bundle: Bundle) -> np.ndarray:
@@ -273,7 +275,10 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Modu
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, Progress() as progress:
         folder = args.cache or Path(temporary)
         store = open_store(
-            replace(cohort, cases=known), folder, size=generator.size, channels=generator.image_channels
+            replace(cohort, cases=known),
+            folder,
+            size=bundle.config.student_size,
+            channels=generator.image_channels,
         )
         return unet.train_unet(
             store,
@@ -449,7 +454,7 @@ def text(rows: Sequence[MethodRow], bundle: Bundle) -> str:
         tables.append(
             method_table("DICE by family of liver shapes", [f for row in dice for f in _by_family(row)])
         )
-    model = f"Model `{bundle.name}` ({weights_hash(bundle)[:12]}), {bundle.config.generator.size} px{seen}."
+    model = f"Model `{bundle.name}` ({weights_hash(bundle)[:12]}), {bundle.config.student_size} px{seen}."
     return "\n".join([f"{model} `labelled` counts patients.\n", *(markdown(table) for table in tables)])
 
 

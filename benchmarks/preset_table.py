@@ -99,6 +99,14 @@ ORIGINS: dict[str, str | tuple[str, ...]] = {
     "encoder_train.latent_weight": ("paper, none", "ours: generated images have a known w"),
     "encoder_train.appearance_share": ("paper, none", "ours: a start in other modalities too"),
     "encoder_train.clip_norm": f"{CODE}, 5 for labelled images (2 for others)",
+    "student_train.size": (
+        "ours: that of the generator, and of the pictures",
+        "ours: masks finer than what the generator draws",
+    ),
+    "student_train.growth": (
+        "ours: the paper has no student",
+        "ours: most of what is learned at 64 px holds at larger sizes",
+    ),
     "student_train.channels": "ours: the paper has no student",
     "student_train.batch": "ours: as the GAN's",
     "student_train.max_images": "ours: minutes on a CPU",
@@ -130,7 +138,7 @@ ORIGINS: dict[str, str | tuple[str, ...]] = {
     "encoder_share": "ours: of a time limit",
     "checkpoint_minutes": "ours: what a stopped run may lose",
     "evaluate_images": "ours: between two validations",
-    "amp": "ours: bfloat16 on a GPU",
+    "amp": "ours: bfloat16 on a GPU; the student also on a CPU that has it",
 }
 # Not a preset's matter: beginnings of the names of settings that come from the modality, the data or the command line,
 # or that a table shares with another one and does not use.
@@ -143,6 +151,7 @@ ELSEWHERE = (
     "gan.augment.fill",
     "student_train.geometry.flip",
     "student_train.geometry.fill",
+    "student_train.looks.",
     "intensity.",
     "squash",
     "labels",
@@ -157,7 +166,7 @@ def settings(name: str) -> dict[str, Any]:
 
     def collect(values: dict[str, Any], path: str) -> None:
         for key, value in values.items():
-            if isinstance(value, dict) and key != "channels":
+            if isinstance(value, dict) and key not in ("channels", "growth"):
                 collect(value, f"{path}{key}.")
             else:
                 found[path + key] = value

@@ -35,13 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgan_core.appearance import AppearanceConfig, shift_appearance
+from sgan_core.appearance import shift_appearance
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.config import InversionConfig, StudentTrainConfig
 from sgan_core.evaluation.baselines import unet
 from sgan_core.evaluation.tables import write_text
 from sgan_core.inversion import invert
+from sgan_core.looks import AppearanceConfig
 from sgan_core.networks.generator import Generator, Pair
 from sgan_core.networks.perceptual import Perceptual
 from sgan_core.networks.segmenter import make_segmenter

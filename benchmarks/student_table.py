@@ -27,14 +27,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from sgan_core.appearance import AppearanceConfig, shift_appearance
+from sgan_core.appearance import shift_appearance
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
 from sgan_core.cohort import load_cohort
 from sgan_core.config import AugmentConfig, TrainConfig
+from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import Table, json_text, markdown, print_table, write_text
 from sgan_core.imaging.image import Picture
 from sgan_core.imaging.slices import to_model
+from sgan_core.looks import AppearanceConfig
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import label_probs, predict
 from sgan_core.phantom import phantom_cohort
@@ -62,12 +64,6 @@ _GENERATED = 0.25  # of a batch; pairs that the student does not agree with are 
 _AGREEMENT = 0.8  # DICE of the generated label and the student's own
 
 Test = tuple[np.ndarray, np.ndarray]  # images (N, C, S, S), true labels (N, S, S)
-
-
-class Plain(StudentTrainer):
-    """Looks in which fat is as black as air."""
-
-    looks = AppearanceConfig(fat=0.0)
 
 
 class Generated(StudentTrainer):
@@ -112,11 +108,13 @@ def make_table(args: argparse.Namespace) -> None:
     config = read_config(args.run / "config.yaml")
     generator, drawn_by = None, None
     if "generated" in args.variants:
+        if config.student_size != config.generator.size:
+            raise InputError("--variants generated: needs a run whose student has the generator's size.")
         generator, facts = trained_generator(Run(args.run, torch.device("cpu")), config)
         drawn_by = facts["images"]
     cohort = phantom_cohort(labelled=config.labelled) if args.data == "phantom" else load_cohort(args.data)
     cohort = replace(cohort, squash=config.squash)
-    size, channels = config.generator.size, config.generator.image_channels
+    size, channels = config.student_size, config.generator.image_channels
     store = open_store(cohort, args.cache, size=size, channels=channels, intensity=config.intensity)
     file = args.output.with_suffix(".json")
     head = {"size": size, "images": args.images, "figures": [*DICE, *FALSE]}
@@ -151,6 +149,8 @@ def trained(
     student = replace(config.student_train, max_images=images)
     if variant in ("plain", "fat"):
         student = replace(student, negative_share=0.0)
+    if variant == "plain":  # fat is as black as air
+        student = replace(student, looks=replace(student.looks, fat=0.0))
     labelled = config.labelled
     if variant == "selftrained":
         teacher = trained("labelled", seed, store, generator, config, images, progress)
@@ -165,7 +165,7 @@ def trained(
         assert generator is not None
         trainer: StudentTrainer = Generated(*given, generator=generator, **settings)
     else:
-        trainer = (Plain if variant == "plain" else StudentTrainer)(*given, **settings)
+        trainer = StudentTrainer(*given, **settings)
     while trainer.images < images:
         trainer.step()
         progress(trainer.images, images, f"{variant}, seed {seed}")
@@ -180,7 +180,7 @@ def with_own_answers(store: SliceStore, net: nn.Module, labelled: int) -> tuple[
     known = store.labelled(labelled)
     train = store.slices_of(split="train")
     asked = np.setdiff1d(train, known)
-    probs = predict(net, store.images[asked].astype(np.float32))
+    probs = predict(net, store.image_batch(asked).numpy())
     answers = probs.argmax(axis=1).astype(np.uint8)
     area = (answers > 0).sum(axis=(1, 2))
     certainty = (probs.max(axis=1) * (answers > 0)).sum(axis=(1, 2)) / np.maximum(1, area)
@@ -258,7 +258,7 @@ def photographs(config: TrainConfig) -> Test:
     """Pictures that come with scikit-image, their brightness by percentiles; nothing in them is labelled."""
     from skimage import data
 
-    size, channels = config.generator.size, config.generator.image_channels
+    size, channels = config.student_size, config.generator.image_channels
     intensity = replace(config.intensity, low=None, high=None, unit="", percentiles=(1.0, 99.0))
     arrays = [np.atleast_3d(getattr(data, name)())[..., :3] for name in PHOTOGRAPHS]
     pictures = [Picture(np.ascontiguousarray(array.transpose(2, 0, 1))) for array in arrays]

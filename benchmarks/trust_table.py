@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgan_core.appearance import AppearanceConfig, shift_appearance
+from sgan_core.appearance import shift_appearance
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.device import choose_device, describe
@@ -30,8 +30,9 @@ from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
 from sgan_core.imaging.image import Picture
 from sgan_core.imaging.readers import read_image
-from sgan_core.imaging.slices import labels_to_model, to_model
+from sgan_core.imaging.slices import labels_to_model, reduced, to_model
 from sgan_core.labelling import QUALITIES, answers
+from sgan_core.looks import AppearanceConfig
 from sgan_core.metrics import failure
 from sgan_core.networks.segmenter import label_probs
 from sgan_core.phantom import DOMAINS, LIVER, make_case, phantom_cohort
@@ -127,7 +128,9 @@ def calibrated(
     cohort = replace(cohort, cases=cases, intensity=bundle.config.intensity, squash=bundle.config.squash)
     generator = bundle.config.generator
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        store = open_store(cohort, Path(folder), size=generator.size, channels=generator.image_channels)
+        store = open_store(
+            cohort, Path(folder), size=bundle.config.student_size, channels=generator.image_channels
+        )
         assert bundle.student is not None
         anatomy = calibrate.training_anatomy(store, bundle.student, device=bundle.device)
         return calibrate.calibrate(calibrate.show(store), segment, anatomy)[method]
@@ -169,7 +172,7 @@ def patients_slices(args: argparse.Namespace, bundle: Bundle) -> Shown:
     for seed in range(args.first_seed, args.first_seed + args.patients):
         case = make_case(seed, args.domain)
         intensity, _ = choose_intensity(case.image, config.intensity)
-        stack = to_model(case.image, size=config.generator.size, intensity=intensity, squash=config.squash)
+        stack = to_model(case.image, size=config.student_size, intensity=intensity, squash=config.squash)
         chosen = np.linspace(0, len(stack.images) - 1, args.slices + 2).round().astype(int)[1:-1]
         images.append(stack.images[chosen])
         labels.append(labels_to_model((case.labels == LIVER).astype(np.uint8), stack)[chosen])
@@ -241,12 +244,9 @@ def folder_pictures(folder: Path | None, bundle: Bundle, most: int = 24) -> np.n
 
 def as_slices(pictures: Sequence[Picture], bundle: Bundle) -> np.ndarray:
     """Pictures at model size, their brightness by percentiles."""
-    config = bundle.config.generator
+    size, channels = bundle.config.student_size, bundle.config.generator.image_channels
     intensity = replace(bundle.config.intensity, low=None, high=None, unit="", percentiles=(1.0, 99.0))
-    stacks = [
-        to_model(picture, size=config.size, intensity=intensity, channels=config.image_channels)
-        for picture in pictures
-    ]
+    stacks = [to_model(picture, size=size, intensity=intensity, channels=channels) for picture in pictures]
     return np.concatenate([stack.images for stack in stacks])
 
 
@@ -261,19 +261,21 @@ def baselines(shown: Shown, bundle: Bundle) -> dict[str, np.ndarray]:
     mask = probs.argmax(dim=1).cpu()
     entropy = -(probs * probs.clamp(min=1e-9).log()).sum(dim=1).mean(dim=(1, 2))
     agreement = []
-    for rows, columns in ((2, 0), (-2, 0), (0, 2), (0, -2)):
+    step = images.shape[-1] // 32
+    for rows, columns in ((step, 0), (-step, 0), (0, step), (0, -step)):
         answer = label_probs(bundle.student, moved(images, rows, columns)).argmax(dim=1).cpu()
         both = kept(answer, -rows, -columns), kept(mask, rows, columns)
         agreement.append(failure.slice_dice(*(part.numpy() for part in both)))
+    small = reduced(images, bundle.config.generator.size)
     with torch.no_grad():
         drawn = torch.cat(
-            [bundle.generator.synthesis(bundle.encoder(part)).image for part in images.split(32)]
+            [bundle.generator.synthesis(bundle.encoder(part)).image for part in small.split(32)]
         )
     return {
         "small area": -(mask > 0).sum(dim=(1, 2)).numpy().astype(float),
         "entropy": entropy.cpu().numpy().astype(float),
         "shifted copies disagree": 1.0 - np.mean(agreement, axis=0),
-        "reconstruction error": (drawn - images).square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy(),
+        "reconstruction error": (drawn - small).square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy(),
     }
 
 

@@ -1,56 +1,36 @@
 """Random changes of how tissues look, which leave the anatomy where it is.
 
 A segmenter that has seen every tissue in every brightness must go by shape, so it may read a modality it was
-never trained on (random intensity curves: Zhou et al. 2022, Dual-Normalization).
+never trained on (random intensity curves: Zhou et al. 2022, Dual-Normalization). Where all images are of one
+modality (X-rays, skin), gentler looks do: those of other devices (``sgan_core.config.LOOKS``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgan_core.errors import InputError
+from sgan_core.looks import AppearanceConfig
 
 CURVE_POINTS = (5, 8)  # fewest and most random values that a curve passes near
 _TABLE = 256  # entries of a curve as a look-up table over [-1, 1]
 _SMOOTHING = 17  # table entries, odd: corners of a curve are rounded over 7 % of the range
 _BIAS_NODES = 4  # random values along a side of the bias field
-_BLUR_RADIUS = 3  # pixels
+_BLUR_REACH = 3  # to either side of a pixel, sixty-fourths of the side
+_UNIT = 64  # the lengths of looks are in parts of the side
+_HAIRS = 8  # most on a picture
+_HAIR = 0.008, 0.02  # half width, parts of the side
 _BODY = -0.9  # brighter is body
 _BLACK, _DARK = -0.8, -0.65  # darker is as black as air; darker is fat or gas, if the window shows fat at all
 _CLIPPED = -0.85, 0.35  # a window clips fat where more than this share of what is dark and thin is that black
 _TISSUE = 0.0  # soft tissue is at least as bright, where fat takes part of a pixel
 _FAT = (0.3, 2.0)  # brightness of fat, the brightest other tissue being 1; on T1 it is far above
 _THICK = 10  # lung and bowel gas are wider than a tenth of the picture
-
-
-@dataclass(frozen=True)
-class AppearanceConfig:
-    """How often and how far images change. Shares are probabilities for each image."""
-
-    fat: float = 0.3  # share of images in which fat is told from air, see ``light_fat``
-    gas: float = 0.25  # share of those in which wide dark regions, mostly lung and bowel gas, change as well
-    curve: float = 0.8  # share of images whose intensities pass through a random curve
-    monotone: float = 0.5  # share of curves that rise; the others go up and down
-    dark_air: float = 0.9  # share of curves that leave air (-1) at -1
-    bias: float = 0.5  # share of images with a bias field
-    bias_log: float = 0.4  # brightness is multiplied by exp(-bias_log) .. exp(bias_log)
-    noise: float = 0.5  # share of images with noise
-    noise_std: float = 0.12  # largest standard deviation; the range of an image is 2
-    blur: float = 0.3  # share of images that are blurred
-    blur_px: float = 1.0  # largest standard deviation of the blur, pixels
-
-    def __post_init__(self) -> None:
-        for name in ("fat", "gas", "curve", "monotone", "dark_air", "bias", "noise", "blur"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"appearance: {name} is {getattr(self, name)}, expected a share from 0 to 1")
-        for name in ("bias_log", "noise_std", "blur_px"):
-            if getattr(self, name) < 0.0:
-                raise InputError(f"appearance: {name} is {getattr(self, name)}, expected 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +41,11 @@ class Looks:
     curves: Tensor  # (B, 256)
     curved: Tensor  # (B,) bool: whether the curve is used
     blur_px: Tensor  # (B,)
-    fields: Tensor  # (B, 1, H, W), factors of brightness
+    fields: Tensor  # (B, C, H, W) or (B, 1, H, W), factors of brightness
     noise: Tensor  # (B, C, H, W)
+    contrast: Tensor  # (B, 2): factor about the middle grey, and offset
+    hair: Tensor  # (B, 2, H, W): how much of a pixel it covers, and its brightness
+    power: Tensor  # (B,) of brightness, 1 leaves it as it is
 
     def part(self, of: Callable[[Tensor], Tensor]) -> Looks:
         """The looks of some of the images: ``of`` takes the rows of a tensor (B, ...)."""
@@ -84,31 +67,66 @@ def draw_looks(
 ) -> Looks:
     """Draw looks for a batch of a shape (B, C, H, W). rng: a CPU generator, the only source of randomness."""
     config = config or AppearanceConfig()
-    batch, _, height, width = shape
+    batch, channels, height, width = shape
     curves = random_curves(batch, rng, config)
     fields = bias_fields(batch, (height, width), rng, config)
     curved = _chosen(batch, config.curve, rng)
     blur_px = torch.rand(batch, generator=rng) * config.blur_px * _chosen(batch, config.blur, rng)
     noise_std = torch.rand(batch, generator=rng) * config.noise_std * _chosen(batch, config.noise, rng)
     noise = torch.randn(shape, generator=rng) * noise_std[:, None, None, None]
-    return Looks(_draw_fat(batch, rng, config), curves, curved, blur_px, fields, noise)
+    fat = _draw_fat(batch, rng, config)
+    if config.colour:
+        white = (torch.rand(batch, channels, generator=rng) * 2.0 - 1.0) * config.colour_log
+        fields = fields * (white * _chosen(batch, config.colour, rng)[:, None]).exp()[:, :, None, None]
+    if config.vignette:
+        fields = fields * _vignettes(batch, (height, width), _chosen(batch, config.vignette, rng), rng)
+    contrast = torch.ones(batch, 2) * torch.tensor([1.0, 0.0])
+    if config.contrast:
+        low, high = config.contrast_factor
+        factor = torch.rand(batch, generator=rng) * (high - low) + low
+        offset = (torch.rand(batch, generator=rng) * 2.0 - 1.0) * config.offset
+        drawn = torch.stack([factor, offset], dim=1)
+        contrast = torch.where(_chosen(batch, config.contrast, rng)[:, None], drawn, contrast)
+    hair = torch.zeros(batch, 2, 1, 1)
+    if config.hair:
+        hair = _hairs(batch, (height, width), _chosen(batch, config.hair, rng), rng)
+    low, high = config.gamma_log
+    power = torch.exp(torch.rand(batch, generator=rng) * (high - low) + low)
+    power = torch.where(_chosen(batch, config.gamma, rng), power, 1.0)
+    return Looks(fat, curves, curved, blur_px * (width / _UNIT), fields, noise, contrast, hair, power)
+
+
+def always(config: AppearanceConfig) -> AppearanceConfig:
+    """The same looks, in which every image has other intensities; how else it changes is left to chance."""
+    return replace(
+        config,
+        curve=float(config.curve > 0.0),
+        contrast=float(config.contrast > 0.0),
+        gamma=float(config.gamma > 0.0),
+    )
 
 
 def apply_looks(image: Tensor, looks: Looks) -> Tensor:
-    """Give each image of a batch (B, C, H, W) in [-1, 1] its look; the channels share curve and bias field.
+    """Give each image of a batch (B, C, H, W) in [-1, 1] its look; the channels share the curve.
 
     Returns the same shape, in [-1, 1].
     """
     changed = _lit(image, looks.fat)
     curved = looks.curved.to(image.device)[:, None, None, None]
-    changed = torch.where(curved, apply_curves(changed, looks.curves.to(image)), changed)
-    changed = _blurred(changed, looks.blur_px.to(image))
+    if looks.curved.any():
+        changed = torch.where(curved, apply_curves(changed, looks.curves.to(image)), changed)
+    factor, offset = looks.contrast.to(image)[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)
+    changed = _blurred(changed * factor + offset, looks.blur_px.to(image))
     changed = (changed + 1.0) * looks.fields.to(image) - 1.0  # multiplies brightness, so air stays dark
-    return (changed + looks.noise.to(image)).clamp(-1.0, 1.0)
+    cover, grey = looks.hair.to(image).split(1, dim=1)
+    changed = (changed + cover * (grey - changed) + looks.noise.to(image)).clamp(-1.0, 1.0)
+    if (looks.power != 1.0).any():
+        changed = ((changed + 1.0) / 2.0).pow(_each(looks.power, image)) * 2.0 - 1.0
+    return changed
 
 
 def shift_appearance(image: Tensor, rng: torch.Generator, config: AppearanceConfig | None = None) -> Tensor:
-    """Give each image of a batch another look: grey of fat, intensity curve, blur, bias field, noise.
+    """Give each image of a batch another look: ``draw_looks`` and ``apply_looks``.
 
     image: (B, C, H, W) in [-1, 1]. rng: a CPU generator, the only source of randomness. Returns the same shape,
     in [-1, 1].
@@ -248,12 +266,50 @@ def _chosen(count: int, share: float, rng: torch.Generator) -> Tensor:
 
 def _blurred(image: Tensor, sigma_px: Tensor) -> Tensor:
     """Gaussian blur of (B, C, H, W) with each image's own standard deviation (B,); 0 leaves it as it is."""
+    if not (sigma_px > 0.0).any():
+        return image
     batch, channels, height, width = image.shape
-    offset = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=image.device, dtype=image.dtype)
+    reach = math.ceil(_BLUR_REACH * width / _UNIT)
+    offset = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-0.5 * (offset / sigma_px.clamp(min=1e-3)[:, None]).square())
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)  # (B * C, 7)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)  # (B * C, taps)
     planes = image.reshape(1, batch * channels, height, width)  # one group a plane
-    planes = F.pad(planes, (_BLUR_RADIUS,) * 4, mode="replicate")
+    planes = F.pad(planes, (reach,) * 4, mode="replicate")
     planes = F.conv2d(planes, kernel[:, None, None, :], groups=batch * channels)
     planes = F.conv2d(planes, kernel[:, None, :, None], groups=batch * channels)
     return planes.view_as(image)
+
+
+def _vignettes(count: int, shape: tuple[int, int], chosen: Tensor, rng: torch.Generator) -> Tensor:
+    """Factors (count, 1, H, W): near 0 outside a round field of view where ``chosen`` (count,), elsewhere 1."""
+    row, column = places(shape)
+    centre = (torch.rand(count, 2, 1, 1, generator=rng) - 0.5) * 0.3
+    radius = torch.rand(count, 1, 1, generator=rng) * 0.6 + 0.9
+    soft = torch.rand(count, 1, 1, generator=rng) * 0.25 + 0.02
+    distance = ((row - centre[:, 0]).square() + (column - centre[:, 1]).square()).sqrt()
+    inside = ((radius - distance) / soft).clamp(0.0, 1.0)
+    return torch.where(chosen[:, None, None], inside, 1.0)[:, None]
+
+
+def _hairs(count: int, shape: tuple[int, int], chosen: Tensor, rng: torch.Generator) -> Tensor:
+    """Bent dark or light lines where ``chosen`` (count,): cover from 0 to 1 and brightness, (count, 2, H, W)."""
+    row, column = places(shape)
+    hairs = torch.zeros(count, 2, *shape)
+    for one in torch.nonzero(chosen).flatten().tolist():
+        grey = torch.rand((), generator=rng) * 0.6 - 1.0
+        for _ in range(int(torch.randint(1, _HAIRS + 1, (), generator=rng))):
+            angle, place, bend, wide = torch.rand(4, generator=rng)
+            along = column * torch.cos(angle * torch.pi) + row * torch.sin(angle * torch.pi)
+            across = row * torch.cos(angle * torch.pi) - column * torch.sin(angle * torch.pi)
+            middle = (place * 2.0 - 1.0) + (bend - 0.5) * along.square()
+            half = 2.0 * (_HAIR[0] + wide * (_HAIR[1] - _HAIR[0]))  # the side is 2
+            cover = (1.5 - (across - middle).abs() / half).clamp(0.0, 1.0)
+            hairs[one, 0] = torch.maximum(hairs[one, 0], cover)
+        hairs[one, 1] = grey
+    return hairs
+
+
+def places(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row (H, 1) and column (1, W) of the pixels of a picture, from -1 to 1."""
+    height, width = shape
+    return torch.linspace(-1.0, 1.0, height)[:, None], torch.linspace(-1.0, 1.0, width)[None]

@@ -24,7 +24,7 @@ from sgan_core.imaging.dicom import Series, choose_series, read_series
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.readers import read_image
-from sgan_core.imaging.slices import images_to_volume, in_input_units, slice_centres_mm
+from sgan_core.imaging.slices import enlarged, images_to_volume, in_input_units, slice_centres_mm
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_picture, write_volume
 from sgan_core.inputs import Input, LeftOut
 from sgan_core.inversion import out_of_memory
@@ -333,7 +333,7 @@ def report_case(
         domain=domain,
         # The report of a batch keeps all of them until its end.
         images=found.stack.images.astype(np.float16),
-        reconstructions=None if found.reconstructions is None else found.reconstructions.astype(np.float16),
+        reconstructions=_shown(found),
         labels=found.model_labels,
         facts=facts,
         label_table=rows,
@@ -342,6 +342,14 @@ def report_case(
         scores=scores or {},
         first_slice=found.stack.first_slice,
     )
+
+
+def _shown(found: Segmentation) -> np.ndarray | None:
+    """The reconstructions at the size of the stack, (N, C, S, S) float16."""
+    if found.reconstructions is None:
+        return None
+    size = found.stack.images.shape[-1]
+    return enlarged(torch.from_numpy(found.reconstructions), size).half().numpy()
 
 
 def _write_reconstruction(

@@ -41,7 +41,7 @@ def abilities(*, inverts: bool, judges: bool) -> str:
 def metadata(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bool) -> dict[str, Any]:
     """configs/metadata.json as MONAI's bundle specification wants it. inverts: whether there is a generator."""
     model_version = str(facts.get("version", "1.0.0"))
-    size = config.generator.size
+    size = config.student_size
     plane = {"type": "image", "spatial_shape": [size, size], "dtype": "float32", "is_patch_data": False}
     image = plane | {
         "format": "magnitude",
@@ -141,7 +141,8 @@ def readme(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bo
     labels = "\n".join(f"| {label.value} | {label.name} | {label.code} |" for label in config.labels)
     figures = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in _plain(facts).items()]
     shown = "\n".join(figures)
-    what = f"{_modality(config)} images ({generator.size} x {generator.size} px, channels: {generator.image_channels})"
+    size = config.student_size
+    what = f"{_modality(config)} images ({size} x {size} px, channels: {generator.image_channels})"
     about = _WHOLE if inverts else _ALONE
     look = "the reconstruction and the trust that sgan-segment reports" if inverts else "every mask"
     return f"""# {name}
@@ -187,7 +188,7 @@ same in Python:
 
 - It knows the anatomy, modality and acquisition of its training images. On others it still draws a mask,
   which may be wrong; look at {look}.
-- Volumes are segmented slice by slice at {generator.size} px: structures of about a model pixel are lost.
+- Volumes are segmented slice by slice at {size} px: structures of about a model pixel are lost.
 - Validation figures, where there are any, come from patients of the same source as the training.
 """
 

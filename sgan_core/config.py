@@ -10,6 +10,7 @@ import dacite
 
 from sgan_core.cohort import MODALITIES, Intensity, Label, check_corrections
 from sgan_core.errors import InputError
+from sgan_core.looks import LOOKS, AppearanceConfig
 
 SIZES = (32, 64, 128, 256, 512)
 
@@ -187,11 +188,16 @@ class EncoderTrainConfig:
 class StudentTrainConfig:
     """The student: a feed-forward U-Net on labelled slices, under random appearance."""
 
+    size: int | None = (
+        None  # pixels along a side of its slices, a multiple of the generator's; None: the generator's
+    )
+    growth: dict[int, float] = field(default_factory=dict)  # smaller sizes first -> their share of the stage
     channels: tuple[int, ...] = (24, 48, 96, 192)  # width of each level
     batch: int = 16
     max_images: int = 160_000
     lr: float = 1e-3  # Adam, cosine decay to a hundredth over the stage, by images or time
-    appearance: bool = True  # random grey of fat, intensity curves, bias field, noise and blur
+    appearance: bool = True  # images are shown in random looks
+    looks: AppearanceConfig = AppearanceConfig()
     strength: float = 0.8  # probability of each geometric transform
     geometry: AugmentConfig = AugmentConfig(contrast=0.0, shift=0.12, scale=0.3, rotation_deg=12.0)
     negative_share: float = 0.05  # of the images: replaced by pictures without the organ, labelled empty
@@ -204,6 +210,12 @@ class StudentTrainConfig:
             )
         if len(self.channels) < 2:
             raise InputError(f"student: channels is {self.channels}, expected the widths of 2 levels or more")
+        if self.size is not None and self.size < 1:
+            raise InputError(f"student: size is {self.size}, expected 1 or more")
+        if min(self.growth.values(), default=1.0) <= 0.0 or sum(self.growth.values()) >= 1.0:
+            raise InputError(
+                f"student: growth is {self.growth}, expected shares above 0 that leave some for the full size"
+            )
         if not 0.0 <= self.negative_share <= 1.0:
             raise InputError(
                 f"student: negative_share is {self.negative_share}, expected a share from 0 to 1"
@@ -263,7 +275,7 @@ class TrainConfig:
     encoder_share: float = 0.15  # the student has the rest
     checkpoint_minutes: float = 1.0
     evaluate_images: int = 20_000
-    amp: bool = True  # half precision on a GPU; never on the CPU
+    amp: bool = True  # half precision on a GPU; the student also on a CPU that has bfloat16
 
     def __post_init__(self) -> None:
         check_corrections(self.intensity, self.modality, source="config")
@@ -275,6 +287,22 @@ class TrainConfig:
                 "encoding is 'official' (raw logits); pair_strength, mismatch_weight and pair_label_blur need "
                 "label probabilities. Leave them at 0, or choose the encoding 'softmax'."
             )
+
+        size, smaller = self.student_size, list(self.student_train.growth)
+        if size % self.generator.size:
+            raise InputError(
+                f"student: size is {size}, expected a multiple of the generator's {self.generator.size}"
+            )
+        deepest = 2 ** (len(self.student_train.channels) - 1)
+        if smaller != sorted(smaller) or any(size % part or part % deepest for part in [*smaller, size]):
+            raise InputError(
+                f"student: growth is {smaller} to {size}, expected rising multiples of {deepest} that divide {size}"
+            )
+
+    @property
+    def student_size(self) -> int:
+        """Pixels along a side of the slices that are prepared: the student's, of which the generator sees averages."""
+        return self.student_train.size or self.generator.size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML, JSON and safetensors headers."""
@@ -291,7 +319,10 @@ class TrainConfig:
 
 def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
     """Build a config dataclass from plain data; JSON turned keys into text and tuples into lists."""
-    hooks = {dict[int, int]: lambda table: {int(key): int(value) for key, value in table.items()}}
+    hooks = {
+        dict[int, int]: lambda table: {int(key): int(value) for key, value in table.items()},
+        dict[int, float]: lambda table: {int(key): float(value) for key, value in table.items()},
+    }
     try:
         config = dacite.Config(strict=True, cast=[tuple, float], type_hooks=hooks)
         return dacite.from_dict(kind, values, config=config)
@@ -300,12 +331,32 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes`` laid over it, table by table. ``channels`` is replaced as a whole."""
+    """``values`` with ``changes`` laid over it, table by table. ``channels`` and ``growth`` are replaced as a whole."""
     merged = dict(values)
     for key, change in changes.items():
-        nested = isinstance(change, dict) and isinstance(merged.get(key), dict) and key != "channels"
+        tables = isinstance(change, dict) and isinstance(merged.get(key), dict)
+        nested = tables and key not in ("channels", "growth")
         merged[key] = merge(merged[key], change) if nested else change
     return merged
+
+
+_NEGATIVES = {
+    "ct": 0.05,
+    "mr": 0.05,
+}  # share of pictures without the organ; an X-ray or a mole is asked for as such
+
+
+def _student(size: int, modality: str, move: dict[str, Any]) -> dict[str, Any]:
+    """The student's settings at a size: what it reads grows from 64 px on."""
+    halves = {size // 4: 0.5, size // 2: 0.3} if size >= 256 else {size // 2: 0.6}
+    return {
+        "size": size,
+        "growth": halves if size >= 128 else {},
+        "channels": (16, 32, 64, 128, 256),
+        "looks": dataclasses.asdict(LOOKS[modality]),
+        "negative_share": _NEGATIVES.get(modality, 0.0),
+        "geometry": move | ({"rotation_deg": 180.0} if modality == "dermoscopy" else {}),
+    }
 
 
 def _small_presets(size: int, move: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +409,6 @@ def _small_presets(size: int, move: dict[str, Any]) -> dict[str, Any]:
             "latent_weight": 0.5,
             "appearance_share": 0.5,
         },
-        "student_train": {"geometry": move},
         # Less loss than 200 steps of Adam, and as good labels (docs/performance.md).
         "inversion": {
             "optimizer": "lbfgs",
@@ -383,16 +433,18 @@ def _large_presets(preset: str, size: int, move: dict[str, Any]) -> dict[str, An
     shared = {
         "generator": {"channels": channels},
         "image_discriminator": {"channels": channels},
-        "student_train": {"geometry": move},
     }
     return merge(shared, own)
 
 
-def preset(name: str, *, modality: str, num_classes: int, size: int | None = None) -> TrainConfig:
+def preset(
+    name: str, *, modality: str, num_classes: int, size: int | None = None, student_size: int | None = None
+) -> TrainConfig:
     """The settings behind ``--preset`` for a modality.
 
-    name: tiny (64 px), small (128 px), paper or official (256 px); ``size`` overrides the resolution.
-    num_classes: labels and background. Raises InputError for unknown names.
+    name: tiny (64 px), small (128 px), paper or official (256 px); ``size`` overrides this resolution, which is the
+    generator's. student_size: the student's; left out it is twice the generator's in tiny and small, the same in the
+    others. num_classes: labels and background. Raises InputError for unknown names, and for sizes that do not fit.
     """
     if modality not in MODALITIES:
         raise InputError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
@@ -404,6 +456,8 @@ def preset(name: str, *, modality: str, num_classes: int, size: int | None = Non
     of = MODALITIES[modality]
     move = {key: of[key] for key in ("flip", "fill")}
     own = _small_presets(size, move) if name in ("tiny", "small") else _large_presets(name, size, move)
+    of_student = student_size or (min(2 * size, SIZES[-1]) if name in ("tiny", "small") else size)
+    own["student_train"] = _student(of_student, modality, move)
     values = merge(TrainConfig().to_dict(), own)
     generator = {"size": size, "image_channels": of["image_channels"], "num_classes": num_classes}
     changes = {"modality": modality, "preset": name, "generator": generator}

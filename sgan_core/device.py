@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from sgan_core.errors import InputError
@@ -31,6 +34,12 @@ def usable_devices() -> list[torch.device]:
     """The devices that can be asked for here, the CPU first."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return [torch.device(name) for name in DEVICES if there.get(name)]
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); False where PyTorch is too old to say."""
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def memory_gb(device: torch.device) -> float | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sgan_core.bundle import Bundle
 from sgan_core.config import InversionConfig
 from sgan_core.errors import InputError
+from sgan_core.imaging.slices import reduced
 from sgan_core.inversion import Inversion, fitting_batch, invert
 from sgan_core.networks.segmenter import label_probs
 from sgan_core.reconstruction import (
@@ -108,6 +109,7 @@ class Chosen:
 class Labelling:
     """What a model says about N slices. Probabilities are (N, K, S, S) float16, channel 0 is background.
 
+    S is the student's size for its own, the generator's for what comes of that.
     None: what comes of a generator, of a model that is a student alone.
     """
 
@@ -130,7 +132,7 @@ def label_slices(
     anatomy: Anatomy | None = None,
     on_progress: OnProgress = lambda done, total, message: None,
 ) -> Labelling:
-    """Label slices (N, C, S, S) float32 in [-1, 1] of one case.
+    """Label slices (N, C, S, S) float32 in [-1, 1] of one case, S the student's size; the generator sees averages.
 
     foreign: why the intensities cannot mean what they meant in training, if they cannot. anatomy: of a
     calibration of trust, whose features are then taken. on_progress counts optimisation steps of single slices;
@@ -144,22 +146,25 @@ def label_slices(
     generator = bundle.config.generator
     count, steps = len(images), starts * settings.steps
     total = count * max(1, steps)
-    chosen = choose_reconstruction(config, images, bundle, foreign=foreign)
+    small = reduced(torch.from_numpy(images), generator.size).numpy()
+    chosen = choose_reconstruction(config, small, bundle, foreign=foreign)
     reconstruction = make_reconstruction(chosen.name, bundle.perceptual, settings)
     batch = settings.batch
     if config.batch is None and count:
-        one = torch.from_numpy(images[:1]).to(bundle.device)
+        one = torch.from_numpy(small[:1]).to(bundle.device)
         batch = fitting_batch(one, bundle.generator, reconstruction, settings)
 
     # Filled batch by batch: parts that are joined at the end would double the memory of a large scan.
-    reconstructions = np.empty_like(images)
-    inverted = np.empty((count, generator.num_classes, generator.size, generator.size), np.float16)
-    taught = None if bundle.student is None else np.empty_like(inverted)
+    reconstructions = np.empty_like(small)
+    inverted = np.empty((count, generator.num_classes, *small.shape[2:]), np.float16)
+    taught = None
+    if bundle.student is not None:
+        taught = np.empty((count, generator.num_classes, *images.shape[2:]), np.float16)
     found: list[np.ndarray] = []
     furthest = 0  # of all steps: a batch that does not fit into memory begins anew in halves
     for first in range(0, count, batch):
         rows = slice(first, min(first + batch, count))
-        target = torch.from_numpy(images[rows]).to(bundle.device)
+        target = torch.from_numpy(small[rows]).to(bundle.device)
 
         def on_step(step: int, rows: slice = rows) -> None:
             nonlocal furthest
@@ -174,11 +179,12 @@ def label_slices(
         reconstructions[rows] = shown.float().cpu().numpy()
         inverted[rows] = part.label_probs.half().cpu().numpy()
         if bundle.student is not None and taught is not None:
-            answer = label_probs(bundle.student, target)
+            whole = torch.from_numpy(images[rows]).to(bundle.device)
+            answer = label_probs(bundle.student, whole)
             taught[rows] = answer.half().cpu().numpy()
             if anatomy is not None:
                 networks = {"student": bundle.student, "encoder": bundle.encoder}
-                found.append(features(target, answer, part, anatomy=anatomy, **networks))
+                found.append(features(whole, answer, part, anatomy=anatomy, **networks))
     on_progress(total, total, "labelling")
     asks = config.asks(bundle)
     inverting = "inversion" if settings.steps else "encoder"
@@ -200,8 +206,7 @@ def _labelled_by_student(
     """What a student alone says about slices (N, C, S, S)."""
     assert bundle.student is not None
     count, batch = len(images), config.batch or bundle.config.inversion.batch
-    generator = bundle.config.generator
-    found = np.empty((count, generator.num_classes, generator.size, generator.size), np.float16)
+    found = np.empty((count, bundle.config.generator.num_classes, *images.shape[2:]), np.float16)
     for first in range(0, count, batch):
         rows = slice(first, min(first + batch, count))
         on_progress(first, count, f"slice {first + 1} to {rows.stop} of {count}")
@@ -223,7 +228,7 @@ def _labelled_by_student(
 def answers(
     images: np.ndarray, bundle: Bundle, quality: str, anatomy: Anatomy
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What trust is calibrated on: the features (N, F) of slices, and the masks (N, S, S) by method.
+    """What trust is calibrated on: the features (N, F) of slices, and the masks by method at the generator's size.
 
     images: as for ``label_slices``, of one kind, as those of a case are; the very same is done to them. Raises
     ValueError without a student and a generator.
@@ -234,7 +239,9 @@ def answers(
     probs = {"student": found.student_probs}
     if not found.steps:
         probs["encoder"] = found.inverted_probs
-    return found.features, {method: part.argmax(axis=1).astype(np.uint8) for method, part in probs.items()}
+    size = bundle.config.generator.size
+    small = {method: reduced(torch.from_numpy(part).float(), size) for method, part in probs.items()}
+    return found.features, {method: p.argmax(dim=1).numpy().astype(np.uint8) for method, p in small.items()}
 
 
 def choose_reconstruction(

@@ -22,6 +22,7 @@ from sgan_core.errors import InputError
 from sgan_core.imaging.dicom import choose_series, read_series
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image
+from sgan_core.imaging.slices import enlarged, reduced
 from sgan_core.inputs import Input, Inputs, find_inputs
 from sgan_core.labelling import Labelling, OnProgress, SegmentConfig, label_slices
 from sgan_core.segment import Prepared, Segmentation, finish, label, prepare
@@ -47,12 +48,14 @@ class SemanticGANSegmenter(nn.Module):
             self.encoder, self.generator = self.bundle.encoder, self.bundle.generator
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, C, size, size) in [-1, 1] -> label logits (B, K, size, size); 0 is background."""
+        """image: (B, C, S, S) in [-1, 1], S the student's size -> label logits (B, K, S, S); 0 is background."""
         if self.bundle.inverter is None:
             assert self.student is not None
             logits: Tensor = self.student(image)
             return logits
-        return self.generator.synthesis(self.encoder(image)).label_logits
+        size = self.bundle.config.generator.size
+        logits = self.generator.synthesis(self.encoder(reduced(image, size))).label_logits
+        return enlarged(logits, image.shape[-1])
 
 
 class Preprocessing:

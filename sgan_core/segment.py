@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from monai.transforms import KeepLargestConnectedComponent
 
 from sgan_core.bundle import Bundle
@@ -16,8 +17,10 @@ from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import NO_AIR_HU, in_units
 from sgan_core.imaging.slices import (
     SliceStack,
+    enlarged,
     labels_to_model,
     native_slices,
+    reduced,
     slice_centres_mm,
     to_model,
     to_volume,
@@ -43,6 +46,7 @@ from sgan_core.trust import (
 )
 
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
+_SLICES = 32  # enlarged together
 _REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this precision
 
 
@@ -50,6 +54,7 @@ _REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this pr
 class Segmentation:
     """The label map of one image with what led to it. N: the slices of the region, or all.
 
+    S: the student's size where the mask is the student's, the generator's for all that comes of it.
     None: what comes of a generator, of a model that is a student alone.
     """
 
@@ -75,10 +80,14 @@ class Segmentation:
 
     @property
     def model_labels(self) -> np.ndarray:
-        """The label map on the model's slices, (N, S, S) uint8."""
+        """The label map on the stack's slices, (N, S, S) uint8."""
         if self.largest_component:  # the probabilities still hold the other pieces
             return labels_to_model(self.labels, self.stack)
-        return self.label_probs.argmax(axis=1).astype(np.uint8)  # (N, K, S, S) -> (N, S, S)
+        size = self.stack.images.shape[-1]
+        parts = torch.from_numpy(self.label_probs).split(_SLICES)  # (n, K, S, S) -> (n, S, S)
+        return np.concatenate([enlarged(p.float(), size).argmax(dim=1).numpy() for p in parts]).astype(
+            np.uint8
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,14 +153,13 @@ def segment_volume(
 def prepare(image: Volume | Picture, bundle: Bundle, config: SegmentConfig) -> Prepared:
     """Bring an image to the model. Raises InputError as ``segment_volume``."""
     began = time.monotonic()
-    generator = bundle.config.generator
     intensity, warning = choose_intensity(image, bundle.config.intensity)
     image = in_units(image, intensity)
     stack = to_model(
         image,
-        size=generator.size,
+        size=bundle.config.student_size,
         intensity=intensity,
-        channels=generator.image_channels,
+        channels=bundle.config.generator.image_channels,
         squash=bundle.config.squash,
     )
     if config.region is not None:  # cut only now: black and white are those of the whole image
@@ -181,7 +189,8 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
         probs = smooth_through_plane(probs)
         inverted = None if inverted is None else smooth_through_plane(inverted)
     if found.reconstructions is not None:
-        errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, stack.images, strict=True)])
+        small = reduced(torch.from_numpy(stack.images), found.reconstructions.shape[-1]).numpy()
+        errors = np.array([_rmse(*pair) for pair in zip(found.reconstructions, small, strict=True)])
     # The student's, even where another mask is asked for; as they are drawn from, which for its own is done.
     taught = probs if found.method == "student" else found.student_probs
     if taught is not None and taught is not probs and isinstance(image, Volume):

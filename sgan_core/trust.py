@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor, nn
 
-from sgan_core.appearance import AppearanceConfig, apply_curves, random_curves
+from sgan_core.appearance import apply_curves, random_curves
 from sgan_core.errors import InputError
+from sgan_core.imaging.slices import reduced
 from sgan_core.inversion import Inversion
+from sgan_core.looks import AppearanceConfig
 from sgan_core.networks.segmenter import label_probs
 
 # Feature: what is said when it is what makes slices suspicious. Every feature rises with suspicion.
@@ -122,8 +124,9 @@ def features(
     """All features of N slices, (N, F) float64 in the order of ``FEATURES``; each rises with suspicion.
 
     target: (N, C, S, S) in [-1, 1]; student_probs: (N, K, S, S), the student's answer to it; inversion: of the
-    same slices, not guided by the student, started at the encoder's answer (without steps it is that answer,
-    and "search" says nothing). student: a U-Net that gives logits; both networks are in evaluation mode.
+    same slices at the generator's size, where the two are compared; not guided by the student, started at the
+    encoder's answer (without steps it is that answer, and "search" says nothing). student: a U-Net that gives logits;
+    both networks are in evaluation mode.
     anatomy: the calibration's; left out, the feature is NaN, and the result of no use to one. Costs 13 passes
     of the student and one of the encoder. They serve the masks of both: what shakes the one misleads the other,
     and how far is what a calibration for each of the two says.
@@ -137,12 +140,13 @@ def features(
     answers = [label_probs(student, look) for look in _looks(target)]
     steady = torch.stack([soft_overlap(answer, student_probs) for answer in answers]).mean(dim=0)
     still = torch.stack(_nudged(student, target, student_probs.argmax(dim=1))).mean(dim=0)
-    searched = (inversion.w_plus - encoder(target)).square().mean(dim=(1, 2))
+    size = inversion.label_probs.shape[-1]
+    searched = (inversion.w_plus - encoder(reduced(target, size))).square().mean(dim=(1, 2))
     far = np.full(len(target), np.nan)
     if anatomy is not None:
         far = anatomy.log_distance(deep_answers(student, target))
     found = {
-        "methods": _log_gap(soft_overlap(student_probs, inversion.label_probs)),
+        "methods": _log_gap(soft_overlap(reduced(student_probs, size), inversion.label_probs)),
         "brightness": _log_gap(steady),
         "nudge": _log_gap(still),
         "search": (searched + 1e-6).log(),

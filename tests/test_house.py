@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # know each other. A room is a package or module of sgan_core, or the whole of sgan_datasets.
 FLOORS = (
     {"sgan_core", "errors", "files", "names"},
+    {"looks"},
     {"appearance", "cohort", "device"},
     {"config", "imaging", "sheets"},
     {"networks", "phantom"},

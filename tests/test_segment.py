@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import label as label_components
+from scipy.ndimage import zoom
 
 from sgan_core import segment as segment_module
 from sgan_core.bundle import Bundle
@@ -103,7 +104,7 @@ def test_segmentation_sees_the_slices_that_training_saw(
     case = Case("a", "a", str(tmp_path / "a.png"), empty=True)
     cohort = Cohort("a", modality, intensity, bundle.config.labels, (case,), squash=squash)
     config = replace(bundle.config, modality=modality, intensity=intensity, squash=squash)
-    trained = open_store(cohort, tmp_path / "cache", size=32, channels=1)
+    trained = open_store(cohort, tmp_path / "cache", size=config.student_size, channels=1)
     found = segment_volume(
         read_image(tmp_path / "a.png"), replace(bundle, config=config), SegmentConfig("fast")
     )
@@ -254,8 +255,10 @@ def test_largest_component_of_each_label_is_kept_in_three_dimensions(
     assert [one.voxels for one in label_volumes(reduced, bundle)] == [
         np.count_nonzero(reduced.labels == value) for value in (1, 2)
     ]
-    # What the report draws is what is written.
-    np.testing.assert_array_equal(plain.model_labels, plain.label_probs.argmax(axis=1))
+    # What the report draws is what is written: the generator's probabilities at the size of the stack.
+    probs = plain.label_probs.astype(np.float32)  # (N, K, 32, 32)
+    larger = zoom(probs, (1, 1, 2, 2), order=1, mode="nearest", grid_mode=True)
+    np.testing.assert_array_equal(plain.model_labels, larger.argmax(axis=1))
     np.testing.assert_array_equal(reduced.model_labels, labels_to_model(reduced.labels, reduced.stack))
     assert reduced.model_labels.max() == 2
     assert not np.array_equal(reduced.model_labels, plain.model_labels)

@@ -66,9 +66,18 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--preset",
         choices=("tiny", "small", "paper", "official"),
-        help="tiny 64 px, small 128 px, paper and official 256 px (default: tiny on a CPU, paper on a GPU)",
+        help="tiny 64 px (student 128), small 128 px (student 256), paper and official 256 px (default: tiny on a CPU, "
+        "paper on a GPU)",
     )
-    add("--size", type=int, metavar="PX", help="image side, 32 to 512 (default: the preset's)")
+    add(
+        "--size", type=int, metavar="PX", help="the generator's image side, 32 to 512 (default: the preset's)"
+    )
+    add(
+        "--student-size",
+        type=int,
+        metavar="PX",
+        help="the student's image side, a multiple of --size: the resolution of masks (default: the preset's)",
+    )
     add("--stage", choices=("student", "gan", "encoder", "all"), default="all", help="default: all")
     add("--max-images", type=int, metavar="N", help="real images the GAN sees in all (default: the preset's)")
     add(
@@ -139,6 +148,8 @@ def _settings_asked_for(args: argparse.Namespace) -> dict[str, Any]:
             options[name] = getattr(args, name)
     if args.size is not None:
         options["generator"] = {"size": args.size}
+    if args.student_size is not None:
+        options["student_train"] = {"size": args.student_size}
     if args.max_images is not None:
         options["gan"] = {"max_images": args.max_images}
     return merge(settings, options)
@@ -156,13 +167,14 @@ def _new_config(asked: dict[str, Any], cohort: Cohort, device: str) -> TrainConf
         name = "tiny" if device == "cpu" else "paper"
         if name == "tiny":
             log.warning(
-                "No GPU and no --preset: using 'tiny' (64 px), made for a CPU. Good quality takes hours, see "
-                "--dry-run."
+                "No GPU and no --preset: using 'tiny' (64 px, student 128 px), made for a CPU. Good quality takes "
+                "hours, see --dry-run."
             )
-    generator = asked.get("generator")
-    size = generator.get("size") if isinstance(generator, dict) else None
+    sizes = [part.get("size") if isinstance(part := asked.get(key), dict) else None for key in _SIZED]
     classes = 1 + max((label.value for label in cohort.labels), default=1)
-    config = preset(name, modality=asked["modality"], num_classes=classes, size=size)
+    config = preset(
+        name, modality=asked["modality"], num_classes=classes, size=sizes[0], student_size=sizes[1]
+    )
     available = len(labelled_patients(cohort))
     of_cohort = {
         "labels": [asdict(label) for label in cohort.labels],
@@ -171,6 +183,9 @@ def _new_config(asked: dict[str, Any], cohort: Cohort, device: str) -> TrainConf
         "labelled": min(8, available),
     }
     return TrainConfig.from_dict(merge(merge(config.to_dict(), of_cohort), asked))
+
+
+_SIZED = ("generator", "student_train")
 
 
 def _resumed_config(asked: dict[str, Any], cohort: Cohort, file: Path) -> TrainConfig:
@@ -294,8 +309,8 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
     )
     with stop.listening(), training.claimed(run):
         config = training.start(run, config, cohort, resume=resume)
-        size = config.generator.size
-        log.info("Training %s at %d px on %s into %s", config.preset, size, describe(device), args.output)
+        px = f"{config.generator.size} px (student {config.student_size} px)"
+        log.info("Training %s at %s on %s into %s", config.preset, px, describe(device), args.output)
         stages = training.STAGES if args.stage == "all" else (args.stage,)
         result = training.train(run, config, cohort, stages=stages, resumed=resume)
     bundle = None if result == args.output else str(result.absolute())

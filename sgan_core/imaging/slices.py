@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, InvertibleTransform, SpatialPad
 from monai.utils.enums import TraceKeys
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from sgan_core.cohort import Intensity
 from sgan_core.imaging.grid import Grid
@@ -124,12 +124,14 @@ def to_volume(probabilities: np.ndarray | torch.Tensor, stack: SliceStack) -> np
 
     Returns uint8 of the input's shape, (I, J, K) or (H, W): probabilities are interpolated to the native
     pixels, then the most probable class 0..K-1 wins. Slices that are not in the stack are background 0.
+    Those of a smaller model, whose size divides S, are enlarged first.
     """
     _require_model_shape(probabilities, stack)
+    size = stack.images.shape[-1]
     labelmap = np.zeros(stack.shape, np.uint8)
     native = native_slices(labelmap, stack)  # a view: writing here fills the label map
     for chunk in _chunks(native.shape, per_slice=probabilities.shape[1]):
-        model_probs = _float_tensor(probabilities[chunk])  # (n, K, S, S)
+        model_probs = enlarged(_float_tensor(probabilities[chunk]), size)  # (n, K, S, S)
         native_probs = _to_native_size(model_probs, stack.transform, native.shape[1:])
         # numpy's argmax: six times as fast here as torch's
         native[chunk] = native_probs.numpy().argmax(axis=1).astype(np.uint8)  # (n, K, H, W) -> (n, H, W)
@@ -141,18 +143,43 @@ def images_to_volume(
 ) -> np.ndarray:
     """Bring model images (N, C, S, S) in [-1, 1] back, e.g. reconstructions, still in [-1, 1].
 
+    Those of a smaller model, whose size divides S, are enlarged first.
     Returns float32 on the input's grid: (I, J, K), the mean over C, for a volume; (C, H, W) for a picture.
     Slices that are not in the stack get the value ``outside``. ``in_input_units`` gives input units.
     """
     _require_model_shape(images, stack)
+    size = stack.images.shape[-1]
     if stack.grid is None:
-        return _to_native_size(_float_tensor(images), stack.transform, stack.shape)[0].numpy()
+        picture = enlarged(_float_tensor(images), size)
+        return _to_native_size(picture, stack.transform, stack.shape)[0].numpy()
     volume = np.full(stack.shape, outside, np.float32)
     native = native_slices(volume, stack)  # a view: writing here fills the volume
     for chunk in _chunks(native.shape):
-        grey = _float_tensor(images[chunk]).mean(dim=1, keepdim=True)  # (n, C, S, S) -> (n, 1, S, S)
+        grey = enlarged(_float_tensor(images[chunk]).mean(dim=1, keepdim=True), size)  # (n, 1, S, S)
         native[chunk] = _to_native_size(grey, stack.transform, native.shape[1:])[:, 0].numpy()
     return volume
+
+
+def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Area averages: images or label probabilities (N, C, S, S) as (N, C, size, size), size a divisor of S."""
+    factor = images.shape[-1] // size
+    return images if factor == 1 else avg_pool2d(images, factor)
+
+
+def reduced_labels(labels: torch.Tensor, size: int) -> torch.Tensor:
+    """The label with the largest share of each pixel: (N, S, S) as (N, size, size), the lowest of equals."""
+    if labels.shape[-1] == size:
+        return labels
+    values = labels.unique()
+    shares = torch.stack([(labels == value).float() for value in values], dim=1)  # (N, values, S, S)
+    return values[reduced(shares, size).argmax(dim=1)]
+
+
+def enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bilinear, half-pixel centred: float images (N, C, s, s) as (N, C, size, size), size a multiple of s."""
+    if images.shape[-1] == size:
+        return images
+    return interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def in_input_units(values: np.ndarray, stack: SliceStack, dtype: np.dtype) -> np.ndarray:
@@ -316,5 +343,6 @@ def _float_tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 def _require_model_shape(values: np.ndarray | torch.Tensor, stack: SliceStack) -> None:
     count, _, size, _ = stack.images.shape
-    if values.ndim != 4 or values.shape[0] != count or tuple(values.shape[2:]) != (size, size):
+    side = values.shape[-1]
+    if values.ndim != 4 or values.shape[0] != count or values.shape[2] != side or not side or size % side:
         raise ValueError(f"({count}, any, {size}, {size}) expected, got {tuple(values.shape)}")

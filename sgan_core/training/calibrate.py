@@ -20,12 +20,13 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor, nn
 
-from sgan_core.appearance import AppearanceConfig, apply_curves, shift_appearance
+from sgan_core.appearance import always, apply_curves, shift_appearance
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import MODALITIES, Cohort
 from sgan_core.errors import InputError
-from sgan_core.imaging.slices import AIR
+from sgan_core.imaging.slices import AIR, reduced_labels
 from sgan_core.labelling import QUALITIES, OnProgress, answers
+from sgan_core.looks import AppearanceConfig
 from sgan_core.metrics import failure
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store, rng
 from sgan_core.training.evaluate import spread
@@ -119,7 +120,8 @@ def _rearranged(image: np.ndarray, place: np.ndarray, blocks: int) -> np.ndarray
 
 def pattern(image: np.ndarray, label: np.ndarray, grade: float, random: np.random.Generator) -> Pair:
     """Smooth random shapes laid over the picture; when severe they stand alone, without any anatomy."""
-    field = gaussian_filter(random.normal(size=label.shape), random.uniform(1.5, 6.0))
+    unit = label.shape[0] / 64
+    field = gaussian_filter(random.normal(size=label.shape), random.uniform(1.5, 6.0) * unit)
     field = np.clip(field / (2.0 * field.std()), -1.0, 1.0)
     if grade >= SEVERE[0]:
         return np.broadcast_to(field, image.shape), np.zeros_like(label)
@@ -147,8 +149,10 @@ def look_family(images: Tensor, numbers: torch.Generator) -> Tensor:
     return apply_curves(images, torch.stack(looks).to(images.device)) if looks else images
 
 
-def show(store: SliceStore, *, count: int = SLICES, seed: int = 0) -> Shown:
-    """About ``count`` slices of the labelled validation patients, the same for the same seed.
+def show(
+    store: SliceStore, *, looks: AppearanceConfig | None = None, count: int = SLICES, seed: int = 0
+) -> Shown:
+    """About ``count`` slices of the labelled validation patients, the same for the same seed. looks: the training's.
 
     A quarter is clean, a quarter in other looks, and each corruption has an equal share of the rest, half of it
     mild. Slices are drawn at random, empty ones as often as they occur.
@@ -164,7 +168,7 @@ def show(store: SliceStore, *, count: int = SLICES, seed: int = 0) -> Shown:
     plain = {"clean": count // 4, "appearance": count // 8, "family": count // 8}
     index = {kind: np.array([next(drawn) for _ in range(number)], int) for kind, number in plain.items()}
     images = {kind: store.image_batch(found) for kind, found in index.items()}
-    strong = AppearanceConfig(curve=1.0)
+    strong = always(looks or AppearanceConfig())
     images["appearance"] = shift_appearance(images["appearance"], rng(seed, 0, "trust-appearance"), strong)
     images["family"] = look_family(images["family"], rng(seed, 0, "trust-family"))
     parts = [_part(kind, images[kind].numpy(), *_truth(store, found), 0.0) for kind, found in index.items()]
@@ -198,7 +202,7 @@ def _endless(positions: np.ndarray, random: np.random.Generator) -> Iterator[int
 
 
 def _truth(store: SliceStore, index: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    return store.labels[index], store.patients(index)
+    return store.label_batch(index).numpy().astype(np.uint8), store.patients(index)
 
 
 def _part(kind: str, images: np.ndarray, labels: np.ndarray, patients: list[str], foreign: float) -> Shown:
@@ -216,7 +220,7 @@ class Measured:
 
     features: np.ndarray  # (N, F) in the order of ``trust.FEATURES``
     slice_dice: np.ndarray  # (N,) of the method's masks, see ``failure.slice_dice``
-    masks: np.ndarray  # (N, S, S) uint8
+    masks: np.ndarray  # (N, S, S) uint8, at the generator's size
 
     @property
     def wrong(self) -> np.ndarray:
@@ -232,9 +236,14 @@ def measure(
     found = np.concatenate([features for features, _ in parts])
     masks = {method: np.concatenate([part[method] for _, part in parts]) for method in parts[0][1]}
     return {
-        method: Measured(found, failure.slice_dice(mask, shown.labels), mask)
+        method: Measured(found, failure.slice_dice(mask, _labels_at(shown, mask.shape[-1])), mask)
         for method, mask in masks.items()
     }
+
+
+def _labels_at(shown: Shown, size: int) -> np.ndarray:
+    """The truth of shown slices (N, size, size) uint8."""
+    return reduced_labels(torch.from_numpy(shown.labels), size).numpy()
 
 
 def _batches(kinds: Sequence[str], most: int) -> Iterator[np.ndarray]:
@@ -252,7 +261,7 @@ def trust_facts(
 ) -> dict[str, Any]:
     """Facts that calibrate trust in a finished model, for each quality and method that has one.
 
-    bundle: with a student; store: of the cohort's slices at the model's size. ``trust`` is the table that
+    bundle: with a student; store: of the cohort's slices at the student's size. ``trust`` is the table that
     ``trust.stored_calibration`` reads, empty with fewer than 24 slices of labelled validation patients; beside it
     stand the figures of ``fit``. What on_progress raises stops the work. The same arguments give the same result.
     """
@@ -262,7 +271,8 @@ def trust_facts(
     if len(store.slices_of(split="validation", with_label=True)) < LEAST_SLICES:
         return facts
     seed = bundle.config.seed
-    anatomy = training_anatomy(store, bundle.student, device=bundle.device, seed=seed)
+    looks = bundle.config.student_train.looks
+    anatomy = training_anatomy(store, bundle.student, looks=looks, device=bundle.device, seed=seed)
     done, total = 0, SLICES * len(QUALITIES)
     for quality in QUALITIES:
 
@@ -274,7 +284,7 @@ def trust_facts(
             done += len(images)
             return answers(images, bundle, quality, anatomy)
 
-        found = calibrate(show(store, count=SLICES, seed=seed), segment_slices, anatomy)
+        found = calibrate(show(store, looks=looks, count=SLICES, seed=seed), segment_slices, anatomy)
         for method, (calibration, figures) in found.items():
             facts["trust"].setdefault(method, {})[quality] = calibration.to_dict()
             facts |= {f"trust_{method}_{quality}_{name}": value for name, value in figures.items()}
@@ -294,7 +304,7 @@ def trust_facts_of(
     if {label.value for label in config.labels} != {label.value for label in cohort.labels}:
         names = ["/".join(one.name for one in labels) or "none" for labels in (config.labels, cohort.labels)]
         raise InputError(f"{bundle.name} draws {names[0]}, the cohort {cohort.name} has {names[1]}.")
-    size, channels = config.generator.size, config.generator.image_channels
+    size, channels = config.student_size, config.generator.image_channels
     caches = [place / CACHE_FOLDER for place in (cohort.root, bundle.folder.parent) if place]
     with tempfile.TemporaryDirectory(prefix="sgan-slices-", ignore_cleanup_errors=True) as folder:
         store = open_store(
@@ -330,13 +340,18 @@ def calibrate(
 
 
 def training_anatomy(
-    store: SliceStore, student: nn.Module, *, device: torch.device, seed: int = 0
+    store: SliceStore,
+    student: nn.Module,
+    *,
+    looks: AppearanceConfig | None = None,
+    device: torch.device,
+    seed: int = 0,
 ) -> Anatomy:
     """What the student makes of training slices, labelled or not, as they are and in two other looks."""
     images = store.image_batch(spread(store.slices_of(split="train"), _TRAINING_SLICES))
-    strong = AppearanceConfig(curve=1.0)
-    looks = [shift_appearance(images, rng(seed, number, "trust-anatomy"), strong) for number in range(2)]
-    answers = [deep_answers(student, look.to(device)) for look in (images, *looks)]
+    strong = always(looks or AppearanceConfig())
+    others = [shift_appearance(images, rng(seed, number, "trust-anatomy"), strong) for number in range(2)]
+    answers = [deep_answers(student, look.to(device)) for look in (images, *others)]
     return Anatomy.of(np.concatenate(answers))
 
 

@@ -24,7 +24,7 @@ from sgan_core.training.student import StudentTrainer
 
 def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
     """Parameters (millions), memory (MB) and seconds a step of every stage, measured here on random images."""
-    size, channels = config.generator.size, config.generator.image_channels
+    size, channels = config.student_size, config.generator.image_channels
     count = 2 * config.gan.batch
     images = np.random.default_rng(0).uniform(-1, 1, (count, channels, size, size)).astype(np.float16)
     labels = np.random.default_rng(1).integers(
@@ -34,12 +34,13 @@ def cost(config: TrainConfig, device: torch.device) -> dict[str, float]:
     cohort = Cohort("random", config.modality, config.intensity, config.labels, (case,))
     store = SliceStore(images, labels, np.zeros(count, int), cohort)
     config = replace(config, labelled=1)
-    gan = GanTrainer(config, store, device)
+    small = store.at(config.generator.size)
+    gan = GanTrainer(config, small, device)
     perceptual = make_perceptual("efficientnet-lite0") if config.perceptual == "discriminator" else None
     perceptual = perceptual or make_perceptual(config.perceptual)
-    encoder = EncoderTrainer(config, store, device, gan.ema, perceptual)
+    encoder = EncoderTrainer(config, small, device, gan.ema, perceptual)
     student = StudentTrainer(
-        config.student_train,
+        replace(config.student_train, growth={}),  # what a step costs at its full size
         store,
         device,
         labelled=1,

@@ -32,7 +32,7 @@ from sgan_core.errors import InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.readers import read_image, read_labels, require_same_grid
-from sgan_core.imaging.slices import labels_to_model, to_model
+from sgan_core.imaging.slices import labels_to_model, reduced, reduced_labels, to_model
 from sgan_core.phantom import read_phantom
 from sgan_core.training import records
 from sgan_core.training.workers import available_cores, in_order
@@ -45,12 +45,25 @@ UNLABELLED = 255  # label value of a slice whose label is not known
 
 @dataclass(frozen=True, eq=False)
 class SliceStore:
-    """Slices at model size: images (N, C, S, S) float16 in [-1, 1], labels (N, S, S) uint8."""
+    """Slices as prepared: images (N, C, P, P) float16 in [-1, 1], labels (N, P, P) uint8; batches have ``size`` S."""
 
     images: np.ndarray
     labels: np.ndarray
     case: np.ndarray  # (N,) position of the slice's case in the cohort
     cohort: Cohort
+    factor: int = 1  # P / S: a batch holds the averages of so many pixels a side
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the slices in a batch."""
+        return self.images.shape[-1] // self.factor
+
+    def at(self, size: int) -> SliceStore:
+        """The same slices, whose batches have another size. Raises ValueError where it does not divide P."""
+        factor, left = divmod(self.images.shape[-1], size)
+        if left:
+            raise ValueError(f"slices of {self.images.shape[-1]} px cannot be averaged to {size}")
+        return replace(self, factor=factor)
 
     def slices_of(
         self, *, split: str, patients: set[str] | None = None, with_label: bool = False
@@ -75,12 +88,12 @@ class SliceStore:
         )
 
     def image_batch(self, index: np.ndarray) -> Tensor:
-        """(B, C, S, S) float32 in [-1, 1]."""
-        return torch.from_numpy(self.images[index].astype(np.float32))
+        """(B, C, S, S) float32 in [-1, 1]: area averages where S is smaller than prepared."""
+        return reduced(torch.from_numpy(self.images[index].astype(np.float32)), self.size)
 
     def label_batch(self, index: np.ndarray) -> Tensor:
-        """(B, S, S) int64."""
-        return torch.from_numpy(self.labels[index].astype(np.int64))
+        """(B, S, S) int64: the label with the largest share of a pixel where S is smaller than prepared."""
+        return reduced_labels(torch.from_numpy(self.labels[index].astype(np.int64)), self.size)
 
     def patients(self, index: np.ndarray) -> list[str]:
         """The patient of each slice."""

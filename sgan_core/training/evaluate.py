@@ -10,8 +10,9 @@ import torch
 from scipy.ndimage import label as connected_components
 from torch import Tensor, nn
 
-from sgan_core.appearance import AppearanceConfig, shift_appearance
+from sgan_core.appearance import always, shift_appearance
 from sgan_core.config import TrainConfig
+from sgan_core.looks import AppearanceConfig
 from sgan_core.metrics.frechet import FeatureStatistics, pooled_features
 from sgan_core.metrics.per_patient import mean_without_nan, per_patient_dice
 from sgan_core.networks.generator import Generator
@@ -75,8 +76,10 @@ class GanWatch:
         self.real = FeatureStatistics(self.extract)
         for part in np.array_split(real, max(1, len(real) // _BATCH)):
             self.real.update(store.image_batch(part).to(device))
-        pool = store.labels[store.labelled(config.labelled)]
-        self.data_empty = float((pool == 0).all(axis=(1, 2)).mean())
+        pool = store.labelled(config.labelled)
+        parts = np.array_split(pool, max(1, len(pool) // FRECHET_IMAGES))
+        empty = torch.cat([(store.label_batch(part) == 0).all(dim=2).all(dim=1) for part in parts])
+        self.data_empty = float(empty.float().mean())
 
     def __call__(self, generator: Generator, images_seen: int) -> dict[str, float]:
         """Figures of a generator: ``frechet``, ``label_agreement``, shares of empty masks, mask components."""
@@ -140,7 +143,7 @@ def encoder_quality(
         "validation_dice": float("nan"),
     }
     if len(validation):
-        truth, patients = store.labels[validation], store.patients(validation)
+        truth, patients = store.label_batch(validation).numpy(), store.patients(validation)
         classes = config.generator.num_classes
         found["validation_dice"] = mean_dice(np.concatenate(predicted), truth, patients, classes)
     return found
@@ -149,19 +152,19 @@ def encoder_quality(
 class StudentWatch:
     """Per-patient DICE of a segmenter on the validation patients at model size.
 
-    ``student_dice``: the slices as they are; ``student_shifted_dice``: in looks that training never draws, the
-    same each time, so that nothing but the training domain decides. NaN without labelled validation patients.
+    ``student_dice``: the slices as they are; ``student_shifted_dice``: in other looks, drawn once and the same each
+    time, so that nothing but the training domain decides. NaN without labelled validation patients.
+    looks: the training's, or None for no such figure.
     """
 
-    def __init__(self, store: SliceStore, num_classes: int, *, appearance: bool) -> None:
+    def __init__(self, store: SliceStore, num_classes: int, looks: AppearanceConfig | None) -> None:
         index = store.slices_of(split="validation", with_label=True)
         self.num_classes = num_classes
-        self.truth, self.patients = store.labels[index], store.patients(index)
+        self.truth, self.patients = store.label_batch(index).numpy(), store.patients(index)
         images = store.image_batch(index)
         self.images = {"student_dice": images.numpy()}
-        if appearance and len(index):
-            numbers = rng(0, 0, "student-validation")
-            shifted = shift_appearance(images, numbers, AppearanceConfig(curve=1.0))
+        if looks is not None and len(index):
+            shifted = shift_appearance(images, rng(0, 0, "student-validation"), always(looks))
             self.images["student_shifted_dice"] = shifted.numpy()
 
     def __call__(self, net: nn.Module) -> dict[str, float]:
@@ -189,12 +192,18 @@ def write_segmentations(path: Path, config: TrainConfig, store: SliceStore, segm
     images = store.image_batch(positions).numpy()
     colours = colours_of(config.labels)
     answers = predict(segmenter, images).argmax(axis=1).astype(np.uint8)
-    known = np.where(store.labels[positions] == UNLABELLED, 0, store.labels[positions])
+    known = _known(store, positions)
     rows = [
         [outline(i, y, colours, scale=2) for i, y in zip(images, row, strict=True)]
         for row in (known, answers)
     ]
     write_sheet(path, rows)
+
+
+def _known(store: SliceStore, positions: np.ndarray) -> np.ndarray:
+    """The labels (N, S, S) uint8 of slices, empty where they are not known."""
+    labels = store.label_batch(positions).numpy()
+    return np.where(labels == UNLABELLED, 0, labels).astype(np.uint8)
 
 
 def write_reconstructions(
@@ -213,7 +222,7 @@ def write_reconstructions(
     with torch.no_grad():
         pair = generator.synthesis(encode(target.to(device)))
     colours = colours_of(config.labels)
-    known = np.where(store.labels[positions] == UNLABELLED, 0, store.labels[positions])
+    known = _known(store, positions)
     above = [outline(i, y, colours, scale=2) for i, y in zip(target.numpy(), known, strict=True)]
     drawn = zip(pair.image.float().cpu().numpy(), pair.labels().cpu().numpy().astype(np.uint8), strict=True)
     write_sheet(path, [above, [outline(i, y, colours, scale=2) for i, y in drawn]])

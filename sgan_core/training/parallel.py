@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sgan_core.device import has_bfloat16
+
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 
-AMP_DEVICES = ("cuda",)  # most CPUs compute bfloat16 much slower than float32
+AMP_DEVICES = ("cuda",)
 
 
 def world_size() -> int:
@@ -74,9 +76,13 @@ def sum_of_all(value: Tensor) -> Tensor:
     return average_value(value) * world_size() + (part - part.detach())
 
 
-def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
-    """bfloat16 where it pays (its range needs no loss scaling); float32 elsewhere."""
-    if not enabled or device.type not in AMP_DEVICES:
+def autocast(device: torch.device, enabled: bool, *, cpu: bool = False) -> AbstractContextManager[None]:
+    """bfloat16 where it pays (its range needs no loss scaling); float32 elsewhere.
+
+    cpu: also on a CPU that computes it natively; on others it is many times slower than float32.
+    """
+    pays = device.type in AMP_DEVICES or (cpu and device.type == "cpu" and has_bfloat16())
+    if not enabled or not pays:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 

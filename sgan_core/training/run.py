@@ -212,7 +212,7 @@ def train(
     store = open_store(
         replace(cohort, squash=config.squash),
         run.cache or _cache_of(cohort) or run.folder / CACHE_FOLDER,
-        size=config.generator.size,
+        size=config.student_size,
         channels=config.generator.image_channels,
         intensity=config.intensity,
         on_progress=_stoppable(run, "stopped while preparing slices; the next call goes on from there"),
@@ -230,13 +230,14 @@ def train(
     began = time.monotonic()  # with the slices at hand: preparing them is no training
     log = RunLog(run.folder, partial(run.on_event, "log"))
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
+    sizes = {"student": config.student_size}
     taught, whole = (run.checkpoints / f"{stage}_best.pt" for stage in ("student", "encoder"))
     used = 0.0
     for stage, share in _shares(config, stages).items():
         used += share
         deadline = None if run.max_minutes is None else began + used * run.max_minutes * 60.0
         run.on_stage(stage, deadline)
-        trainings[stage](run, config, store, log, deadline)
+        trainings[stage](run, config, store.at(sizes.get(stage, config.generator.size)), log, deadline)
         if stage == "student" and not whole.exists():
             _write_bundle(run, config, store)  # to be used while the GAN learns
     if not (taught.exists() or whole.exists()):
@@ -310,7 +311,8 @@ def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: flo
     """
     file = run.checkpoints / "judge.pt"
     images = min(JUDGE_IMAGES, config.student_train.max_images)
-    taught = replace(config.student_train, max_images=images, negative_share=0.0)
+    small: dict[str, Any] = {"size": None, "growth": {}}  # it reads what the generator draws
+    taught = replace(config.student_train, max_images=images, negative_share=0.0, **small)
     trainer = _student_trainer(run, replace(config, student_train=taught), store)
     if file.exists():
         state = load_checkpoint(file)
@@ -435,7 +437,7 @@ def _train_student(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
 ) -> None:
     trainer = _student_trainer(run, config, store)
-    validation = evaluate.StudentWatch(store, config.generator.num_classes, appearance=True)
+    validation = evaluate.StudentWatch(store, config.generator.num_classes, config.student_train.looks)
 
     def quality() -> dict[str, float]:
         evaluate.write_segmentations(_sheet(run, "student", trainer.images), config, store, trainer.average)

@@ -1,8 +1,9 @@
 """The student, which the paper has not: a feed-forward segmenter taught by labelled slices.
 
-Everything passes through random geometry and random appearance (``appearance``), so the student goes by shape
-and reads modalities that it was never trained on. A few pictures of a batch hold no organ, so it learns to say
-so. It needs no generator: it is also the reference method of the tables, a U-Net.
+Everything passes through random geometry and random appearance (``appearance``), so the student goes by shape; CT's
+looks lead to modalities that it was never trained on. A few pictures of a batch may hold no organ, so it learns to
+say so. It has a size of its own, larger than the generator's, and begins with smaller slices (``growth``): it is
+convolutional. It needs no generator: it is also the reference method of the tables, a U-Net.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgan_core.appearance import AppearanceConfig, apply_looks, draw_looks
+from sgan_core.appearance import apply_looks, draw_looks, places
 from sgan_core.config import StudentTrainConfig
 from sgan_core.networks.segmenter import make_segmenter
 from sgan_core.training import augment
@@ -30,7 +31,6 @@ class StudentTrainer:
     """The student, its moving average, its optimiser and the state that a checkpoint holds."""
 
     name = "student"
-    looks = AppearanceConfig()
 
     def __init__(
         self,
@@ -43,7 +43,12 @@ class StudentTrainer:
         seed: int,
         amp: bool = True,
     ) -> None:
-        self.config, self.store, self.device, self.seed = config, store, device, seed
+        self.config, self.store, self.device, self.seed = (
+            config,
+            store.at(config.size or store.size),
+            device,
+            seed,
+        )
         self.num_classes, self.amp = num_classes, amp
         channels = store.images.shape[1]
         net = make_segmenter(config.channels, image_channels=channels, num_classes=num_classes, seed=seed)
@@ -59,11 +64,21 @@ class StudentTrainer:
         """Images seen so far."""
         return self.step_number * self.config.batch
 
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the slices in the next step."""
+        done, ends = self.schedule.progress(self.images), 0.0
+        for smaller, part in self.config.growth.items():
+            ends += part
+            if done < ends:
+                return smaller
+        return self.store.size
+
     def step(self) -> dict[str, float]:
         """One iteration; returns the loss."""
         self.net.train()
         image, target = self._changed(*self.pairs())
-        with autocast(self.device, self.amp):
+        with autocast(self.device, self.amp, cpu=True):
             logits = self.net(image)
         loss = segmentation_loss(logits.float(), target)
         for group in self.optimizer.param_groups:
@@ -79,14 +94,15 @@ class StudentTrainer:
     def pairs(self) -> tuple[Tensor, Tensor]:
         """This process's part of a batch before it is changed: images (B, C, H, W), labels (B, K, H, W)."""
         index = share(self.order.batch(self.images, self.config.batch))
+        store = self.store.at(self.size)
         first = rank() * len(index)  # of the joint batch
 
         def numbers(position: int) -> torch.Generator:
             return rng(self.seed, self.step_number, f"student-negatives/{first + position}")
 
         image, label = with_negatives(
-            self.store.image_batch(index),
-            self.store.label_batch(index),
+            store.image_batch(index),
+            store.label_batch(index),
             self.config.negative_share,
             numbers,
         )
@@ -103,7 +119,7 @@ class StudentTrainer:
         if config.appearance:
             channels, height, width = image.shape[1:]
             numbers = rng(self.seed, step, "student-appearance")
-            looks = draw_looks((config.batch, channels, height, width), numbers, self.looks)
+            looks = draw_looks((config.batch, channels, height, width), numbers, config.looks)
             image = apply_looks(image, looks.part(share))
         return image, label
 
@@ -162,7 +178,7 @@ def with_negatives(
 def ellipses(image: Tensor, numbers: torch.Generator) -> Tensor:
     """An ellipse with a rim, as a head or limb has, and others inside it. image: (C, H, W); returns its shape."""
     count = int(torch.randint(3, 10, (1,), generator=numbers))
-    row, column = _coordinates(image)
+    row, column = places((image.shape[1], image.shape[2]))
     radius = torch.rand(count, 2, generator=numbers) * 0.35 + 0.05
     centre = (torch.rand(count, 2, generator=numbers) - 0.5) * 0.8
     radius[:2] = torch.rand(1, 2, generator=numbers) * 0.4 + 0.5  # the head, and in it what the rim encloses
@@ -182,7 +198,7 @@ def ellipses(image: Tensor, numbers: torch.Generator) -> Tensor:
 
 def grating(image: Tensor, numbers: torch.Generator) -> Tensor:
     """Waves of two directions, as weaves and screens have. image: (C, H, W); returns its shape."""
-    row, column = _coordinates(image)
+    row, column = places((image.shape[1], image.shape[2]))
     waves = torch.rand(2, 3, generator=numbers)
     angle, phase = waves[:, 0] * torch.pi, waves[:, 1] * 2.0 * torch.pi
     speed = torch.pi * (1.0 + 7.0 * waves[:, 2])  # 1 to 8 waves across
@@ -195,9 +211,3 @@ def grating(image: Tensor, numbers: torch.Generator) -> Tensor:
 
 
 NEGATIVES = (ellipses, grating)
-
-
-def _coordinates(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Row (H, 1) and column (1, W) of the pixels of (C, H, W), from -1 to 1."""
-    height, width = image.shape[1:]
-    return torch.linspace(-1.0, 1.0, height)[:, None], torch.linspace(-1.0, 1.0, width)[None]

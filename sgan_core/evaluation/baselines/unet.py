@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sgan_core.appearance import AppearanceConfig
 from sgan_core.config import StudentTrainConfig
 from sgan_core.errors import InputError
+from sgan_core.looks import AppearanceConfig
 from sgan_core.training.data import SliceStore
 from sgan_core.training.evaluate import StudentWatch
 from sgan_core.training.student import StudentTrainer
@@ -65,6 +65,7 @@ def train_unet(
         max_images=config.steps * config.batch,
         lr=config.lr,
         appearance=config.appearance,
+        looks=AppearanceConfig(fat=0.0),
         negative_share=0.0,
     )
     trainer = StudentTrainer(
@@ -75,8 +76,7 @@ def train_unet(
         num_classes=num_classes,
         seed=config.seed,
     )
-    trainer.looks = AppearanceConfig(fat=0.0)
-    watch = StudentWatch(store, num_classes, appearance=config.appearance)
+    watch = StudentWatch(store, num_classes, AppearanceConfig() if config.appearance else None)
     figure = "student_shifted_dice" if config.appearance else "student_dice"
     every = max(1, math.ceil(config.steps / _EVALUATIONS))
     best, kept = math.nan, dict[str, Tensor]()

@@ -1,0 +1,250 @@
+"""Which settings make the student generalise? One training for each arm and seed, scored on test cohorts.
+
+    python benchmarks/student_recipe.py --modality ct --train runs/data/lits --images 48000 --seeds 0 1 \
+        --arm 'base={}' --arm 'gamma={"looks": {"gamma": 0.5, "gamma_log": [-1.0, 1.2]}}' \
+        --test T1=runs/data/chaos:test --cache slices --output benchmarks/results/student_ct
+
+An arm is a name and a JSON table of changes to the preset's student_train. Every arm sees as many images of the same
+labelled patients. Choose by "validation" (patients of the training set at the student's size, as they are) and
+"shifted" (in other looks, the same for all arms: those of the first arm); the test cohorts are only reported:
+per-patient DICE on each image's own grid, the mean over labels, of every patient. OUTPUT.json keeps finished trainings,
+so a run that was stopped goes on; OUTPUT.md is the table. `--labels lung=1,2` scores classes 1 and 2 of the model as the
+test cohorts' label lung.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sgan_core.cli import app
+from sgan_core.cli.progress import Progress
+from sgan_core.cohort import Case, Cohort, load_cohort
+from sgan_core.config import TrainConfig, merge, preset
+from sgan_core.errors import InputError
+from sgan_core.evaluation.tables import Table, json_text, markdown, print_table, write_text
+from sgan_core.imaging.image import Volume
+from sgan_core.imaging.slices import to_model, to_volume
+from sgan_core.labelling import smooth_through_plane
+from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
+from sgan_core.networks.segmenter import predict
+from sgan_core.segment import choose_intensity
+from sgan_core.training.data import SliceStore, open_store, read_case
+from sgan_core.training.evaluate import StudentWatch
+from sgan_core.training.student import StudentTrainer
+
+LOW = 0.9  # DICE of a patient that counts as poor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark. Returns the exit code."""
+    p = app.Parser("student_recipe", description=__doc__ or "")
+    add = p.add_argument
+    add("--modality", required=True, choices=("ct", "mr", "xray", "dermoscopy", "face"), help="kind of image")
+    add("--train", required=True, metavar="FOLDER", help="a prepared cohort")
+    add("--labelled", type=int, default=8, metavar="N", help="labelled patients (default 8)")
+    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="default: tiny")
+    add("--student-size", type=int, metavar="PX", help="default: the preset's")
+    add("--images", type=int, default=48_000, metavar="N", help="seen by each student (default 48000)")
+    add("--seeds", nargs="+", type=int, default=[0, 1], help="default: 0 1")
+    add("--arm", action="append", required=True, metavar="NAME=JSON", help="changes to student_train")
+    add("--test", nargs="*", default=[], metavar="TEST", help="NAME=FOLDER:SPLIT[:PATIENT,PATIENT...]")
+    add("--labels", nargs="*", default=[], metavar="NAME=1,2", help="classes that are a label of the tests")
+    add("--cache", type=Path, required=True, metavar="DIR", help="keeps prepared slices")
+    add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
+    return app.run(make_table, p, argv)
+
+
+def make_table(args: argparse.Namespace) -> None:
+    """Train what is missing in the table."""
+    cohort = load_cohort(args.train)
+    arms = dict(_arm(text) for text in args.arm)
+    merged = dict(_merged(text) for text in args.labels)
+    configs = {name: _config(args, cohort, changes) for name, changes in arms.items()}
+    first = next(iter(configs.values()))
+    known = tuple(case for case in cohort.cases if case.labelled)
+    store = open_store(
+        replace(cohort, cases=known, squash=first.squash),
+        args.cache,
+        size=first.student_size,
+        channels=first.generator.image_channels,
+        intensity=first.intensity,
+    )
+    watch = StudentWatch(store, first.generator.num_classes, first.student_train.looks)
+    tests = dict(_tests(source) for source in args.test)
+    file = args.output.with_suffix(".json")
+    head = {
+        "train": cohort.name,
+        "labelled": args.labelled,
+        "images": args.images,
+        "size": first.student_size,
+        "tests": {name: len({case.patient for case in test.cases}) for name, test in tests.items()},
+    }
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows: list[dict[str, Any]] = stored.get("rows", []) if {k: stored.get(k) for k in head} == head else []
+    for seed in args.seeds:
+        for name, config in configs.items():
+            if any((row["arm"], row["seed"], row["changes"]) == (name, seed, arms[name]) for row in rows):
+                continue
+            began = time.process_time()
+            with Progress() as progress:
+                net = _trained(
+                    config, store, args, seed, lambda d, t, p=progress, n=name: p(d, t, f"{n}, {seed}")
+                )
+            row = {
+                "arm": name,
+                "seed": seed,
+                "changes": arms[name],
+                "cpu_s": round(time.process_time() - began),
+            }
+            row |= watch(net)
+            row["tests"] = {test: dict(scores(net, config, one, merged)) for test, one in tests.items()}
+            rows.append(row)
+            write_text(file, json_text(head | {"rows": rows}))
+            write_text(args.output.with_suffix(".md"), markdown(table(rows)))
+            print(f"{name}, seed {seed}: {_means(row)}", file=sys.stderr, flush=True)
+    print_table(table(rows))
+
+
+def _arm(text: str) -> tuple[str, dict[str, Any]]:
+    name, _, changes = text.partition("=")
+    try:
+        values = json.loads(changes)
+    except ValueError as error:
+        raise InputError(f"--arm {text}: not NAME=JSON ({error})") from error
+    return name, values
+
+
+def _merged(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, values = text.partition("=")
+    return name, tuple(int(value) for value in values.split(","))
+
+
+def _tests(source: str) -> tuple[str, Cohort]:
+    """NAME=FOLDER:SPLIT[:PATIENTS] -> the labelled cases of that split; the split "all" is every case."""
+    name, _, where = source.partition("=")
+    path, split, chosen = [*where.split(":", 2), "", ""][:3]
+    cohort, wanted = load_cohort(path), set(filter(None, chosen.split(",")))
+    cases = tuple(
+        case
+        for case in cohort.cases
+        if case.labelled and split in (case.split, "all") and (not wanted or case.patient in wanted)
+    )
+    if not cases:
+        raise InputError(f"--test {source}: no labelled case of that split. Give another, e.g. {path}:all.")
+    return name, replace(cohort, cases=cases)
+
+
+def _config(args: argparse.Namespace, cohort: Cohort, changes: dict[str, Any]) -> TrainConfig:
+    classes = 1 + max(label.value for label in cohort.labels)
+    base = preset(args.preset, modality=args.modality, num_classes=classes, student_size=args.student_size)
+    own = {
+        "labels": [asdict(label) for label in cohort.labels],
+        "intensity": asdict(cohort.intensity),
+        "squash": cohort.squash,
+        "labelled": args.labelled,
+        "student_train": merge({"max_images": args.images}, changes),
+    }
+    return TrainConfig.from_dict(merge(base.to_dict(), own))
+
+
+def _trained(
+    config: TrainConfig, store: SliceStore, args: argparse.Namespace, seed: int, on_progress: Any
+) -> nn.Module:
+    trainer = StudentTrainer(
+        config.student_train,
+        store,
+        torch.device("cpu"),
+        labelled=args.labelled,
+        num_classes=config.generator.num_classes,
+        seed=seed,
+    )
+    while trainer.images < args.images:
+        trainer.step()
+        on_progress(trainer.images, args.images)
+    return trainer.average
+
+
+def scores(
+    net: nn.Module, config: TrainConfig, cohort: Cohort, merged: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each patient's DICE by label name, on the images' own grids.
+
+    merged: which classes of the model are a label of the cohort; for others the model's label of the same name.
+    """
+    names = {label.name: (label.value,) for label in config.labels} | merged
+    asked = {label.value: names[label.name] for label in cohort.labels if label.name in names}
+    if not asked:
+        raise InputError(f"{cohort.name}: none of its labels is one of the model's; give --labels.")
+    evaluation = Evaluation(asked, surfaces=False)
+    for case in cohort.cases:
+        labels, truth = segmented(net, config, case, cohort)
+        drawn = np.zeros_like(labels)
+        for value, classes in asked.items():
+            drawn[np.isin(labels, classes)] = value
+        evaluation.add(case.patient, drawn, truth)
+    by_patient: dict[str, dict[str, float]] = {}
+    called = {label.value: label.name for label in cohort.labels}
+    for one in evaluation.results():
+        by_patient.setdefault(one.patient, {})[called[one.label]] = one.scores.dice
+    yield from by_patient.items()
+
+
+def segmented(
+    net: nn.Module, config: TrainConfig, case: Case, cohort: Cohort
+) -> tuple[np.ndarray, np.ndarray]:
+    """The label map of a case, as sgan-segment makes it with a student, and the truth."""
+    image, truth = read_case(case, cohort)
+    assert truth is not None
+    intensity, _ = choose_intensity(image, config.intensity)
+    stack = to_model(
+        image,
+        size=config.student_size,
+        intensity=intensity,
+        channels=config.generator.image_channels,
+        squash=config.squash,
+    )
+    probs = predict(net, stack.images)
+    if isinstance(image, Volume):
+        probs = smooth_through_plane(probs)
+    return to_volume(probs, stack), truth
+
+
+def _means(row: dict[str, Any]) -> dict[str, float]:
+    """The figures of one training: the mean over patients (of the mean over labels), and what is poor."""
+    found = {"validation": row["student_dice"], "shifted": row["student_shifted_dice"]}
+    for test, patients in row["tests"].items():
+        values = [mean_without_nan(labels.values())[0] for labels in patients.values()]
+        found[test] = mean_without_nan(values)[0]
+        found[f"{test} below {LOW}"] = float(np.mean([value < LOW for value in values]))
+        found[f"{test} worst"] = float(np.nanmin(values))
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Arms down, figures across: mean and half the range over seeds."""
+    columns = list(dict.fromkeys(name for row in rows for name in _means(row)))
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        means = [_means(row) for row in rows if row["arm"] == arm]
+        cells = []
+        for name in columns:
+            values = [found[name] for found in means if name in found]
+            spread = (max(values) - min(values)) / 2
+            cells.append(f"{np.mean(values):.3f} ± {spread:.3f}" if len(values) > 1 else f"{values[0]:.3f}")
+        lines.append([arm, str(len(means)), *cells])
+    return Table("Students", ("arm", "seeds", *columns), tuple(map(tuple, lines)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
