@@ -209,6 +209,10 @@ def _from(setting: str) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict) and all(
+        isinstance(part, float) for part in value.values()
+    ):  # shares by pixels
+        return ", ".join(f"{part:g} at {pixels} px" for pixels, part in value.items())
     if isinstance(value, dict):  # widths from 4 px up
         return " ".join(map(str, value.values()))
     if isinstance(value, (list, tuple)):

@@ -7,9 +7,9 @@
 An arm is a name and a JSON table of changes to the preset's student_train. Every arm sees as many images of the same
 labelled patients. Choose by "validation" (patients of the training set at the student's size, as they are) and
 "shifted" (in other looks, the same for all arms: those of the first arm); the test cohorts are only reported:
-per-patient DICE on each image's own grid, the mean over labels, of every patient. OUTPUT.json keeps finished trainings,
-so a run that was stopped goes on; OUTPUT.md is the table. `--labels lung=1,2` scores classes 1 and 2 of the model as the
-test cohorts' label lung.
+per-patient DICE on each image's own grid, the mean over labels, of every patient. OUTPUT.json keeps finished
+trainings, so a run that was stopped goes on; OUTPUT.md is the table. `--labels lung=1,2` scores classes 1 and 2 of
+the model as the test cohorts' label lung.
 """
 
 from __future__ import annotations
@@ -98,15 +98,9 @@ def make_table(args: argparse.Namespace) -> None:
                 continue
             began = time.process_time()
             with Progress() as progress:
-                net = _trained(
-                    config, store, args, seed, lambda d, t, p=progress, n=name: p(d, t, f"{n}, {seed}")
-                )
-            row = {
-                "arm": name,
-                "seed": seed,
-                "changes": arms[name],
-                "cpu_s": round(time.process_time() - began),
-            }
+                net = _trained(name, config, store, seed, progress)
+            seconds = round(time.process_time() - began)
+            row: dict[str, Any] = {"arm": name, "seed": seed, "changes": arms[name], "cpu_s": seconds}
             row |= watch(net)
             row["tests"] = {test: dict(scores(net, config, one, merged)) for test, one in tests.items()}
             rows.append(row)
@@ -158,20 +152,18 @@ def _config(args: argparse.Namespace, cohort: Cohort, changes: dict[str, Any]) -
     return TrainConfig.from_dict(merge(base.to_dict(), own))
 
 
-def _trained(
-    config: TrainConfig, store: SliceStore, args: argparse.Namespace, seed: int, on_progress: Any
-) -> nn.Module:
+def _trained(name: str, config: TrainConfig, store: SliceStore, seed: int, progress: Progress) -> nn.Module:
     trainer = StudentTrainer(
         config.student_train,
         store,
         torch.device("cpu"),
-        labelled=args.labelled,
+        labelled=config.labelled,
         num_classes=config.generator.num_classes,
         seed=seed,
     )
-    while trainer.images < args.images:
+    while trainer.images < config.student_train.max_images:
         trainer.step()
-        on_progress(trainer.images, args.images)
+        progress(trainer.images, config.student_train.max_images, f"{name}, seed {seed}")
     return trainer.average
 
 

@@ -155,16 +155,26 @@ def _draw_fat(batch: int, rng: torch.Generator, config: AppearanceConfig) -> Fat
 
 
 def _lit(image: Tensor, looks: FatLooks) -> Tensor:
+    rows = torch.nonzero(looks.chosen).flatten()
+    if not len(rows):
+        return image
+    lit = image.clone()
+    lit[rows.to(image.device)] = _all_lit(lit[rows.to(image.device)], looks.fat[rows], looks.gas[rows])
+    return lit
+
+
+def _all_lit(image: Tensor, fat: Tensor, gas: Tensor) -> Tensor:
+    """Fat and gas of images (B, C, H, W) at these levels (B,) of brightness; images whose window shows fat stay."""
     mean = image.mean(dim=1, keepdim=True)
     inside = inside_body(mean)
     black = (mean < _BLACK) & inside
     wide = wide_regions(black, image.shape[-1] // _THICK)
     near = (_grown(black.float(), 1) > 0.5) & inside
-    chosen = looks.chosen.to(image.device) & _clips_fat(mean, inside & ~wide)
+    chosen = _clips_fat(mean, inside & ~wide)
     # A pixel beside fat is fat by as much as it is darker than the tissue beside it: no dark line is left between.
     tissue = _grown(mean, 1).clamp(min=_TISSUE)
     fraction = (tissue - mean) / (tissue + 1.0) * near
-    level = torch.where(wide, _each(looks.gas, image), _each(looks.fat, image))
+    level = torch.where(wide, _each(gas, image), _each(fat, image))
     lit = (image + 1.0) + 2.0 * level * fraction  # brightness: 0 is air
     lit = lit * (2.0 / lit.amax(dim=(1, 2, 3), keepdim=True).clamp(min=2.0)) - 1.0
     return torch.where(_each(chosen, image) > 0, lit, image)

@@ -48,6 +48,9 @@ ENCODER = "models/encoder.safetensors"
 PERCEPTUAL = "models/perceptual.safetensors"
 STUDENT = "models/student.safetensors"  # not in every model
 CURVATURE = "models/curvature.safetensors"  # not in every model
+# To go on training; segmenting needs neither. Not in every model.
+IMAGE_D = "models/image_discriminator.safetensors"
+PAIR_D = "models/pair_discriminator.safetensors"
 _INVERTER = (GENERATOR, ENCODER, PERCEPTUAL)  # none of them in a student alone
 _EVERY_WEIGHT = {*_INVERTER, STUDENT, CURVATURE}
 
@@ -126,12 +129,15 @@ def save_bundle(
     perceptual: Perceptual | None = None,
     student: nn.Module | None = None,
     curvature: Curvature | None = None,
+    image_d: nn.Module | None = None,
+    pair_d: nn.Module | None = None,
     facts: dict[str, Any],
     half: bool = True,
 ) -> Path:
     """Write a bundle folder, in place of an older bundle there. Returns the folder.
 
-    generator, encoder and perceptual: all three, or none for a student alone. It is written under a temporary
+    generator, encoder and perceptual: all three, or none for a student alone. image_d and pair_d, D_r and D_m, let
+    a training begin with the model. It is written under a temporary
     name beside ``folder``, then renamed: half a bundle is never there. facts: plain data about the training;
     "licence" and "version" (of the model) are put into the metadata, numbers that are not finite are left out.
     half: store the weights in half precision, halving the files.
@@ -139,7 +145,7 @@ def save_bundle(
     Raises InputError when ``folder`` holds something that is not a bundle, or weights are not finite.
     """
     parts = {GENERATOR: generator, ENCODER: encoder, PERCEPTUAL: perceptual}
-    parts |= {STUDENT: student, CURVATURE: curvature}
+    parts |= {STUDENT: student, CURVATURE: curvature, IMAGE_D: image_d, PAIR_D: pair_d}
     networks = {path: part for path, part in parts.items() if part is not None}
     if missing := [path for path in _needed(networks) if path not in networks]:
         raise ValueError(f"a model with {', '.join(networks) or 'nothing'} needs {missing[0]} too")
@@ -194,7 +200,7 @@ def _weights(network: nn.Module, path: str, *, half: bool) -> bytes:
     tensors = {}
     for key, tensor in network.state_dict().items():
         # Training at a grown resolution leaves D_r a second input layer, which its features do not pass.
-        if ".from_half." not in key:
+        if "from_half." not in key:
             tensors[key] = _stored(tensor, path, half=half)
     return to_safetensors(tensors)
 
@@ -285,6 +291,25 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
             network.to(device).eval().requires_grad_(False)
     name, facts = settings["name"], settings["facts"]
     return Bundle(folder, name, bundle_hash(folder), config, facts, inverter, student, device)
+
+
+def stored_weights(reference: str | Path) -> dict[str, dict[str, Tensor]]:
+    """The weights of every network of a model, in float32, by their file in it.
+
+    Raises InputError as ``load_bundle``.
+    """
+    folder = find_bundle(reference)
+    found = {}
+    for path, content in _manifest(folder).items():
+        if path.endswith(".safetensors"):
+            if problem := _problem(folder, path, content):
+                raise InputError(f"{problem} {_AGAIN}")
+            try:
+                tensors = load_file(folder / path)
+            except SafetensorError as error:
+                raise InputError(f"{folder / path}: damaged ({error}). {_AGAIN}") from error
+            found[path] = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+    return found
 
 
 def _load_inverter(folder: Path, config: TrainConfig, *, curved: bool) -> Inverter:

@@ -456,8 +456,9 @@ def preset(
     of = MODALITIES[modality]
     move = {key: of[key] for key in ("flip", "fill")}
     own = _small_presets(size, move) if name in ("tiny", "small") else _large_presets(name, size, move)
-    of_student = student_size or (min(2 * size, SIZES[-1]) if name in ("tiny", "small") else size)
-    own["student_train"] = _student(of_student, modality, move)
+    if student_size is None:
+        student_size = min(2 * size, SIZES[-1]) if name in ("tiny", "small") else size
+    own["student_train"] = _student(student_size, modality, move)
     values = merge(TrainConfig().to_dict(), own)
     generator = {"size": size, "image_channels": of["image_channels"], "num_classes": num_classes}
     changes = {"modality": modality, "preset": name, "generator": generator}

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from sgan_core.appearance import (
-    AppearanceConfig,
+    always,
     apply_curves,
+    apply_looks,
     bias_fields,
+    draw_looks,
     inside_body,
     light_fat,
     random_curves,
@@ -21,6 +25,7 @@ from sgan_core.appearance import (
     wide_regions,
 )
 from sgan_core.errors import InputError
+from sgan_core.looks import LOOKS, AppearanceConfig
 
 ALWAYS = AppearanceConfig(fat=1.0, curve=1.0, bias=1.0, noise=1.0, blur=1.0)
 NEVER = AppearanceConfig(fat=0.0, curve=0.0, bias=0.0, noise=0.0, blur=0.0)
@@ -246,3 +251,108 @@ def test_looks_without_fat_are_drawn_as_before_it_was_there() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         AppearanceConfig(**wrong)
+
+
+# --- the looks of X-rays and photographs -----------------------------------------------------------
+
+
+def test_gamma_raises_brightness_to_a_power_in_its_range() -> None:
+    image = images(400)
+    config = replace(NEVER, gamma=0.5, gamma_log=(-1.0, 1.2))
+    looks = draw_looks(tuple(image.shape), seeded(), config)
+    changed = apply_looks(image, looks)
+    torch.testing.assert_close((changed + 1) / 2, ((image + 1) / 2) ** looks.power[:, None, None, None])
+    log = looks.power.log()
+    assert (log == 0.0).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert -1.0 <= log.min() < -0.9
+    assert 1.1 < log.max() <= 1.2
+
+
+def test_contrast_is_about_the_middle_grey_with_an_offset() -> None:
+    image = images(400)
+    config = replace(NEVER, contrast=0.5, contrast_factor=(0.6, 1.1), offset=0.2)
+    looks = draw_looks(tuple(image.shape), seeded(), config)
+    factor, offset = looks.contrast.unbind(dim=1)
+    wanted = (image * factor[:, None, None, None] + offset[:, None, None, None]).clamp(-1, 1)
+    torch.testing.assert_close(apply_looks(image, looks), wanted)
+    kept = (factor == 1.0) & (offset == 0.0)
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert 0.6 <= factor.min() < 0.65
+    assert 1.05 < factor.max() <= 1.1
+    assert 0.17 < offset.abs().max() <= 0.2
+
+
+def test_white_changes_by_channel_and_only_in_brightness() -> None:
+    image = images(200, channels=3) * 0.3 - 0.4  # stays below white
+    looks = draw_looks(tuple(image.shape), seeded(), replace(NEVER, colour=1.0, colour_log=0.25))
+    factors = (apply_looks(image, looks) + 1) / (image + 1)  # (B, 3, H, W)
+    flat = factors.flatten(2)
+    torch.testing.assert_close(flat.amax(dim=2), flat.amin(dim=2))
+    log = flat[..., 0].log()
+    assert 0.22 < log.abs().max() <= 0.25 + 1e-4
+    assert (log.amax(dim=1) - log.amin(dim=1)).median() > 0.1  # the channels differ
+
+
+def test_a_vignette_darkens_corners_and_leaves_the_middle() -> None:
+    image = torch.zeros(200, 3, 64, 64)
+    changed = apply_looks(image, draw_looks(tuple(image.shape), seeded(), replace(NEVER, vignette=1.0)))
+    torch.testing.assert_close(changed[..., 24:40, 24:40], image[..., 24:40, 24:40])
+    corners = changed[..., [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners <= 0.0).all()
+    assert (corners.amin(dim=(1, 2)) < -0.9).float().mean() > 0.5
+
+
+def test_hairs_are_thin_dark_and_not_everywhere() -> None:
+    image = torch.full((100, 3, 128, 128), 0.5)
+    changed = apply_looks(image, draw_looks(tuple(image.shape), seeded(), replace(NEVER, hair=1.0)))
+    covered = (changed < 0.45).all(dim=1).float().mean(dim=(1, 2))  # share of the picture
+    assert covered.median() > 0.01
+    assert covered.max() < 0.35
+    assert changed.amin() < -0.5
+    assert torch.equal(changed.amax(dim=1), changed.amin(dim=1))  # grey, so all channels alike
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_blur_is_a_share_of_the_side(size: int) -> None:
+    """Against scipy's, whose widths are pixels; borders, which differ, are left out."""
+    image = torch.rand(1, 1, size, size, generator=seeded(5)) * 2 - 1
+    looks = draw_looks((1, 1, size, size), seeded(1), replace(NEVER, blur=1.0))
+    sigma_px = float(looks.blur_px)
+    assert 0.5 * size / 64 < sigma_px <= size / 64
+    reference = gaussian_filter(image[0, 0].numpy(), sigma_px, truncate=4.0)
+    edge = size // 8
+    found = apply_looks(image, looks)[0, 0].numpy()
+    inside = np.s_[edge:-edge, edge:-edge]
+    np.testing.assert_allclose(found[inside], reference[inside], atol=0.02)
+    assert np.abs(image[0, 0].numpy()[inside] - reference[inside]).max() > 0.1
+
+
+@pytest.mark.parametrize("modality", sorted(LOOKS))
+def test_looks_of_every_modality_are_in_range_and_seeded(modality: str) -> None:
+    image = images(16, channels=3 if modality in ("dermoscopy", "face") else 1)
+    first, again = (shift_appearance(image, seeded(3), LOOKS[modality]) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.abs().max() <= 1.0
+    assert (first - image).abs().mean() > 0.05
+    half = slice(0, 8)
+    looks = draw_looks(tuple(image.shape), seeded(3), LOOKS[modality])
+    part = apply_looks(image[half], looks.part(lambda rows: rows[half]))
+    torch.testing.assert_close(part, first[half])
+
+
+@pytest.mark.parametrize("modality", ["xray", "dermoscopy", "face"])
+def test_gentle_looks_keep_what_is_brighter(modality: str) -> None:
+    """No device turns an X-ray or a photograph into its negative: order along a ramp stays, noise apart."""
+    gentle = replace(LOOKS[modality], noise=0.0, bias=0.0, hair=0.0, vignette=0.0, blur=0.0)
+    channels = 1 if modality == "xray" else 3
+    ramp = torch.linspace(-1, 1, 64).expand(200, channels, 64, 64)
+    assert (shift_appearance(ramp, seeded(), gentle).diff(dim=-1) >= -1e-5).all()
+    wild = shift_appearance(ramp, seeded(), replace(AppearanceConfig(), noise=0.0, bias=0.0, blur=0.0))
+    assert (wild.diff(dim=-1) < -1e-3).flatten(1).any(dim=1).float().mean() > 0.2  # CT's are not like that
+
+
+def test_always_changes_intensities_of_every_image_by_the_same_kinds() -> None:
+    assert always(AppearanceConfig()) == AppearanceConfig(curve=1.0)
+    gentle = always(LOOKS["xray"])
+    assert (gentle.curve, gentle.contrast, gentle.gamma) == (0.0, 1.0, 1.0)
+    assert (gentle.bias, gentle.noise) == (LOOKS["xray"].bias, LOOKS["xray"].noise)

@@ -14,6 +14,7 @@ from sgan_core.config import (
     GanConfig,
     GeneratorConfig,
     PairDiscriminatorConfig,
+    StudentTrainConfig,
     TrainConfig,
     merge,
     preset,
@@ -211,3 +212,56 @@ def test_configs_are_frozen():
     for config in (GanConfig(), EncoderConfig(), PairDiscriminatorConfig()):
         with pytest.raises(AttributeError):
             config.batch = 3  # type: ignore[misc,union-attr]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_students_size_is_a_multiple_of_the_generators_and_grows_by_doubling(name, size):
+    config = preset(name, modality="ct", num_classes=2, size=size)
+    assert config.student_size % size == 0
+    assert config.student_size >= size
+    sizes = [*config.student_train.growth, config.student_size]
+    assert all(later == 2 * earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    assert sum(config.student_train.growth.values()) < 0.85
+
+
+def test_students_sizes_of_the_presets():
+    found = {name: preset(name, modality="ct", num_classes=2).student_size for name in PRESETS}
+    assert found == {"tiny": 128, "small": 256, "paper": 256, "official": 256}
+    assert preset("tiny", modality="ct", num_classes=2, student_size=192).student_train.growth == {96: 0.6}
+
+
+@pytest.mark.parametrize("size", [100, 96, 32, 0, -64])
+def test_a_student_that_the_generator_cannot_follow_is_refused(size):
+    with pytest.raises(InputError, match="student: size"):
+        preset("tiny", modality="ct", num_classes=2, student_size=size)
+
+
+@pytest.mark.parametrize(
+    "growth", [{64: 1.0}, {64: 0.0}, {64: 0.7, 32: 0.2}, {48: 0.5}, {8: 0.5}, {64: 0.5, 96: 0.2}]
+)
+def test_growth_that_does_not_lead_to_the_size_is_refused(growth):
+    config = preset("tiny", modality="ct", num_classes=2).to_dict()
+    with pytest.raises(InputError, match="student: growth"):
+        TrainConfig.from_dict(merge(config, {"student_train": {"growth": growth}}))
+
+
+def test_a_config_without_a_student_size_has_the_generators():
+    """As in models from before students had a size of their own."""
+    config = preset("tiny", modality="ct", num_classes=2).to_dict()
+    for name in ("size", "growth", "looks"):
+        del config["student_train"][name]
+    found = TrainConfig.from_dict(config)
+    assert found.student_size == 64
+    assert found.student_train.looks == StudentTrainConfig().looks
+    assert found.student_train.growth == {}
+
+
+@pytest.mark.parametrize("modality", sorted(MODALITIES))
+def test_each_modality_has_its_looks(modality):
+    student = preset("tiny", modality=modality, num_classes=2).student_train
+    wild = modality in ("ct", "mr")
+    assert (student.looks.curve > 0.0) is wild
+    assert (student.negative_share > 0.0) is wild
+    assert (student.looks.hair > 0.0) is (modality == "dermoscopy")
+    assert student.geometry.rotation_deg == (180.0 if modality == "dermoscopy" else 12.0)

@@ -88,7 +88,12 @@ def parser() -> argparse.ArgumentParser:
         "after it come on top",
     )
     add("--resume", action="store_true", help="continue the run in --output; only limits may change")
-    add("--init-from", type=Path, metavar="DIR", help="start from a run at half the size")
+    add(
+        "--init-from",
+        type=Path,
+        metavar="RUN|MODEL",
+        help="begin with the weights of another run, e.g. at half the size, or of a model (folder, .zip or name)",
+    )
     add(
         "--perceptual",
         metavar="NAME",
@@ -273,6 +278,7 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
     from sgan_core.errors import InputError
     from sgan_core.training import run as training
     from sgan_core.training.loop import StopSignal
+    from sgan_core.training.origin import read_origin
     from sgan_core.training.parallel import rank
 
     stop = StopSignal(args.stop_file)
@@ -302,7 +308,7 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
         args.output,
         device,
         max_minutes=args.max_minutes,
-        init_from=args.init_from,
+        origin=read_origin(args.init_from) if args.init_from else None,
         perceptual_weights=args.perceptual_weights,
         should_stop=lambda: bool(stop),
         **(told if rank() == 0 else {}),

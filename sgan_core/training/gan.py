@@ -402,15 +402,16 @@ class GanTrainer:
         )  # runs of earlier versions did not count them
 
     def init_from(self, state: dict[str, Any]) -> list[str]:
-        """Take over all weights of a smaller model that fit; returns the names of those that start anew.
+        """Take over all weights of a model that fit; returns the names of those that start anew.
 
-        The new resolution's heads start at zero, so the first image is the smaller one, up-sampled.
+        state: "ema", "image_d" and "pair_d" of ``state_dict``; without a discriminator it starts anew. Of a smaller
+        model the new resolution's heads start at zero, so the first image is the smaller one, up-sampled.
         """
         size = str(self.config.generator.size)
         fresh = []
         for name, net in (("generator", self.generator), ("image_d", self.image_d), ("pair_d", self.pair_d)):
-            source = dict(state["ema" if name == "generator" else name])
-            if name == "image_d" and self.grown:
+            source = dict(state.get("ema" if name == "generator" else name, {}))
+            if name == "image_d" and self.grown and source:
                 for part in ("weight", "bias"):
                     source[f"from_half.{part}"] = source.pop(f"from_image.{part}")
             own = net.state_dict()

@@ -26,6 +26,7 @@ from sgan_core.curvature import measure_curvature
 from sgan_core.device import describe
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.files import replacing
+from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
@@ -35,6 +36,7 @@ from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
+from sgan_core.training.origin import Origin, take_over
 from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
@@ -56,7 +58,7 @@ class Run:
     folder: Path
     device: torch.device
     max_minutes: float | None = None
-    init_from: Path | None = None
+    origin: Origin | None = None  # weights to begin with
     perceptual_weights: Path | None = None
     cache: Path | None = None  # prepared slices; the cohort's if it has some, else inside the folder
     on_progress: OnProgress = lambda done, total, message: None
@@ -267,15 +269,13 @@ def _limits(config: TrainConfig, max_images: int, deadline: float | None, evalua
 def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None) -> None:
     checkpoint, best_file = run.checkpoints / "gan.pt", run.checkpoints / "gan_best.pt"
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
-    smaller = None
-    if state is None and run.init_from is not None:
-        smaller = load_checkpoint(run.init_from / "checkpoints" / "gan.pt")
-    grown = bool(state["grown"]) if state else smaller is not None and config.gan.fade_images > 0
+    start = run.origin.gan if state is None and run.origin else None
+    grown = bool(state["grown"]) if state else start is not None and _is_smaller(start, config)
     trainer = GanTrainer(config, store, run.device, grown=grown)
     if state is not None:
         trainer.load_state_dict(state)
-    elif smaller is not None:
-        trainer.init_from(smaller)
+    elif start is not None:
+        trainer.init_from(start)
     watch: evaluate.GanWatch | None = None
     judged = -1
 
@@ -302,6 +302,12 @@ def _train_gan(run: Run, config: TrainConfig, store: SliceStore, log: RunLog, de
         raise Cancelled(f"stopped after {trainer.images} images; continue with --resume")
     if judged != trainer.images:
         log.write("gan", trainer.images, judge())
+
+
+def _is_smaller(start: dict[str, Any], config: TrainConfig) -> bool:
+    """Whether weights are of a generator without this one's highest resolution, which D_r is to fade in."""
+    block = f"synthesis.blocks.{config.generator.size}."
+    return config.gan.fade_images > 0 and not any(name.startswith(block) for name in start["ema"])
 
 
 def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: float | None) -> nn.Module:
@@ -402,8 +408,6 @@ def trained_generator(run: Run, config: TrainConfig) -> tuple[Generator, dict[st
 def _perceptual(run: Run, config: TrainConfig) -> Perceptual:
     discriminator = None
     if config.perceptual == "discriminator":
-        from sgan_core.networks.discriminators import ImageDiscriminator
-
         state = load_checkpoint(run.checkpoints / "gan.pt")
         discriminator = ImageDiscriminator(
             config.image_discriminator,
@@ -421,6 +425,10 @@ def _train_encoder(
 ) -> None:
     generator, _ = trained_generator(run, config)
     trainer = EncoderTrainer(config, store, run.device, generator, _perceptual(run, config))
+    if run.origin and run.origin.encoder is not None:
+        take_over(trainer.encoder, run.origin.encoder, f"{run.origin.name}, encoder")
+        if config.encoder.from_mean_w:  # of this generator
+            trainer.encoder.mean_w.copy_(generator.mean_w)
 
     def quality() -> dict[str, float]:
         sheet = _sheet(run, "encoder", trainer.images)
@@ -437,6 +445,9 @@ def _train_student(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
 ) -> None:
     trainer = _student_trainer(run, config, store)
+    if run.origin and run.origin.student is not None:
+        for network in (trainer.net, trainer.average):
+            take_over(network, run.origin.student, f"{run.origin.name}, student")
     validation = evaluate.StudentWatch(store, config.generator.num_classes, config.student_train.looks)
 
     def quality() -> dict[str, float]:
@@ -571,6 +582,7 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         "encoder": encoder.eval(),
         "perceptual": perceptual.cpu(),
         "curvature": curvature,
+        **_discriminators(run, config),
     }
     save(facts, **networks)
     if student is not None:
@@ -580,6 +592,21 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         facts |= trust_facts(load_bundle(folder, run.device), store, on_progress=calibrating)
         save(facts, **networks)
     return folder
+
+
+def _discriminators(run: Run, config: TrainConfig) -> dict[str, nn.Module]:
+    """D_r and D_m as the last step of stage 1 left them."""
+    trained = load_checkpoint(run.checkpoints / "gan.pt")
+    channels, classes = config.generator.image_channels, config.generator.num_classes
+    found: dict[str, nn.Module] = {
+        "image_d": ImageDiscriminator(
+            config.image_discriminator, image_channels=channels, grown=bool(trained["grown"])
+        ),
+        "pair_d": PairDiscriminator(config.pair_discriminator, image_channels=channels, num_classes=classes),
+    }
+    for name, network in found.items():
+        network.load_state_dict(trained[name])
+    return found
 
 
 def _trained_encoder(run: Run, config: TrainConfig) -> dict[str, Any] | None:

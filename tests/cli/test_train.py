@@ -577,6 +577,28 @@ def test_growing_from_a_smaller_run(command: list[str], finished: Path, tmp_path
     assert (tmp_path / "run" / "checkpoints" / "gan.pt").is_file()
 
 
+def test_a_training_begins_with_a_model(command: list[str], finished: Path, tmp_path: Path) -> None:
+    """The student of 8 more images is near the model's; one that began anew is not. The bundle can be gone on with."""
+    few = tmp_path / "few.yaml"
+    settings = yaml.safe_load(Path(command[5]).read_text(encoding="utf-8"))
+    settings.setdefault("student_train", {})["max_images"] = 8
+    few.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    options = [*command, "--config", str(few), "--stage", "student"]
+    assert main([*options, "--output", str(tmp_path / "a"), "--init-from", str(finished / "bundle")]) == 0
+    assert main([*options, "--output", str(tmp_path / "b"), "--seed", "77"]) == 0
+    model, begun, anew = (
+        load_bundle(run / "bundle").student for run in (finished, tmp_path / "a", tmp_path / "b")
+    )
+
+    def apart(student: Any) -> float:
+        pairs = zip(student.parameters(), model.parameters(), strict=True)
+        return sum(float((one - other).square().sum()) for one, other in pairs)
+
+    assert apart(begun) < 0.2 * apart(anew)
+    gan = [*command, "--stage", "gan", "--max-images", "8", "--output", str(tmp_path / "c")]
+    assert main([*gan, "--init-from", str(finished / "bundle")]) == 0
+
+
 # --- settings --------------------------------------------------------------------------------------
 
 

@@ -204,6 +204,7 @@ def test_every_metric_is_scored_on_the_grid_of_the_image() -> None:
     cohort = replace(cohort, cases=cohort.cases[:1])
     labels = cohort.labels
     config = SimpleNamespace(
+        student_size=32,
         generator=SimpleNamespace(size=32, image_channels=1),
         intensity=cohort.intensity,
         squash=False,

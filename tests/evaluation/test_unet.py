@@ -104,14 +104,17 @@ def test_the_best_validated_network_is_returned(monkeypatch: pytest.MonkeyPatch)
 def test_only_labelled_patients_asked_for_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     store = discs()
     seen: set[int] = set()
+    read = SliceStore.label_batch
 
     def spy(self: SliceStore, index: np.ndarray) -> torch.Tensor:
         seen.update(index.tolist())
-        return torch.from_numpy(self.labels[index].astype(np.int64))
+        return read(self, index)
 
     monkeypatch.setattr(SliceStore, "label_batch", spy)
     train_unet(store, UnetConfig(steps=8, batch=8), labelled=2, num_classes=2)
-    assert seen == set(store.labelled(2).tolist())
+    judged = store.slices_of(split="validation", with_label=True)
+    assert seen == {*store.labelled(2).tolist(), *judged.tolist()}
+    assert set(judged.tolist()).isdisjoint(store.labelled(2).tolist())
 
 
 def test_progress_is_reported_and_stopping_keeps_a_network() -> None:

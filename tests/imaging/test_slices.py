@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial.transform import Rotation
 
 from sgan_core.cohort import Intensity
@@ -26,9 +26,12 @@ from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.slices import (
     AntialiasedResize,
     SliceStack,
+    enlarged,
     images_to_volume,
     in_input_units,
     labels_to_model,
+    reduced,
+    reduced_labels,
     slice_centres_mm,
     to_model,
     to_volume,
@@ -603,3 +606,75 @@ def test_full_ct_is_cut_within_two_seconds() -> None:
     start = time.perf_counter()
     to_model(Volume(array, grid), size=64, intensity=HU)
     assert time.perf_counter() - start < 2.0
+
+
+# --- two sizes of one model: student and generator --------------------------------------------------
+
+
+@quick
+@given(factor=st.integers(1, 4), size=st.integers(1, 6), seed=st.integers(0, 99))
+def test_reduced_images_are_means_of_blocks(factor: int, size: int, seed: int) -> None:
+    image = np.random.default_rng(seed).normal(size=(2, 3, size * factor, size * factor)).astype(np.float32)
+    blocks = image.reshape(2, 3, size, factor, size, factor).mean(axis=(3, 5))
+    np.testing.assert_allclose(reduced(torch.from_numpy(image), size).numpy(), blocks, atol=1e-6)
+
+
+@quick
+@given(factor=st.integers(1, 4), size=st.integers(1, 6), seed=st.integers(0, 99))
+def test_reduced_labels_are_the_majority_of_blocks_the_lowest_of_equals(
+    factor: int, size: int, seed: int
+) -> None:
+    labels = np.random.default_rng(seed).choice([0, 2, 7], size=(2, size * factor, size * factor))
+    blocks = labels.reshape(2, size, factor, size, factor).swapaxes(2, 3).reshape(2, size, size, -1)
+    counts = np.stack([(blocks == value).sum(axis=-1) for value in (0, 2, 7)], axis=-1)
+    wanted = np.array([0, 2, 7])[counts.argmax(axis=-1)]
+    np.testing.assert_array_equal(reduced_labels(torch.from_numpy(labels), size).numpy(), wanted)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_enlarging_is_scipys_linear_zoom(factor: int) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 2, 8, 8)).astype(np.float32)
+    wanted = zoom(image, (1, 1, factor, factor), order=1, mode="nearest", grid_mode=True)
+    np.testing.assert_allclose(enlarged(torch.from_numpy(image), 8 * factor).numpy(), wanted, atol=1e-6)
+
+
+@quick
+@given(grid=grids(), data=st.data())
+def test_the_generators_answers_come_back_to_the_same_place(grid: Grid, data: st.DataObject) -> None:
+    """Probabilities of a quarter of the size lie where the stack's own lie, half a small pixel at most."""
+    stack = to_model(noise_volume(grid), size=64, intensity=HU)
+    count = len(stack.images)
+    row, column = (data.draw(st.floats(20.0, 44.0)) for _ in range(2))
+    place = np.arange(64) + 0.5
+    inside = np.hypot(place[:, None] - row, place[None] - column) < 12
+    probs = np.broadcast_to(np.stack([~inside, inside]).astype(np.float32), (count, 2, 64, 64))
+    fine = to_volume(probs, stack)
+    coarse = to_volume(reduced(torch.from_numpy(probs.copy()), 16), stack)
+    if fine.sum() > 200:
+        centres = [np.argwhere(mask == 1).mean(axis=0) for mask in (fine, coarse)]
+        scale = np.maximum(np.array(grid.shape) / 16.0, 1.0)
+        assert (np.abs(centres[0] - centres[1]) / scale).max() < 0.5
+    picture = images_to_volume(reduced(torch.from_numpy(stack.images), 16), stack)
+    assert picture.shape == grid.shape
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 24, 24), (5, 2, 32, 16), (5, 2, 0, 0), (4, 2, 32, 32)])
+def test_sizes_that_do_not_divide_are_our_mistake(shape: tuple[int, ...]) -> None:
+    stack = to_model(noise_volume(Grid((20, 20, 5), np.eye(4))), size=64, intensity=HU)
+    with pytest.raises(ValueError, match="expected, got"):
+        to_volume(np.zeros(shape, np.float32), stack)
+
+
+def test_a_larger_student_draws_smoother_borders() -> None:
+    """A disc on 512 pixels: what 64, 128 and 256 px can draw of it, by DICE and by the roughness of its border."""
+    grid = Grid((512, 512, 1), np.diag([0.8, 0.8, 3.0, 1.0]))
+    place = np.arange(512) + 0.5
+    disc = (np.hypot(place[:, None] - 250.3, place[None] - 241.7) < 90.0).astype(np.uint8)[..., None]
+    error = []
+    for size in (64, 128, 256):
+        stack = to_model(noise_volume(grid), size=size, intensity=HU)
+        small = labels_to_model(disc, stack)
+        back = to_volume(np.stack([small == 0, small == 1], axis=1).astype(np.float32), stack)
+        error.append(float((back != disc).sum()) / disc.sum())
+    assert error[0] > 1.7 * error[1] > 1.7 * 1.7 * error[2]
+    assert error[2] < 0.01

@@ -224,6 +224,7 @@ gpu = pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])
 @pytest.fixture
 def bfloat16_on(monkeypatch) -> Callable[..., None]:
     """From now on these kinds of device compute in bfloat16, and no others."""
+    monkeypatch.setattr(parallel, "has_bfloat16", lambda: False)  # whatever this CPU has
     return lambda *kinds: monkeypatch.setattr(parallel, "AMP_DEVICES", kinds)
 
 

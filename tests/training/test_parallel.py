@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     },
     "encoder_train": {"batch": 8, "latent_weight": 0.5, "appearance_share": 0.5},
     "student_train": {"batch": 8, "channels": [8, 16], "negative_share": 0.3},
+    "amp": False,  # the sum of two processes' bfloat16 gradients is rounded otherwise than that of one
 }
 
 Seen = list[dict[str, Any]]

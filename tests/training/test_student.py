@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from sgan_core.config import StudentTrainConfig
 from sgan_core.errors import InputError
+from sgan_core.looks import AppearanceConfig
+from sgan_core.training import student as student_module
 from sgan_core.training.data import SliceStore
 from sgan_core.training.loop import RunLog, load_checkpoint, save_checkpoint
 from sgan_core.training.run import Run, _train_student
@@ -155,3 +157,95 @@ def test_the_stage_needs_no_generator(disc_store, toy_config, tmp_path):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError, match="student"):
         StudentTrainConfig(**settings)
+
+
+# --- a size of its own, which it grows to ----------------------------------------------------------
+
+
+def test_it_grows_by_its_shares_and_sees_averages(stage, monkeypatch):
+    """Half of the stage at 8 px, a quarter at 16, the rest at the full 32; the network is shown that."""
+    trainer = stage(growth={8: 0.5, 16: 0.25}, max_images=64)
+    shown = []
+    monkeypatch.setattr(
+        trainer,
+        "_changed",
+        lambda image, hot: shown.append((image, hot)) or (image.requires_grad_(False), hot),
+    )
+    sizes = []
+    for _ in range(8):
+        sizes.append(trainer.size)
+        trainer.step()
+    assert sizes == [8, 8, 8, 8, 16, 16, 32, 32]
+    assert [image.shape[-1] for image, _ in shown] == sizes
+    whole = stage(max_images=64).pairs()  # the first batch, at full size
+    torch.testing.assert_close(shown[0][0], F.avg_pool2d(whole[0], 4))
+    majority = F.avg_pool2d(whole[1], 4).argmax(dim=1)
+    assert torch.equal(shown[0][1].argmax(dim=1), majority)
+
+
+def test_what_is_learned_while_small_holds_when_large(disc_store):
+    """Growing, three quarters of the images a sixteenth as dear, it learns discs about as well."""
+    found = {}
+    for name, growth in (("grown", {16: 0.5}), ("whole", {})):
+        config = StudentTrainConfig(
+            channels=(8, 16), batch=8, max_images=1200, negative_share=0.0, growth=growth, appearance=False
+        )
+        trainer = StudentTrainer(config, disc_store(), CPU, labelled=2, num_classes=2, seed=0)
+        while trainer.images < 1200:
+            trainer.step()
+        image, hot = stage_pairs(disc_store)
+        with torch.no_grad():
+            drawn = trainer.average(image).argmax(dim=1) > 0
+        true = hot[:, 1] > 0.5
+        found[name] = float(2 * (drawn & true).sum() / (drawn.sum() + true.sum()))
+    assert found["grown"] > 0.9
+    assert found["grown"] > found["whole"] - 0.03
+
+
+def stage_pairs(disc_store):
+    config = StudentTrainConfig(channels=(8, 16), batch=16, negative_share=0.0)
+    return StudentTrainer(config, disc_store(), CPU, labelled=2, num_classes=2, seed=9).pairs()
+
+
+def test_a_smaller_size_than_the_slices_is_taken_from_the_config(disc_store):
+    config = StudentTrainConfig(channels=(4, 8), size=16, batch=4)
+    trainer = StudentTrainer(config, disc_store(), CPU, labelled=2, num_classes=2, seed=0)
+    assert (trainer.size, trainer.pairs()[0].shape) == (16, (4, 1, 16, 16))
+
+
+def test_slices_that_cannot_be_averaged_are_our_mistake(disc_store):
+    with pytest.raises(ValueError, match="32 px cannot be averaged to 24"):
+        disc_store().at(24)
+
+
+@pytest.mark.parametrize(
+    ("able", "amp", "dtype"), [(True, True, "bfloat16"), (True, False, "float32"), (False, True, "float32")]
+)
+def test_bfloat16_on_a_cpu_that_has_it(stage, monkeypatch, able, amp, dtype):
+    """Only there, and only the network: the loss is float32, and within 5 % of float32's."""
+    from sgan_core.training import parallel
+
+    monkeypatch.setattr(parallel, "has_bfloat16", lambda: able)
+    trainer, reference = stage(), stage()
+    trainer.amp, reference.amp = amp, False
+    seen = []
+    first = next(part for part in trainer.net.modules() if isinstance(part, torch.nn.Conv2d))
+    first.register_forward_hook(lambda module, given, answer: seen.append(answer.dtype))
+    loss = student_module.segmentation_loss
+    monkeypatch.setattr(student_module, "segmentation_loss", lambda a, b: seen.append(a.dtype) or loss(a, b))
+    losses = [(trainer.step()["loss"], reference.step()["loss"]) for _ in range(5)]
+    assert seen[:2] == [getattr(torch, dtype), torch.float32]
+    for found, wanted in losses:
+        assert found == pytest.approx(wanted, rel=0.05 if dtype == "bfloat16" else 0.0)
+
+
+def test_the_configs_looks_are_what_it_is_shown(stage):
+    """Looks that only darken: no pixel of any batch is brighter than before."""
+    dark = AppearanceConfig(
+        fat=0.0, curve=0.0, bias=0.0, noise=0.0, blur=0.0, gamma=1.0, gamma_log=(0.5, 0.6)
+    )
+    trainer = stage(looks=dark, strength=0.0)
+    image, hot = trainer.pairs()
+    changed, _ = trainer._changed(image, hot)
+    assert (changed <= image + 1e-6).all()
+    assert (image - changed).mean() > 0.02
