@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from sgan_core.config import TrainConfig
 
-_BATCH = 64  # slices in one forward pass without gradients
+_BATCH_PIXELS = (
+    64 * 64 * 64
+)  # in one forward pass without gradients: larger ones are no faster, and take memory
 
 
 def make_segmenter(
@@ -47,7 +49,8 @@ def make_student(config: TrainConfig) -> nn.Module:
 @torch.no_grad()
 def label_probs(net: nn.Module, images: Tensor) -> Tensor:
     """Softmax (N, K, S, S) float32 of images (N, C, S, S) in [-1, 1]; ``net`` is in evaluation mode."""
-    return torch.cat([net(part).float().softmax(dim=1) for part in images.split(_BATCH)])
+    batch = max(1, _BATCH_PIXELS // (images.shape[-1] * images.shape[-2]))
+    return torch.cat([net(part).float().softmax(dim=1) for part in images.split(batch)])
 
 
 def predict(net: nn.Module, images: np.ndarray) -> np.ndarray:

@@ -10,9 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sgan_core.bundle import ENCODER, GENERATOR, IMAGE_D, PAIR_D, STUDENT, stored_weights
+from sgan_core.bundle import ENCODER, GENERATOR, IMAGE_D, PAIR_D, STUDENT, describe, stored_weights
+from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
-from sgan_core.training.loop import load_checkpoint
+from sgan_core.networks.generator import Generator
+from sgan_core.training.encoder import fingerprint, make_encoder
+from sgan_core.training.loop import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ class Origin:
     gan: dict[str, Any] | None  # for ``GanTrainer.init_from``: "ema", "image_d", "pair_d"
     encoder: Weights | None
     student: Weights | None
+    facts: Mapping[str, Any]  # of a model: images seen, figures
+    config: TrainConfig | None  # of a model
 
 
 def read_origin(reference: Path) -> Origin:
@@ -42,7 +47,9 @@ def read_origin(reference: Path) -> Origin:
         )
         if gan is None and student is None:
             raise InputError(f"{reference}: this run has trained nothing yet. Give another --init-from.")
-        return Origin(str(reference), gan, encoder and encoder["encoder"], student and student["student"])
+        return Origin(
+            str(reference), gan, encoder and encoder["encoder"], student and student["student"], {}, None
+        )
     weights = stored_weights(reference)
     parts = {"ema": GENERATOR, "image_d": IMAGE_D, "pair_d": PAIR_D}
     gan = {name: weights[path] for name, path in parts.items() if path in weights}
@@ -50,7 +57,57 @@ def read_origin(reference: Path) -> Origin:
         logger.warning(
             "%s: without discriminators, so they start anew; its generator may get worse first.", reference
         )
-    return Origin(str(reference), gan or None, weights.get(ENCODER), weights.get(STUDENT))
+    about = describe(reference)
+    config = TrainConfig.from_dict(about["config"])
+    return Origin(
+        str(reference), gan or None, weights.get(ENCODER), weights.get(STUDENT), about["facts"], config
+    )
+
+
+def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
+    """Make a model's generator and encoder those of a run that has none yet, where they mean the same.
+
+    So a student trained from a whole model becomes a whole model again. A stage that is trained replaces them. With
+    other labels or intensities the generator would judge masks of another organ: then the run has none.
+    """
+    there = any((checkpoints / name).exists() for name in ("gan.pt", "gan_best.pt", "encoder_best.pt"))
+    if there or origin.gan is None or origin.encoder is None or origin.config is None:
+        return
+    generator = Generator(config.generator)
+    encoder = make_encoder(config, generator.mean_w)
+    same = _meaning(origin.config) == _meaning(config)
+    if not (same and _fits(generator, origin.gan["ema"]) and _fits(encoder, origin.encoder)):
+        logger.warning(
+            "%s: its generator has other labels, intensities or sizes, so the model has none until it is trained.",
+            origin.name,
+        )
+        return
+    generator.load_state_dict(origin.gan["ema"])
+    facts = origin.facts
+    kept = {"generator": generator.state_dict(), "images": facts.get("gan_images", 0)}
+    discriminators = {name: state for name, state in origin.gan.items() if name != "ema"}
+    figures = {"figures": facts.get("gan_figures", {}), "judge": origin.name}  # of a judge that is gone
+    save_checkpoint(kept | figures | discriminators, checkpoints / "gan_best.pt")
+    found = {name: facts[name] for name in ("validation_dice", "validation_rmse_p95") if name in facts}
+    state = {
+        "encoder": dict(origin.encoder),
+        "images": facts.get("encoder_images", 0),
+        "quality": found.get("validation_dice", -1.0),
+        "generator": fingerprint(generator),
+        "figures": found,
+    }
+    save_checkpoint(state, checkpoints / "encoder_best.pt")
+
+
+def _meaning(config: TrainConfig) -> tuple[Any, ...]:
+    """What a generator's images and labels mean."""
+    labels = [(label.value, label.name.casefold()) for label in config.labels]
+    return config.modality, labels, config.intensity, config.squash
+
+
+def _fits(network: nn.Module, weights: Weights) -> bool:
+    own = network.state_dict()
+    return own.keys() == weights.keys() and all(own[key].shape == weights[key].shape for key in own)
 
 
 def take_over(network: nn.Module, weights: Weights, what: str) -> None:

@@ -36,7 +36,7 @@ from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
-from sgan_core.training.origin import Origin, take_over
+from sgan_core.training.origin import Origin, adopt, take_over
 from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
@@ -229,6 +229,8 @@ def train(
         images=len(store.images),
         resumed=resumed,
     )
+    if run.origin and rank() == 0:
+        adopt(run.origin, config, run.checkpoints)
     began = time.monotonic()  # with the slices at hand: preparing them is no training
     log = RunLog(run.folder, partial(run.on_event, "log"))
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
@@ -408,11 +410,11 @@ def trained_generator(run: Run, config: TrainConfig) -> tuple[Generator, dict[st
 def _perceptual(run: Run, config: TrainConfig) -> Perceptual:
     discriminator = None
     if config.perceptual == "discriminator":
-        state = load_checkpoint(run.checkpoints / "gan.pt")
+        state = _last_gan(run)
         discriminator = ImageDiscriminator(
             config.image_discriminator,
             image_channels=config.generator.image_channels,
-            grown=bool(state["grown"]),
+            grown=bool(state.get("grown")),
         )
         discriminator.load_state_dict(state["image_d"])
     return make_perceptual(
@@ -424,6 +426,8 @@ def _train_encoder(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
 ) -> None:
     generator, _ = trained_generator(run, config)
+    if _trained_encoder(run, config) is None and rank() == 0:  # one of another generator
+        (run.checkpoints / "encoder_best.pt").unlink(missing_ok=True)
     trainer = EncoderTrainer(config, store, run.device, generator, _perceptual(run, config))
     if run.origin and run.origin.encoder is not None:
         take_over(trainer.encoder, run.origin.encoder, f"{run.origin.name}, encoder")
@@ -594,13 +598,21 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
     return folder
 
 
+def _last_gan(run: Run) -> dict[str, Any]:
+    """Stage 1 as its last step left it, or what was adopted in its place."""
+    last, adopted = run.checkpoints / "gan.pt", run.checkpoints / "gan_best.pt"
+    return load_checkpoint(adopted if adopted.exists() and not last.exists() else last)
+
+
 def _discriminators(run: Run, config: TrainConfig) -> dict[str, nn.Module]:
-    """D_r and D_m as the last step of stage 1 left them."""
-    trained = load_checkpoint(run.checkpoints / "gan.pt")
+    """D_r and D_m as the last step of stage 1 left them, or as the model had them that the run began with."""
+    trained = _last_gan(run)
+    if not {"image_d", "pair_d"} <= trained.keys():  # adopted from a model that has none
+        return {}
     channels, classes = config.generator.image_channels, config.generator.num_classes
     found: dict[str, nn.Module] = {
         "image_d": ImageDiscriminator(
-            config.image_discriminator, image_channels=channels, grown=bool(trained["grown"])
+            config.image_discriminator, image_channels=channels, grown=bool(trained.get("grown"))
         ),
         "pair_d": PairDiscriminator(config.pair_discriminator, image_channels=channels, num_classes=classes),
     }

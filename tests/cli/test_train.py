@@ -595,6 +595,13 @@ def test_a_training_begins_with_a_model(command: list[str], finished: Path, tmp_
         return sum(float((one - other).square().sum()) for one, other in pairs)
 
     assert apart(begun) < 0.2 * apart(anew)
+    # The first is whole again, its generator and encoder as they were; the second is a student alone.
+    whole, first = load_bundle(tmp_path / "a" / "bundle"), load_bundle(finished / "bundle")
+    for name in ("generator", "encoder"):
+        own, others = (getattr(bundle, name).state_dict() for bundle in (whole, first))
+        assert all(torch.allclose(own[key], others[key], atol=1e-3) for key in own), name
+    assert whole.facts["gan_images"] == first.facts["gan_images"]
+    assert load_bundle(tmp_path / "b" / "bundle").inverter is None
     gan = [*command, "--stage", "gan", "--max-images", "8", "--output", str(tmp_path / "c")]
     assert main([*gan, "--init-from", str(finished / "bundle")]) == 0
 

@@ -44,7 +44,8 @@ def make(stage: str, config: TrainConfig, store: SliceStore) -> Any:
     if stage == "gan":
         return GanTrainer(config, store, CPU)
     if stage == "student":
-        return StudentTrainer(config.student_train, store, CPU, labelled=2, num_classes=2, seed=config.seed)
+        known = {"labelled": 2, "num_classes": 2, "seed": config.seed, "amp": config.amp}
+        return StudentTrainer(config.student_train, store, CPU, **known)
     torch.manual_seed(0)
     generator = Generator(config.generator)
     generator.update_mean_w(samples=64)

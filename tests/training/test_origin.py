@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from sgan_core.bundle import IMAGE_D, Bundle, load_bundle, save_bundle, stored_weights
+from sgan_core.cohort import Intensity
 from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
 from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.segmenter import make_student
 from sgan_core.training.gan import GanTrainer
-from sgan_core.training.loop import save_checkpoint
-from sgan_core.training.origin import read_origin, take_over
+from sgan_core.training.loop import load_checkpoint, save_checkpoint
+from sgan_core.training.origin import adopt, read_origin, take_over
 from sgan_core.training.run import _is_smaller
 
 CPU = torch.device("cpu")
@@ -114,6 +115,43 @@ def test_neither_run_nor_model(tmp_path: Path) -> None:
         read_origin(tmp_path)
     with pytest.raises(InputError, match="no such model"):
         read_origin(tmp_path / "nothing")
+
+
+def test_a_run_adopts_a_whole_model_that_means_the_same(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path
+) -> None:
+    folder, networks = model
+    origin = read_origin(folder)
+    assert origin.config is not None
+    adopt(origin, origin.config, tmp_path)
+    gan, encoder = (load_checkpoint(tmp_path / name) for name in ("gan_best.pt", "encoder_best.pt"))
+    assert close(gan["generator"], networks["generator"])
+    assert close(gan["pair_d"], networks["pair_d"])
+    assert close(encoder["encoder"], networks["encoder"])
+    before = (tmp_path / "gan_best.pt").read_bytes()
+    adopt(replace(origin, facts={"gan_images": 5}), origin.config, tmp_path)  # what is there stays
+    assert (tmp_path / "gan_best.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["labels", "intensity", "squash", "modality", "size"])
+def test_a_generator_that_means_something_else_is_not_adopted(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
+) -> None:
+    """It would judge the masks of another organ."""
+    origin = read_origin(model[0])
+    config = origin.config
+    assert config is not None
+    changes: dict[str, Any] = {
+        "labels": {"labels": tuple(replace(label, name="another organ") for label in config.labels)},
+        "intensity": {"intensity": Intensity(low=-500.0, high=100.0, unit="HU")},
+        "squash": {"squash": not config.squash},
+        "modality": {"modality": "mr"},
+        "size": {"generator": replace(config.generator, w_dim=2 * config.generator.w_dim)},
+    }
+    with caplog.at_level(logging.WARNING):
+        adopt(origin, replace(config, **changes[change]), tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+    assert "has none until it is trained" in caplog.text
 
 
 def test_the_gan_goes_on_with_what_the_model_drew(
