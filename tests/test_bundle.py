@@ -614,7 +614,7 @@ def test_metadata_tells_the_model(saved: Path) -> None:
     metadata = read_metadata(saved)
     formats = metadata["network_data_format"]
     assert formats["inputs"]["image"]["modality"] == "CT"
-    assert formats["inputs"]["image"]["spatial_shape"] == [32, 32]
+    assert formats["inputs"]["image"]["spatial_shape"] == [64, 64]  # the student's
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "liver"}
     assert "liver" in metadata["task"]
     assert "Research only" in metadata["intended_use"]
@@ -729,7 +729,7 @@ def test_monai_finds_every_property_of_an_inference_workflow(
     required = {name for name, facts in (InferProperties | MetaProperties).items() if facts["required"]}
     optional = {"preprocessing", "postprocessing", "description", "spatial_shape", "channel_def"}
     assert [name for name in required | optional if getattr(workflow, name) is None] == []
-    assert (workflow.bundle_root, workflow.spatial_shape) == (str(folder), [32, 32])
+    assert (workflow.bundle_root, workflow.spatial_shape) == (str(folder), [64, 64])
     assert isinstance(workflow.network_def, torch.nn.Module)
     assert isinstance(workflow.dataset, torch.utils.data.Dataset)
 
@@ -769,11 +769,11 @@ def test_parts_of_a_workflow_can_be_used_one_by_one(whole: Path, tmp_path: Path)
     workflow = workflow_of(whole, device="cpu", image=str(tmp_path / "scan.nii.gz"), quality="fast")
     workflow.initialize()
     item = workflow.dataset[0]
-    assert (item["case"], item["image"].shape) == ("scan", (3, 1, 32, 32))
+    assert (item["case"], item["image"].shape) == ("scan", (3, 1, 64, 64))
     assert -1 <= item["image"].min() < item["image"].max() <= 1
     probs = workflow.inferer(item["image"], workflow.network_def)
-    assert probs.shape == (3, 2, 32, 32)
-    torch.testing.assert_close(probs.float().sum(dim=1), torch.ones(3, 32, 32), atol=2e-3, rtol=0)
+    assert probs.shape == (3, 2, 64, 64)
+    torch.testing.assert_close(probs.float().sum(dim=1), torch.ones(3, 64, 64), atol=2e-3, rtol=0)
     by_student = workflow.network_def.bundle.student(item["image"]).softmax(dim=1)
     torch.testing.assert_close(probs.float(), by_student, atol=2e-3, rtol=0)
 
@@ -828,6 +828,7 @@ def test_bundle_is_a_plain_record(saved: Path) -> None:
     assert dataclasses.is_dataclass(Bundle)
     described = describe(saved)
     assert described["labels"] == [{"value": 1, "name": "liver"}]
-    assert (described["modality"], described["size_px"]) == ("ct", 32)
+    sizes = described["size_px"], described["generator_size_px"]
+    assert (described["modality"], *sizes) == ("ct", 64, 32)
     assert described["bytes"] > 10_000
     json.dumps(described)

@@ -17,7 +17,7 @@ from sgan_core.errors import InputError
 from sgan_core.labelling import SegmentConfig, answers, label_slices, smooth_through_plane
 from sgan_core.networks.segmenter import make_student, predict
 from sgan_core.reconstruction import MindReconstruction, PaperReconstruction, Weighted
-from sgan_core.trust import FEATURES, Anatomy, deep_answers
+from sgan_core.trust import FEATURES, Anatomy, deep_answers, soft_overlap
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,44 @@ def test_answers_are_those_of_the_networks(bundle: Bundle) -> None:
         pair = bundle.generator.synthesis(encoded.encoder(torch.from_numpy(images)))
     np.testing.assert_allclose(found.inverted_probs, pair.label_logits.softmax(dim=1), atol=1e-3)
     np.testing.assert_allclose(found.reconstructions, images, atol=1e-5)
+
+
+def test_student_and_generator_see_their_own_sizes(bundle: Bundle) -> None:
+    """The student draws at twice the generator's size, which sees the average of each four pixels."""
+    images = np.random.default_rng(1).uniform(-1, 1, (4, 1, 64, 64)).astype(np.float32)
+    small = images.reshape(4, 1, 32, 2, 32, 2).mean(axis=(3, 5))
+    assert bundle.student is not None
+    anatomy = Anatomy.of(deep_answers(bundle.student, torch.from_numpy(images)), directions=2)
+    found = label_slices(images, bundle, SegmentConfig("fast"), anatomy=anatomy)
+    np.testing.assert_allclose(found.student_probs, predict(bundle.student, images), atol=1e-3)
+    with torch.no_grad():
+        pair = bundle.generator.synthesis(bundle.encoder(torch.from_numpy(small)))
+    np.testing.assert_allclose(found.inverted_probs, pair.label_logits.softmax(dim=1), atol=1e-3)
+    assert found.label_probs.shape == (4, bundle.config.generator.num_classes, 64, 64)
+    assert found.reconstructions is not None
+    assert found.reconstructions.shape == (4, 1, 32, 32)
+    assert found.features is not None
+    assert np.isfinite(found.features).all()
+    # Trust compares the two at the generator's size.
+    average = found.student_probs.astype(np.float32).reshape(4, -1, 32, 2, 32, 2).mean(axis=(3, 5))
+    overlap = soft_overlap(torch.from_numpy(average), torch.from_numpy(found.inverted_probs).float())
+    np.testing.assert_allclose(
+        found.features[:, list(FEATURES).index("methods")], (1.02 - overlap).log(), atol=5e-3
+    )
+
+
+def test_masks_that_trust_is_calibrated_on_have_the_generators_size(bundle: Bundle) -> None:
+    images = np.random.default_rng(1).uniform(-1, 1, (4, 1, 64, 64)).astype(np.float32)
+    assert bundle.student is not None
+    anatomy = Anatomy.of(deep_answers(bundle.student, torch.from_numpy(images)), directions=2)
+    found, masks = answers(images, bundle, "fast", anatomy)
+    assert found.shape == (4, len(FEATURES))
+    assert {name: mask.shape for name, mask in masks.items()} == {
+        "student": (4, 32, 32),
+        "encoder": (4, 32, 32),
+    }
+    probs = predict(bundle.student, images).reshape(4, -1, 32, 2, 32, 2).mean(axis=(3, 5))
+    assert (masks["student"] == probs.argmax(axis=1)).mean() > 0.99  # half precision may turn a tie
 
 
 def test_without_a_student_the_mask_is_that_of_inversion(bundle: Bundle) -> None:

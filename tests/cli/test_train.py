@@ -666,7 +666,7 @@ def test_small_preset_on_a_cpu_says_what_it_is(capsys: Output, disc_cohort: Path
     options = ["--modality", "ct", "--data", str(disc_cohort), "--device", "cpu", "--print-config"]
     assert main(options) == 0
     printed = capsys.readouterr()
-    assert "using 'tiny' (64 px)" in printed.err
+    assert "using 'tiny' (64 px, student 128 px)" in printed.err
     assert yaml.safe_load(printed.out)["generator"]["size"] == 64
 
 
