@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from model_test import as_the_tests_call_it, asked_classes, merged_label, test_cohort
 from torch import nn
 
 from sgan_core.cli import app
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--images", type=int, default=48_000, metavar="N", help="seen by each student (default 48000)")
     add("--seeds", nargs="+", type=int, default=[0, 1], help="default: 0 1")
     add("--arm", action="append", required=True, metavar="NAME=JSON", help="changes to student_train")
-    add("--test", nargs="*", default=[], metavar="TEST", help="NAME=FOLDER:SPLIT[:PATIENT,PATIENT...]")
+    add("--test", nargs="*", default=[], metavar="TEST", help="NAME=FOLDER:SPLIT, SPLIT may be all")
     add("--labels", nargs="*", default=[], metavar="NAME=1,2", help="classes that are a label of the tests")
     add("--cache", type=Path, required=True, metavar="DIR", help="keeps prepared slices")
     add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
@@ -69,7 +70,7 @@ def make_table(args: argparse.Namespace) -> None:
     """Train what is missing in the table."""
     cohort = load_cohort(args.train)
     arms = dict(_arm(text) for text in args.arm)
-    merged = dict(_merged(text) for text in args.labels)
+    merged = dict(merged_label(text) for text in args.labels)
     configs = {name: _config(args, cohort, changes) for name, changes in arms.items()}
     first = next(iter(configs.values()))
     known = tuple(case for case in cohort.cases if case.labelled)
@@ -81,7 +82,7 @@ def make_table(args: argparse.Namespace) -> None:
         intensity=first.intensity,
     )
     watch = StudentWatch(store, first.generator.num_classes, first.student_train.looks)
-    tests = dict(_tests(source) for source in args.test)
+    tests = dict(test_cohort(source) for source in args.test)
     file = args.output.with_suffix(".json")
     head = {
         "train": cohort.name,
@@ -119,26 +120,6 @@ def _arm(text: str) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
-def _merged(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, values = text.partition("=")
-    return name, tuple(int(value) for value in values.split(","))
-
-
-def _tests(source: str) -> tuple[str, Cohort]:
-    """NAME=FOLDER:SPLIT[:PATIENTS] -> the labelled cases of that split; the split "all" is every case."""
-    name, _, where = source.partition("=")
-    path, split, chosen = [*where.split(":", 2), "", ""][:3]
-    cohort, wanted = load_cohort(path), set(filter(None, chosen.split(",")))
-    cases = tuple(
-        case
-        for case in cohort.cases
-        if case.labelled and split in (case.split, "all") and (not wanted or case.patient in wanted)
-    )
-    if not cases:
-        raise InputError(f"--test {source}: no labelled case of that split. Give another, e.g. {path}:all.")
-    return name, replace(cohort, cases=cases)
-
-
 def _config(args: argparse.Namespace, cohort: Cohort, changes: dict[str, Any]) -> TrainConfig:
     classes = 1 + max(label.value for label in cohort.labels)
     base = preset(args.preset, modality=args.modality, num_classes=classes, student_size=args.student_size)
@@ -174,17 +155,11 @@ def scores(
 
     merged: which classes of the model are a label of the cohort; for others the model's label of the same name.
     """
-    names = {label.name: (label.value,) for label in config.labels} | merged
-    asked = {label.value: names[label.name] for label in cohort.labels if label.name in names}
-    if not asked:
-        raise InputError(f"{cohort.name}: none of its labels is one of the model's; give --labels.")
+    asked = asked_classes(config, cohort, merged)
     evaluation = Evaluation(asked, surfaces=False)
     for case in cohort.cases:
         labels, truth = segmented(net, config, case, cohort)
-        drawn = np.zeros_like(labels)
-        for value, classes in asked.items():
-            drawn[np.isin(labels, classes)] = value
-        evaluation.add(case.patient, drawn, truth)
+        evaluation.add(case.patient, as_the_tests_call_it(labels, asked), truth)
     by_patient: dict[str, dict[str, float]] = {}
     called = {label.value: label.name for label in cohort.labels}
     for one in evaluation.results():

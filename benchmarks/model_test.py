@@ -1,0 +1,165 @@
+"""How good is a model on pictures and patients that it never saw? Every case through the door of sgan-segment.
+
+    python benchmarks/model_test.py --model chest-xray-thorax --labels lung=1,2 \
+        --test JSRT=runs/data/jsrt-test:all Montgomery=runs/data/montgomery:all --output benchmarks/results/chest
+
+Per patient, pooled over the patient's files, on each image's own grid: DICE, Jaccard, and for volumes with millimetres
+HD95 and NSD; what the model said of its mask (ok or review). STEM.json has every patient, STEM.md the means, the
+share of patients below 0.9 (DICE) and 0.5 (Jaccard) and the worst. `--labels lung=1,2`: the model's classes 1 and 2
+are what the tests call lung; other labels go by their name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgan_core.bundle import Bundle, load_bundle
+from sgan_core.cli import app
+from sgan_core.cli.progress import Progress
+from sgan_core.cohort import Cohort, load_cohort
+from sgan_core.config import TrainConfig
+from sgan_core.device import choose_device
+from sgan_core.errors import InputError
+from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
+from sgan_core.imaging.image import Volume
+from sgan_core.labelling import QUALITIES, SegmentConfig
+from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
+from sgan_core.segment import segment_volume
+from sgan_core.training.data import read_case
+
+POOR_DICE, POOR_JACCARD = 0.9, 0.5
+METRICS = ("dice", "jaccard", "hd95_mm", "nsd")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark. Returns the exit code."""
+    p = app.Parser("model_test", description=__doc__ or "")
+    add = p.add_argument
+    add("--model", required=True, metavar="BUNDLE", help="a trained model")
+    add("--test", nargs="+", required=True, metavar="TEST", help="NAME=FOLDER:SPLIT, SPLIT may be all")
+    add("--labels", nargs="*", default=[], metavar="NAME=1,2", help="classes that are a label of the tests")
+    add("--quality", choices=QUALITIES, default="fast", help="the mask is the same (default fast)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
+    return app.run(make_table, p, argv)
+
+
+def make_table(args: argparse.Namespace) -> None:
+    """Score the model on one test after the other; both files are written after each."""
+    bundle = load_bundle(args.model, choose_device(args.device))
+    merged = dict(merged_label(text) for text in args.labels)
+    stored: dict[str, Any] = {"model": bundle.name, "hash": bundle.hash, "quality": args.quality, "tests": {}}
+    for source in args.test:
+        name, cohort = test_cohort(source)
+        stored["tests"][name] = scored(bundle, cohort, merged, args.quality, name)
+        write_text(args.output.with_suffix(".json"), json_text(stored))
+        write_text(args.output.with_suffix(".md"), markdown(table(stored["tests"])))
+    print_table(table(stored["tests"]))
+
+
+def merged_label(text: str) -> tuple[str, tuple[int, ...]]:
+    """NAME=1,2 -> the label of the tests and the model's classes that are it."""
+    name, _, values = text.partition("=")
+    try:
+        return name, tuple(int(value) for value in values.split(","))
+    except ValueError:
+        raise InputError(f"--labels {text}: not NAME=1,2") from None
+
+
+def test_cohort(source: str) -> tuple[str, Cohort]:
+    """NAME=FOLDER:SPLIT -> the name and the labelled cases of that split; "all" is every case."""
+    name, _, where = source.partition("=")
+    path, _, split = where.rpartition(":")
+    cohort = load_cohort(path)
+    cases = tuple(case for case in cohort.cases if case.labelled and split in (case.split, "all"))
+    if not cases:
+        raise InputError(f"--test {source}: no labelled case of that split. Give another, e.g. {path}:all.")
+    return name, replace(cohort, cases=cases)
+
+
+def scored(
+    bundle: Bundle, cohort: Cohort, merged: dict[str, tuple[int, ...]], quality: str, name: str
+) -> dict[str, Any]:
+    """By patient: the figures of each label by name, and what the model said of its masks."""
+    asked = asked_classes(bundle.config, cohort, merged)
+    called = {label.value: label.name for label in cohort.labels}
+    evaluation, status = Evaluation(asked), dict[str, list[str]]()
+    with Progress() as progress:
+        for done, case in enumerate(cohort.cases):
+            progress(done, len(cohort.cases), name)
+            image, truth = read_case(case, cohort)
+            assert truth is not None
+            found = segment_volume(image, bundle, SegmentConfig(quality))
+            drawn = as_the_tests_call_it(found.labels, asked)
+            spacing = image.grid.spacing_mm.tolist() if isinstance(image, Volume) else None
+            evaluation.add(case.patient, drawn, truth, spacing_mm=spacing)
+            status.setdefault(case.patient, []).append(found.trust.status)
+    patients: dict[str, Any] = {patient: {"trust": said, "labels": {}} for patient, said in status.items()}
+    for one in evaluation.results():
+        figures = {
+            metric: round(value, 5) for metric, value in one.scores.as_dict().items() if metric in METRICS
+        }
+        patients[one.patient]["labels"][called[one.label]] = figures
+    return patients
+
+
+def asked_classes(
+    config: TrainConfig, cohort: Cohort, merged: dict[str, tuple[int, ...]]
+) -> dict[int, tuple[int, ...]]:
+    """A cohort's label value -> the model's classes that are it: ``merged``, or the label of the same name."""
+    classes = {label.name: (label.value,) for label in config.labels} | merged
+    asked = {label.value: classes[label.name] for label in cohort.labels if label.name in classes}
+    if not asked:
+        raise InputError(f"{cohort.name}: none of its labels is one of the model's; give --labels.")
+    return asked
+
+
+def as_the_tests_call_it(labels: np.ndarray, asked: dict[int, tuple[int, ...]]) -> np.ndarray:
+    """A model's label map in the values of a cohort; classes that nobody asked for are background."""
+    drawn = np.zeros_like(labels)
+    for value, own in asked.items():
+        drawn[np.isin(labels, own)] = value
+    return drawn
+
+
+def table(tests: dict[str, Any]) -> Table:
+    """A line for each test and label."""
+    lines = []
+    for test, patients in tests.items():
+        names = dict.fromkeys(name for one in patients.values() for name in one["labels"])
+        for name in names:
+            found = [one["labels"][name] for one in patients.values()]
+            dice, jaccard = ([one[metric] for one in found] for metric in ("dice", "jaccard"))
+            hd95 = mean_without_nan([one["hd95_mm"] for one in found])[0]
+            sent = np.mean(["review" in one["trust"] for one in patients.values()])
+            cells = [
+                number(mean_without_nan(dice)[0]),
+                number(mean_without_nan(jaccard)[0]),
+                f"{np.mean([value < POOR_DICE for value in dice]):.0%}",
+                f"{np.mean([value < POOR_JACCARD for value in jaccard]):.0%}",
+                number(float(np.nanmin(dice))),
+                number(hd95, 1),
+                f"{sent:.0%}",
+            ]
+            lines.append((test, name, str(len(found)), *cells))
+    header = (
+        "test",
+        "label",
+        "patients",
+        "DICE",
+        "Jaccard",
+        f"DICE < {POOR_DICE}",
+        f"Jaccard < {POOR_JACCARD}",
+    )
+    return Table("Patients no training saw", (*header, "worst DICE", "HD95 mm", "to review"), tuple(lines), 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

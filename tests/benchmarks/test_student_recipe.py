@@ -1,0 +1,173 @@
+"""The benchmarks of students and of finished models, on discs: what is trained, kept, scored, and by which name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgan_core.bundle import load_bundle, save_bundle
+from sgan_core.cohort import Case, Cohort, Intensity, Label, load_cohort, rank_labelled, save_cohort
+from sgan_core.errors import InputError
+from sgan_core.metrics.per_patient import dice_from_counts
+from sgan_core.networks.segmenter import make_student
+
+LEFT, RIGHT = Label(1, "left disc", (200, 90, 60)), Label(2, "right disc", (60, 90, 200))
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """They are scripts, not a package: student_recipe imports its neighbour."""
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module("student_recipe"), importlib.import_module("model_test")
+    sys.path.remove(folder)
+
+
+def cohort_of(folder: Path, name: str, labels: tuple[Label, ...], patients: int, split: str) -> Path:
+    """Pictures with two discs; the stored label is 1 for both where there is one class. Returns the prepared folder."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(len(name))
+    rows, columns = np.mgrid[:48, :48]
+    cases = []
+    for patient in range(patients):
+        mask = np.zeros((48, 48), np.uint8)
+        for value, centre in ((1, 12), (2, 36)):
+            row, radius = random.uniform(16, 32), random.uniform(5, 9)
+            mask[(rows - row) ** 2 + (columns - centre) ** 2 < radius**2] = min(value, len(labels))
+        picture = np.where(mask > 0, 190, 60) + random.normal(0, 12, mask.shape)
+        image, label = folder / f"{name}{patient}.png", folder / f"{name}{patient}_label.png"
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(image)
+        Image.fromarray(mask).save(label)
+        own = "validation" if split == "train" and patient == 0 else split
+        cases.append(Case(f"{name}{patient}", f"{name}{patient}", str(image), str(label), split=own))
+    save_cohort(Cohort(name, "xray", Intensity(0.0, 255.0), labels, rank_labelled(cases)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("discs")
+    train = cohort_of(root / "train", "train", (LEFT, RIGHT), 5, "train")
+    return train, cohort_of(root / "test", "test", (Label(1, "discs", (9, 9, 9)),), 3, "test")
+
+
+@pytest.fixture(scope="module")
+def options(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("recipe")
+    asked = ["--modality", "xray", "--train", str(folders[0]), "--labelled", "4", "--student-size", "64"]
+    asked += [
+        "--images",
+        "32",
+        "--seeds",
+        "0",
+        "--test",
+        f"others={folders[1]}:test",
+        "--labels",
+        "discs=1,2",
+    ]
+    return [*asked, "--cache", str(root / "cache"), "--output", str(root / "table")]
+
+
+def test_arms_are_trained_once_and_scored_by_patient(
+    scripts: tuple[ModuleType, ModuleType], options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, _ = scripts
+    arms = ["--arm", "base={}", "--arm", 'plain={"appearance": false}']
+    assert recipe.main([*options, *arms]) == 0
+    file = Path(options[-1]).with_suffix(".json")
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    assert [(row["arm"], row["seed"]) for row in stored["rows"]] == [("base", 0), ("plain", 0)]
+    assert stored["tests"] == {"others": 3}
+    for row in stored["rows"]:
+        assert row["tests"]["others"].keys() == {"test0", "test1", "test2"}
+        assert all(0.0 <= labels["discs"] <= 1.0 for labels in row["tests"]["others"].values())
+    assert stored["rows"][0]["student_dice"] != stored["rows"][1]["student_dice"]
+    assert "| plain |" in file.with_suffix(".md").read_text(encoding="utf-8")
+
+    monkeypatch.setattr(recipe, "_trained", lambda *_: pytest.fail("it is there already"))
+    assert recipe.main([*options, *arms]) == 0
+
+
+def test_an_arm_with_a_wrong_setting_is_refused(
+    scripts: tuple[ModuleType, ModuleType], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, _ = scripts
+    assert recipe.main([*options, "--arm", 'a={"looks": {"gama": 1}}']) == 2
+    assert "gama" in capsys.readouterr().err
+    assert recipe.main([*options, "--arm", "a={"]) == 2
+    assert "not NAME=JSON" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    scripts: tuple[ModuleType, ModuleType], folders: tuple[Path, Path], tmp_path_factory: Any
+) -> tuple[Any, Any]:
+    """An untrained student alone, as a model, and its config."""
+    recipe, _ = scripts
+    parsed: dict[str, Any] = {"preset": "tiny", "modality": "xray", "student_size": 64, "labelled": 4}
+    config = recipe._config(SimpleNamespace(**parsed, images=32), load_cohort(folders[0]), {})
+    network = make_student(config).eval()
+    folder = save_bundle(
+        tmp_path_factory.mktemp("model") / "m", name="m", config=config, facts={}, student=network, half=False
+    )
+    return load_bundle(folder), config
+
+
+def test_a_model_is_scored_as_its_student_is(
+    scripts: tuple[ModuleType, ModuleType],
+    folders: tuple[Path, Path],
+    bundle: tuple[Any, Any],
+    tmp_path: Path,
+) -> None:
+    """By the door of users and by the benchmark's own: the same DICE; and that of counted pixels."""
+    recipe, model_test = scripts
+    model, config = bundle
+    cohort = load_cohort(folders[1])
+    merged = {"discs": (1, 2)}
+    alone = dict(recipe.scores(model.student, config, cohort, merged))
+    whole = model_test.scored(model, cohort, merged, "fast", "others")
+    for patient, labels in alone.items():
+        assert whole[patient]["labels"]["discs"]["dice"] == pytest.approx(labels["discs"], abs=1e-4)
+        assert whole[patient]["trust"] == ["review"]
+    case = cohort.cases[0]
+    labels, truth = recipe.segmented(model.student, config, case, cohort)
+    counted = dice_from_counts(((labels > 0) & (truth > 0)).sum(), (labels > 0).sum(), (truth > 0).sum())
+    assert alone[case.patient]["discs"] == pytest.approx(counted)
+
+
+def test_labels_go_by_name_or_as_asked(
+    scripts: tuple[ModuleType, ModuleType], folders: tuple[Path, Path], bundle: tuple[Any, Any]
+) -> None:
+    _, model_test = scripts
+    _, config = bundle
+    one, two = (load_cohort(folder) for folder in reversed(folders))
+    assert model_test.asked_classes(config, two, {}) == {1: (1,), 2: (2,)}
+    assert model_test.asked_classes(config, one, {"discs": (1, 2)}) == {1: (1, 2)}
+    with pytest.raises(InputError, match="none of its labels"):
+        model_test.asked_classes(config, one, {})
+    mixed = np.array([[0, 1], [2, 3]], np.uint8)
+    assert model_test.as_the_tests_call_it(mixed, {1: (1, 2)}).tolist() == [[0, 1], [1, 0]]
+    other = replace(two, labels=(Label(4, "left disc", (1, 1, 1)),))
+    assert model_test.as_the_tests_call_it(mixed, model_test.asked_classes(config, other, {})).max() == 4
+
+
+def test_the_table_of_a_model_says_what_is_poor(scripts: tuple[ModuleType, ModuleType]) -> None:
+    _, model_test = scripts
+    figures = {"dice": 0.8, "jaccard": 0.4, "hd95_mm": float("nan"), "nsd": float("nan")}
+    good = figures | {"dice": 1.0, "jaccard": 1.0}
+    patients = {
+        "a": {"trust": ["ok"], "labels": {"lung": good}},
+        "b": {"trust": ["review"], "labels": {"lung": figures}},
+    }
+    (line,) = model_test.table({"JSRT": patients}).rows
+    assert line == ("JSRT", "lung", "2", "0.900", "0.700", "50%", "50%", "0.800", "–", "50%")
