@@ -8,7 +8,9 @@ from sgan_datasets import btcv, chaos
 from sgan_datasets.anatomy import _STRUCTURES, named_label
 
 # The dihedral group of order 10 and its permutation: Verhoeff's check digit, by which SNOMED CT identifiers end.
-_TIMES = [[(a + b) % 5 + 5 * (b > 4) if a < 5 else (a - b) % 5 + 5 * (b < 5) for b in range(10)] for a in range(10)]
+_TIMES = [
+    [(a + b) % 5 + 5 * (b > 4) if a < 5 else (a - b) % 5 + 5 * (b < 5) for b in range(10)] for a in range(10)
+]
 _TURN = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 
 
