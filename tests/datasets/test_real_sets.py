@@ -28,10 +28,8 @@ SETS = [
     ("chaos-ct", "CHAOS", {}),
     ("chaos-mr", "CHAOS", {"missing": 1}),  # the out-of-phase slice is not there
     ("chaos-t2", "CHAOS_T2", {}),
-    ("chaos-t2-liver", "CHAOS_T2", {}),
     ("btcv", "BTCV", {}),
     ("btcv-abdomen", "BTCV", {}),
-    ("btcv-liver", "BTCV", {}),
     ("lits-slices", "LiTS", {}),
     ("lits-slices", "LiTS/gray128", {}),
     ("lits-slices", "LiTS/gray256", {}),
