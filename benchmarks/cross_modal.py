@@ -127,6 +127,8 @@ def make_table(args: argparse.Namespace) -> None:
         raise InputError(f"--patients {args.patients}: give at least 1.")
     bundle = load_bundle(args.model, choose_device(args.device))
     tests = dict(test for source in args.test for test in test_cases(source, args.patients))
+    for cohort in tests.values():
+        require_same_classes(cohort, bundle)
     file = args.output.with_suffix(".json")
     counts = ", ".join(f"{domain} {len(names(cohort))}" for domain, cohort in tests.items())
     head = {"scale": f"{bundle.config.student_size} px, patients: {counts}", "model": weights_hash(bundle)}
@@ -184,6 +186,19 @@ def test_cases(source: str, patients: int) -> Iterator[tuple[str, Cohort]]:
     if not cases:
         raise InputError(f"{source}: no labelled case of that split. Give another, e.g. {path}:validation.")
     yield name or cohort.name, replace(cohort, cases=cases)
+
+
+def require_same_classes(cohort: Cohort, bundle: Bundle) -> None:
+    """Raises InputError when the classes of a cohort do not mean to the model what they mean to the cohort."""
+    theirs, ours = (
+        [(one.value, one.name) for one in labels] for labels in (cohort.labels, bundle.config.labels)
+    )
+    if theirs != ours:
+        shown, drawn = (", ".join(f"{value} {name}" for value, name in classes) for classes in (theirs, ours))
+        raise InputError(
+            f"cohort {cohort.name} labels {shown}, the model {bundle.name} draws {drawn}. Prepare the data set with "
+            "the model's classes, e.g. btcv-abdomen or btcv-liver."
+        )
 
 
 def names(cohort: Cohort) -> list[str]:
@@ -267,6 +282,7 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Modu
     """A U-Net trained on the patients whose labels the bundle has seen."""
     labelled, generator = bundle.config.labelled, bundle.config.generator
     cohort = phantom_cohort(labelled=labelled) if args.train == "phantom" else load_cohort(args.train)
+    require_same_classes(cohort, bundle)
     cohort = replace(cohort, intensity=bundle.config.intensity, squash=bundle.config.squash)
     known = tuple(
         case for case in cohort.cases if case.label or case.empty
@@ -293,7 +309,10 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Modu
 def score(
     name: str, method: Method, domain: str, cohort: Cohort, bundle: Bundle, args: argparse.Namespace
 ) -> list[MethodRow]:
-    """OVERLAP and STRAY of each patient of a domain, the mean over labels: a row for each metric."""
+    """OVERLAP and STRAY of each patient of a domain, the mean over labels: a row for each metric.
+
+    A label that a patient lacks and the method does not draw has no DICE: the mean is that of the others.
+    """
     labelled = 0 if name == "ceiling" else bundle.config.labelled
     seed = {"ceiling": 0}.get(name, args.seed if name in unet.METHODS else bundle.config.seed)
     values = [label.value for label in bundle.config.labels]
@@ -314,7 +333,7 @@ def score(
         by_label: dict[str, list[float]] = {}
         for result in evaluation.results():
             by_label.setdefault(result.patient, []).append(getattr(result.scores, metric))
-        found[metric] = {patient: float(np.mean(figures)) for patient, figures in by_label.items()}
+        found[metric] = {patient: mean_without_nan(figures)[0] for patient, figures in by_label.items()}
     return [MethodRow(name, labelled, seed, domain, metric, patients) for metric, patients in found.items()]
 
 

@@ -14,7 +14,12 @@ _STRUCTURES: dict[str, tuple[tuple[int, int, int], str]] = {
     "pancreas": ((249, 180, 111), "15776009"),
     "stomach": ((216, 132, 105), "69695003"),
     "gallbladder": ((139, 150, 98), "28231008"),
+    "esophagus": ((211, 171, 143), "32849002"),
     "aorta": ((224, 97, 76), "15825003"),
+    "inferior vena cava": ((0, 151, 206), "64131007"),
+    "portal and splenic vein": ((0, 90, 220), "110765007"),  # another blue: it crosses the vena cava
+    "right adrenal gland": ((249, 186, 150), "29392005"),
+    "left adrenal gland": ((249, 186, 150), "12003004"),
     "heart": ((206, 110, 84), "80891009"),
     "lung": ((197, 165, 145), "39607008"),
     "right lung": ((197, 165, 145), "3341006"),

@@ -1,23 +1,27 @@
 """CHAOS: CT of liver donors and T1 / T2 MRI of others, as DICOM series with one mask picture a slice.
 
+``chaos-ct`` and ``chaos-mr`` have the one class that both kinds of image share, the liver; ``chaos-t2`` is the T2
+alone with its four organs, to test models of ``btcv-abdomen`` on, and ``chaos-t2-liver`` with the liver.
+
 From the organisers' Data and Rules pages: the CT counts, the kinds of images, the licence. From their readme, as
 others quote it: the values of the masks, and that both T1 phases share theirs. Layout and values were checked on
 one CT series, one MR slice and pictures of eleven MR patients. Not verified: the number of MR patients, the
-division into 20 and 20, the rest of the archive, and which phase the names of the T1 masks follow (in the files
-seen, the in-phase one). Slices and masks are matched by their order, so either phase works.
+division into 20 and 20, the rest of the archive, T2 as DICOM, and which phase the names of the T1 masks follow (in
+the files seen, the in-phase one). Slices and masks are matched by their order, so either phase works.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from sgan_core.cohort import Case, Cohort, Intensity
+from sgan_core.cohort import Case, Cohort, Intensity, Label
 from sgan_core.errors import InputError
 from sgan_core.imaging import readers
 from sgan_core.imaging.dicom import Series, find_series, read_series
@@ -34,10 +38,13 @@ from sgan_datasets.layout import (
     read_mask,
     resize_nearest,
 )
+from sgan_datasets.picture_slices import slice_cases
 from sgan_datasets.source import About, DataSet, Problem, Scan
 
 LIVER = named_label(1, "liver")  # read_label turns the stored bands into classes
-LIVER_BAND = (55, 70)  # of MR masks, nominally 63
+# Values of the MR masks, nominally 63, 126, 189 and 252; others are background. Classes are counted in this order.
+BANDS = {"liver": (55, 70), "right kidney": (110, 135), "left kidney": (175, 200), "spleen": (240, 255)}
+ORGANS = tuple(BANDS)
 
 _SETS = {"Train_Sets": "train", "Test_Sets": "test"}
 # Folders of T1 in-phase slices as pictures; complete patients, then single slices.
@@ -54,11 +61,14 @@ class _Series:
 
 
 _CT_SERIES = (_Series("DICOM_anon", "Ground", "ct"),)
+_T2_SERIES = (_Series("T2SPIR/DICOM_anon", "T2SPIR/Ground", "t2"),)
 _MR_SERIES = (
     _Series("T1DUAL/DICOM_anon/InPhase", "T1DUAL/Ground", "t1_in"),
     _Series("T1DUAL/DICOM_anon/OutPhase", "T1DUAL/Ground", "t1_out"),
-    _Series("T2SPIR/DICOM_anon", "T2SPIR/Ground", "t2"),
+    *_T2_SERIES,
 )
+_MR_INTENSITY = Intensity(percentiles=(0.5, 99.5))
+_T2_SLICE_STEM = re.compile(r"chaos-(\d+)_slice_(\d+)")
 
 # --- what they are ---
 
@@ -112,8 +122,28 @@ background. Masks in Ground_liver: above 127 is liver.
 {_COMMON_QUIRKS}
 Both T1 phases share one Ground (they are registered). T2 has its own. Domains: t1_in, t1_out, t2.
 The pictures are stretched slice by slice, so their grey levels do not compare between slices.
-Patients are called chaos-mr-<patient>, in pictures and series alike.""",
+Patients are called chaos-mr-<patient>, in pictures and series alike, also in chaos-t2.""",
 )
+T2_ABOUT = replace(
+    MR_ABOUT,
+    name="chaos-t2",
+    what="abdominal T2 (SPIR) MRI of healthy people with liver, right kidney, left kidney and spleen; for testing",
+    size="40 patients: 20 with masks, 20 whose masks are not published",
+    layout=f"""\
+Train_Sets/MR/<patient>/T2SPIR/DICOM_anon/*.dcm, T2SPIR/Ground/*.png
+Test_Sets/MR/<patient>/T2SPIR/DICOM_anon/*.dcm
+images/chaos-PP_slice_KKK.jpg, masks/chaos-PP_slice_KKK.png: slices that others saved as 8-bit pictures
+The root is the folder of these, or Train_Sets, Test_Sets, their MR folder, images or masks.
+Masks in Ground: 63 (55 to 70) liver, 126 (110 to 135) right kidney, 189 (175 to 200) left kidney, 252 (240 to 255)
+spleen, others background. Masks in masks: 1, 2, 3, 4 in the same order. Every slice has one.
+Classes: 1 liver, 2 right kidney, 3 left kidney, 4 spleen, as btcv-abdomen; chaos-t2-liver has the liver alone, as
+btcv-liver, lits and chaos-mr.
+Quirks: KKK rises from the feet to the head; a topmost saved slice that is black padding is left out.
+{_COMMON_QUIRKS}
+Every case is in the split test: this is what models of CT are tested on (--split changes it). Patients are called
+chaos-mr-<patient>: the same people as in chaos-mr, so that merging keeps each in one split.""",
+)
+T2_LIVER_ABOUT = replace(T2_ABOUT, name="chaos-t2-liver", what="the same with the liver alone")
 
 # --- what lies in the folder ---
 
@@ -127,7 +157,8 @@ def scan_ct(root: Path) -> Scan:
         for patient in _patients(folder)
         for found in _series_cases(patient, f"chaos-ct-{patient.name}", split, _CT_SERIES)
     )
-    return _scanned("chaos-ct", "ct", Intensity(low=-160.0, high=240.0, unit="HU"), root, cases, problems)
+    intensity = Intensity(low=-160.0, high=240.0, unit="HU")
+    return _scanned("chaos-ct", "ct", intensity, root, cases, problems, inside="DICOM_anon/*.dcm")
 
 
 def scan_mr(root: Path) -> Scan:
@@ -140,19 +171,49 @@ def scan_mr(root: Path) -> Scan:
         for cases_of in (_series_cases, _picture_cases)
         for found in cases_of(patient, f"chaos-mr-{patient.name}", split, _MR_SERIES)
     )
-    return _scanned("chaos-mr", "mr", Intensity(percentiles=(0.5, 99.5)), root, cases, problems)
+    inside = "T1DUAL/DICOM_anon/InPhase/*.dcm"
+    return _scanned("chaos-mr", "mr", _MR_INTENSITY, root, cases, problems, inside=inside)
+
+
+def scan_t2(root: Path, about: About = T2_ABOUT, organs: tuple[str, ...] = ORGANS) -> Scan:
+    """T2 series, else slices, with their masks by names; all for testing.
+
+    organs: the first of ``ORGANS``, which are the classes. Raises InputError when root holds no T2 of CHAOS.
+    """
+    cases, problems = _unique(
+        found
+        for folder, split in _sets(root, "MR", ())
+        for patient in _patients(folder)
+        for found in _series_cases(patient, f"chaos-mr-{patient.name}", split, _T2_SERIES)
+    )
+    if not cases:
+        cases, problems = slice_cases(
+            root, _T2_SLICE_STEM, lambda patient: f"chaos-mr-{patient}", domain="t2", unmasked_is_empty=False
+        )
+    cases = [replace(case, split="test") for case in cases]
+    labels = tuple(named_label(value, organ) for value, organ in enumerate(organs, start=1))
+    inside = "T2SPIR/DICOM_anon/*.dcm and no images/chaos-PP_slice_KKK.jpg"
+    return _scanned(about.name, "mr", _MR_INTENSITY, root, cases, problems, inside=inside, labels=labels)
 
 
 def _scanned(
-    name: str, modality: str, intensity: Intensity, root: Path, cases: list[Case], problems: list[Problem]
+    name: str,
+    modality: str,
+    intensity: Intensity,
+    root: Path,
+    cases: list[Case],
+    problems: list[Problem],
+    *,
+    inside: str,
+    labels: tuple[Label, ...] = (LIVER,),
 ) -> Scan:
+    """inside: what a patient's folder should hold. Raises InputError without cases."""
     if not cases:
-        inside = {"ct": "DICOM_anon/*.dcm", "mr": "T1DUAL/DICOM_anon/InPhase/*.dcm"}[modality]
         raise InputError(
             f"{root}: not the data set {name}, no Train_Sets/{modality.upper()}/<patient>/{inside} was found. "
             "Give the folder that holds Train_Sets."
         )
-    return Scan(Cohort(name, modality, intensity, (LIVER,), tuple(cases)), tuple(problems))
+    return Scan(Cohort(name, modality, intensity, labels, tuple(cases)), tuple(problems))
 
 
 def _sets(root: Path, modality: str, picture_sets: Iterable[str]) -> list[tuple[Path, str]]:
@@ -272,28 +333,29 @@ def read_ct_label(case: Case) -> Volume | np.ndarray:
 
     Raises InputError: masks or slices that cannot be read or differ in number.
     """
-    return _read_label(case, band=(1, 255))
+    return _read_label(case, bands=((1, 255),))
 
 
-def read_mr_label(case: Case) -> Volume | np.ndarray:
-    """Liver of an MR series or picture, 0 or 1: uint8 (I, J, K) on the image's grid, or (H, W).
+def read_mr_label(case: Case, organs: tuple[str, ...] = ("liver",)) -> Volume | np.ndarray:
+    """Organs of an MR series or picture as classes 1, 2, ...: uint8 (I, J, K) on the image's grid, or (H, W).
 
-    Raises InputError: as ``read_ct_label``.
+    organs: the first of ``ORGANS``. Raises InputError: as ``read_ct_label``, and values that a mask of saved slices
+    cannot hold.
     """
-    return _read_label(case, band=LIVER_BAND)
+    return _read_label(case, bands=tuple(BANDS[organ] for organ in organs))
 
 
-def _read_label(case: Case, *, band: tuple[int, int]) -> Volume | np.ndarray:
+def _read_label(case: Case, *, bands: Sequence[tuple[int, int]]) -> Volume | np.ndarray:
     label = Path(case.label or "")
     if not label.is_dir():
-        return resize_nearest(_read_liver(label, band), picture_shape(case.image))
+        return resize_nearest(_read_classes(label, bands), picture_shape(case.image))
     series = _series_in(Path(case.image))
     image = read_series(series)
     if isinstance(image, Picture):
         raise InputError(f"{case.image}: its slices have no position in the patient. Get the original files.")
     plane = (image.grid.shape[1], image.grid.shape[0])  # rows, columns
     files = files_of(label, (".png",)).values()
-    masks = [resize_nearest(_read_liver(path, band), plane) for path in files]
+    masks = [resize_nearest(_read_classes(path, bands), plane) for path in files]
     return stack_masks(masks, series, image.grid, label)
 
 
@@ -306,16 +368,35 @@ def _series_in(folder: Path) -> Series:
     return found[0]
 
 
-def _read_liver(path: Path, band: tuple[int, int]) -> np.ndarray:
-    """Where a mask shows liver: (H, W) uint8, 0 or 1."""
-    if path.parent.name.lower() == "ground_liver":
+def _read_classes(path: Path, bands: Sequence[tuple[int, int]]) -> np.ndarray:
+    """A mask as classes: (H, W) uint8, 1 where it is in the first band (both ends count), 2 in the second, ..."""
+    folder = path.parent.name.lower()
+    if folder == "ground_liver":
         return read_mask(path).astype(np.uint8)
-    stored = readers.read_labels(path, values=None)
-    array = stored.array if isinstance(stored, Volume) else stored
-    return ((array >= band[0]) & (array <= band[1])).astype(np.uint8)
+    if folder == "masks":  # of T2 slices: the classes themselves
+        array = _plane(readers.read_labels(path, values=range(1, len(ORGANS) + 1)))
+        return np.where(array <= len(bands), array, 0).astype(np.uint8)
+    array = _plane(readers.read_labels(path, values=None))
+    classes = np.zeros(array.shape, np.uint8)
+    for value, (low, high) in enumerate(bands, start=1):
+        classes[(array >= low) & (array <= high)] = value
+    return classes
+
+
+def _plane(labels: Volume | np.ndarray) -> np.ndarray:
+    return labels.array if isinstance(labels, Volume) else labels
 
 
 DATA_SETS = (
     DataSet(CT_ABOUT, scan_ct, read_image, read_ct_label),
     DataSet(MR_ABOUT, scan_mr, read_image, read_mr_label),
+    *(
+        DataSet(
+            about,
+            partial(scan_t2, about=about, organs=organs),
+            read_image,
+            partial(read_mr_label, organs=organs),
+        )
+        for about, organs in ((T2_ABOUT, ORGANS), (T2_LIVER_ABOUT, ("liver",)))
+    ),
 )

@@ -8,7 +8,6 @@ without a gap, so a slice outside them holds no liver. Not verified: the HU rang
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from pathlib import Path
 
 from sgan_core.cohort import Case, Cohort, Intensity
@@ -17,6 +16,7 @@ from sgan_core.imaging.image import Picture
 from sgan_core.imaging.readers import read_picture
 from sgan_datasets import lits
 from sgan_datasets.layout import absolute, files_of, find_folder, without
+from sgan_datasets.picture_slices import lost_masks
 from sgan_datasets.source import About, DataSet, Problem, Scan
 
 NAME = "lits-slices"
@@ -66,9 +66,16 @@ def scan(root: Path) -> Scan:
             "Give the folder that holds train_images, gray256 or gray128."
         )
     masks = files_of(masks_folder, ("_mask.png",)) if masks_folder else {}
-    lost = _lost_masks(images, masks)
-    cases = tuple(_case(stem, path, masks.get(stem), lost=stem in lost) for stem, path in images.items())
-    problems = [Problem("missing", f"{images[stem]}: no mask belongs to it.") for stem in lost]
+    places = {stem: _numbers(stem) for stem in images}
+    lost = lost_masks(places.values(), {place for stem, place in places.items() if stem in masks})
+    cases = tuple(
+        _case(stem, path, masks.get(stem), lost=places[stem] in lost) for stem, path in images.items()
+    )
+    problems = [
+        Problem("missing", f"{path}: no mask belongs to it.")
+        for stem, path in images.items()
+        if places[stem] in lost
+    ]
     problems += without(masks, images, "image")
     return Scan(Cohort(NAME, "ct", WINDOW, (lits.LIVER,), cases), tuple(problems))
 
@@ -94,21 +101,6 @@ def _pictures_folder(root: Path) -> Path:
             "Give the folder that holds it."
         )
     return folder
-
-
-def _lost_masks(images: dict[str, Path], masks: dict[str, Path]) -> list[str]:
-    """Slices without mask that may well hold liver: between two masks, or in a volume without any."""
-    slices: dict[int, dict[int, str]] = defaultdict(dict)
-    for stem in images:
-        volume, position = _numbers(stem)
-        slices[volume][position] = stem
-    lost = []
-    for of_volume in slices.values():
-        masked = [position for position, stem in of_volume.items() if stem in masks]
-        for position, stem in sorted(of_volume.items()):
-            if stem not in masks and (not masked or min(masked) < position < max(masked)):
-                lost.append(stem)
-    return lost
 
 
 def _case(stem: str, image: Path, mask: Path | None, *, lost: bool) -> Case:

@@ -26,7 +26,7 @@ def merge_cohorts(cohorts: Sequence[Cohort], *, name: str, seed: int = 0) -> tup
                     "Prepare both alike."
                 )
     cases, repeated = _unite(cohorts)
-    cases, moved = _strictest(cases)
+    cases, moved = _strictest(cases, cohorts)
     ignored = {value for cohort in cohorts for value in cohort.ignored_values}
     merged = Cohort(
         name=name,
@@ -67,10 +67,12 @@ def _unite(cohorts: Sequence[Cohort]) -> tuple[list[Case], int]:
     return list(by_id.values()), repeated
 
 
-def _strictest(cases: Sequence[Case]) -> tuple[list[Case], int]:
+def _strictest(cases: Sequence[Case], cohorts: Sequence[Cohort]) -> tuple[list[Case], int]:
+    """The cases, each in the strictest split that any cohort has its patient in, and how many patients that moved."""
     split_of: dict[str, str] = {}
     moved = set()
-    for case in cases:
+    # Of all cohorts: a case that two of them hold may be tested in the one and trained on in the other.
+    for case in (case for cohort in cohorts for case in cohort.cases):
         known = split_of.setdefault(case.patient, case.split)
         if known != case.split:
             moved.add(case.patient)

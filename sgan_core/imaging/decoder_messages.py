@@ -32,6 +32,8 @@ _OURS = str(Path(__file__).resolve().parents[1])
 _LONGEST = 160  # characters of a line that are told
 _MOST_READ = 1 << 16  # bytes: a decoder may complain about every row
 _listening = threading.Lock()  # held by the one that catches
+_turning = threading.Lock()  # held while stdout is turned to stderr, or back
+_turned: list[int] = []  # for each thread that needs it turned: where stdout leads otherwise
 
 # Pixels may be lost, shifted or made up: words of libjpeg (jerror.h), libtiff, ITK and MetaIO. EXIF is not pixels,
 # and the order of a TIFF's tags matters to nobody.
@@ -115,22 +117,33 @@ def heard() -> Iterator[Heard]:
 def stdout_as_stderr() -> Iterator[None]:
     """For a decoder that prints to stdout by C's stdio, as the libjpeg of ITK: let ``heard`` get it. POSIX only.
 
-    Raises OSError where there is no file descriptor 1.
+    Descriptor 1 belongs to the process: while any thread is in here it is turned, and the last to leave turns it
+    back, so that results are never lost. Raises OSError where there is no file descriptor 1.
     """
     flush = ctypes.CDLL(None).fflush  # stdio keeps what it prints until then
-    results = os.dup(1)
-    try:
-        with suppress(AttributeError, OSError, ValueError):
-            sys.stdout.flush()
-        flush(None)
-        os.dup2(2, 1)
-        try:
-            yield
-        finally:
+    with _turning:
+        if not _turned:
+            results = os.dup(1)
+            with suppress(AttributeError, OSError, ValueError):
+                sys.stdout.flush()
             flush(None)
-            os.dup2(results, 1)
+            try:
+                os.dup2(2, 1)
+            except OSError:
+                os.close(results)
+                raise
+        else:
+            results = _turned[-1]
+        _turned.append(results)
+    try:
+        yield
     finally:
-        os.close(results)
+        with _turning:
+            flush(None)
+            _turned.pop()
+            if not _turned:
+                os.dup2(results, 1)
+                os.close(results)
 
 
 # --- catching --------------------------------------------------------------------------------------

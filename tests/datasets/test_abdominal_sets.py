@@ -21,10 +21,12 @@ from sgan_core.errors import InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_labels, require_same_grid
 from sgan_datasets import chaos, lits, lits_slices, msd_liver
+from sgan_datasets.check import check
+from sgan_datasets.merge import merge_cohorts
 from sgan_datasets.source import DataSet
 
 LITS, MSD, SLICES = lits.DATA_SETS[0], msd_liver.DATA_SETS[0], lits_slices.DATA_SETS[0]
-CHAOS_CT, CHAOS_MR = chaos.DATA_SETS
+CHAOS_CT, CHAOS_MR, T2, T2_LIVER = chaos.DATA_SETS
 
 
 def loaded(data_set: DataSet, root: Path) -> Cohort:
@@ -50,7 +52,7 @@ def write_png(path: Path, array: np.ndarray) -> None:
     Image.fromarray(array).save(path)
 
 
-@pytest.mark.parametrize("data_set", [LITS, MSD, SLICES, CHAOS_CT, CHAOS_MR], ids=lambda d: d.about.name)
+@pytest.mark.parametrize("data_set", [LITS, MSD, SLICES, *chaos.DATA_SETS], ids=lambda d: d.about.name)
 def test_a_folder_of_other_files_says_what_was_looked_for(data_set: DataSet, tmp_path: Path) -> None:
     touch(tmp_path, "holiday.jpg")
     with pytest.raises(InputError, match=data_set.about.name) as caught:
@@ -423,6 +425,130 @@ def test_chaos_picture_masks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chaos.read_mr_label(second), grey * 4 > 127)
 
 
+# --- CHAOS T2, made up ---
+
+
+@pytest.mark.parametrize("mask_scale", [1, 3])
+def test_t2_series_has_four_organs(tmp_path: Path, mask_scale: int) -> None:
+    mr_patient(tmp_path / "Train_Sets/MR/1", mask_scale=mask_scale)
+    (case,) = loaded(T2, tmp_path).cases
+    assert (case.id, case.patient, case.split, case.domain) == ("chaos-mr-1_t2", "chaos-mr-1", "test", "t2")
+    assert T2_LIVER.load(tmp_path).cases == (case,)
+    image, organs, liver = (chaos.read_image(case), T2.read_label(case), T2_LIVER.read_label(case))
+    assert isinstance(image, Volume)
+    assert isinstance(organs, Volume)
+    assert isinstance(liver, Volume)
+    require_same_grid(organs, image, label_path="label", image_path="image")
+    np.testing.assert_array_equal(organs.array == 1, image.array >= 500)
+    np.testing.assert_array_equal(liver.array, image.array >= 500)
+    corner = np.zeros(image.array.shape, bool)  # (columns, rows, slices); mr_patient draws three organs there
+    for column in range(4):
+        corner[column, 0] = True
+        assert (organs.array[column, 0] == (2, 3, 4, 0)[column]).all()
+    assert not organs.array[~corner & (image.array < 500)].any()
+
+
+def test_bands_of_the_four_organs(tmp_path: Path) -> None:
+    bands = {
+        1: (55, 63, 70),
+        2: (110, 126, 135),
+        3: (175, 189, 200),
+        4: (240, 252, 255),
+        0: (0, 32, 54, 71, 109, 136, 174, 201, 239),
+    }
+    classes, stored = zip(*((value, grey) for value, greys in bands.items() for grey in greys), strict=True)
+    write_png(tmp_path / "Image/IMG-00002.png", np.array([stored], np.uint8))
+    write_png(tmp_path / "Ground/IMG-00002.png", np.array([stored], np.uint8))
+    case = Case("a", "a", str(tmp_path / "Image/IMG-00002.png"), str(tmp_path / "Ground/IMG-00002.png"))
+    np.testing.assert_array_equal(chaos.read_mr_label(case, chaos.ORGANS), [classes])
+    np.testing.assert_array_equal(chaos.read_mr_label(case), [[value == 1 for value in classes]])
+
+
+def test_t2_of_the_test_sets_is_unlabelled_and_without_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "Train_Sets/MR/1/T2SPIR/DICOM_anon/a.dcm", "Train_Sets/MR/1/T2SPIR/Ground/a.png")
+    touch(tmp_path, "Train_Sets/MR/2/T2SPIR/DICOM_anon/a.dcm", "Test_Sets/MR/4/T2SPIR/DICOM_anon/a.dcm")
+    cases = loaded(T2, tmp_path).cases
+    assert [(case.id, case.split, case.labelled) for case in cases] == [
+        ("chaos-mr-1_t2", "test", True),
+        ("chaos-mr-2_t2", "test", False),
+        ("chaos-mr-4_t2", "test", False),
+    ]
+    (problem,) = T2.scan(tmp_path).problems
+    assert problem.kind == "missing"
+    assert "MR/2/T2SPIR/Ground" in problem.text.replace("\\", "/")
+
+
+def t2_slices(root: Path, masks: dict[str, int | None]) -> Path:
+    """Grey ramps by name with a mask of 4 x 4 pixels of one value; None: no mask file."""
+    for name, value in masks.items():
+        write_png(root / f"images/{name}.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
+        (root / f"images/{name}.png").rename(root / f"images/{name}.jpg")  # known by its content
+        if value is not None:
+            mask = np.zeros((16, 16), np.uint8)
+            mask[2:6, 3:7] = value
+            write_png(root / f"masks/{name}.png", mask)
+    return root
+
+
+def test_t2_slices_are_of_the_people_of_chaos_mr(tmp_path: Path) -> None:
+    names = {f"chaos-{n:02d}_slice_{s:03d}": s for n in (1, 37) for s in range(5)}
+    cohort = loaded(T2, t2_slices(tmp_path, names))
+    assert [case.id for case in cohort.cases] == [
+        f"chaos-mr-{n}_t2_slice_{s}" for n in (1, 37) for s in range(5)
+    ]
+    assert {(case.patient, case.split, case.domain) for case in cohort.cases} == {
+        ("chaos-mr-1", "test", "t2"),
+        ("chaos-mr-37", "test", "t2"),
+    }
+    assert not T2.scan(tmp_path).problems
+    for case, value in zip(cohort.cases, [*range(5)] * 2, strict=True):
+        organs, liver = np.asarray(T2.read_label(case)), np.asarray(T2_LIVER.read_label(case))
+        assert np.count_nonzero(organs == value) == (16 if value else 256)
+        assert np.count_nonzero(liver) == (16 if value == 1 else 0)
+        assert chaos.read_image(case).array.shape == (1, 16, 16)
+    for inner in ("images", "masks"):
+        assert T2.load(tmp_path / inner).cases == cohort.cases
+
+
+def test_a_t2_slice_without_mask_is_not_taken_for_empty(tmp_path: Path) -> None:
+    root = t2_slices(
+        tmp_path, {"chaos-01_slice_000": None, "chaos-01_slice_001": 1, "chaos-01_slice_002": None}
+    )
+    scan = T2.scan(root)
+    assert [case.labelled for case in scan.cohort.cases] == [False, True, False]
+    assert [problem.kind for problem in scan.problems] == ["missing", "missing"]
+
+
+def test_unknown_values_and_odd_names_of_t2_slices_are_found(tmp_path: Path) -> None:
+    root = t2_slices(tmp_path, {"chaos-01_slice_000": 5, "chaos-01_slice_001": 4, "T2_slice_003": 1})
+    for data_set in (T2, T2_LIVER):
+        found = check(data_set, root)
+        assert sorted(problem.kind for problem in found.problems) == [
+            "duplicate",
+            "layout",
+            "layout",
+            "value",
+        ]
+        assert any("chaos-01_slice_000.png" in problem.text for problem in found.problems)
+
+
+def test_merging_t1_with_t2_keeps_every_person_in_one_split(tmp_path: Path) -> None:
+    for number in (1, 2):
+        mr_patient(tmp_path / f"archive/Train_Sets/MR/{number}")
+    t2_slices(tmp_path / "slices", {"chaos-02_slice_000": 1})
+    t1 = CHAOS_MR.load(tmp_path / "archive")
+    merged, _ = merge_cohorts([t1, T2_LIVER.load(tmp_path / "slices")], name="both")
+    assert {case.patient: case.split for case in merged.cases} == {
+        "chaos-mr-1": "train",
+        "chaos-mr-2": "test",
+    }
+    assert len(merged.cases) == 7
+    # The series of the archive is one case under both names.
+    merged, _ = merge_cohorts([t1, T2_LIVER.load(tmp_path / "archive")], name="both")
+    assert len(merged.cases) == len(t1.cases) == 6
+    assert {case.split for case in merged.cases} == {"test"}
+
+
 # --- CHAOS, real ---
 
 
@@ -485,6 +611,42 @@ def test_real_mr_pictures_are_brighter_where_the_liver_is(shared: Path) -> None:
         grey = read(case).array[0]
         contrast.append(float(grey[inside].mean() - grey[~inside].mean()))
     assert min(contrast) > 0
+
+
+@pytest.mark.parametrize("data_set", [T2, T2_LIVER], ids=lambda d: d.about.name)
+def test_real_t2_organs_have_as_many_voxels_as_their_masks(data_set: DataSet, shared: Path) -> None:
+    root = shared / "data/CHAOS_T2"
+    scan = data_set.scan(root)
+    cases, labels = scan.cohort.cases, scan.cohort.labels
+    assert scan.problems == ()
+    assert {case.patient for case in cases} == {
+        f"chaos-mr-{n}" for n in (1, 2, 3, 15, 19, 22, 31, 33, 34, 36, 37)
+    }
+    assert len(cases) == len(list((root / "images").glob("*.jpg"))) - 9 == 386  # 9 are black
+    stored = sum(
+        np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)
+        for path in (root / "masks").glob("*.png")
+    )
+    counts = sum(np.bincount(np.asarray(data_set.read_label(case)).ravel(), minlength=256) for case in cases)
+    assert [counts[label.value] for label in labels] == [stored[label.value] for label in labels]
+    assert counts[1:].sum() == sum(stored[label.value] for label in labels)
+    assert stored[1] == 837_913
+
+
+def test_real_t2_organs_lie_where_a_radiologist_expects_them(shared: Path) -> None:
+    cohort = T2.load(shared / "data/CHAOS_T2")
+    liver, right_kidney, left_kidney, spleen = range(1, 5)
+    for patient in dict.fromkeys(case.patient for case in cohort.cases):
+        cases = [case for case in cohort.cases if case.patient == patient]
+        volume = np.stack([np.asarray(T2.read_label(case)) for case in cases])
+        height, row, column = (
+            {value: float(np.nonzero(volume == value)[axis].mean()) for value in range(1, 5)}
+            for axis in range(3)
+        )
+        assert column[liver] < 96 < column[spleen]
+        assert column[right_kidney] < column[left_kidney]
+        assert row[right_kidney] > row[liver]
+        assert height[liver] > height[right_kidney]
 
 
 def test_dicom_files_of_the_tests_are_dicom(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_patient_tested_in_one_cohort_trains_in_none() -> None:
     assert "strictest" in warnings[0]
 
 
+def test_case_tested_in_one_cohort_is_tested_however_the_other_has_it() -> None:
+    train = cohort("train", case("a", labelled=True), case("a2", patient="a", labelled=True))
+    test = cohort("test", case("a", labelled=True, split="test"))
+    for order in ([train, test], [test, train]):
+        merged, warnings = merge_cohorts(order, name="x")
+        assert {one.id: one.split for one in merged.cases} == {"a": "test", "a2": "test"}
+        assert warnings[-1].startswith("1 patients are in several splits")
+
+
 def test_stored_values_of_both_are_kept() -> None:
     white = replace(LUNG, stored_values=(255,))
     merged, _ = merge_cohorts(

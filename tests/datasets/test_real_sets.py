@@ -27,6 +27,9 @@ SETS = [
     ("ham10000", "HAM10000_fullres", {"missing": 1}),
     ("chaos-ct", "CHAOS", {}),
     ("chaos-mr", "CHAOS", {"missing": 1}),  # the out-of-phase slice is not there
+    ("chaos-t2", "CHAOS_T2", {}),
+    ("btcv", "BTCV", {}),
+    ("btcv-abdomen", "BTCV", {}),
     ("lits-slices", "LiTS", {}),
     ("lits-slices", "LiTS/gray128", {}),
     ("lits-slices", "LiTS/gray256", {}),

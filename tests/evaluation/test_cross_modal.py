@@ -12,14 +12,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sgan_core.bundle import Bundle
-from sgan_core.cohort import Intensity
+from sgan_core.cohort import Case, Cohort, Intensity
+from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import MethodRow, json_text, table_json, write_text
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.slices import SliceStack, to_model
 from sgan_core.phantom import phantom_cohort
+from sgan_datasets.anatomy import named_label
 
 
 def _load_benchmark():
@@ -196,6 +199,66 @@ def test_a_figure_that_no_patient_has_is_stored_as_null_and_read_again(tmp_path:
     read = benchmark.stored_rows(file, head)
     assert read[:2] == OLD
     assert math.isnan(read[2].patients["a"])
+
+
+# --- several organs ----------------------------------------------------------------------------------
+
+
+def organs_cohort(tmp_path: Path) -> Cohort:
+    """A picture with liver and spleen, of a patient who lacks the right kidney."""
+    truth = np.zeros((32, 32), np.uint8)
+    truth[4:12, 4:12], truth[16:24, 16:24] = 1, 3
+    Image.fromarray(np.add.outer(np.arange(32) * 4, np.arange(32)).astype(np.uint8)).save(
+        tmp_path / "image.png"
+    )
+    Image.fromarray(truth).save(tmp_path / "label.png")
+    labels = tuple(
+        named_label(n, organ) for n, organ in enumerate(("liver", "right kidney", "spleen"), start=1)
+    )
+    case = Case("a", "a", str(tmp_path / "image.png"), str(tmp_path / "label.png"), split="test")
+    return Cohort("organs", "ct", Intensity(0.0, 255.0), labels, (case,))
+
+
+def bundle_of(cohort: Cohort) -> Bundle:
+    config = SimpleNamespace(
+        generator=SimpleNamespace(size=32, image_channels=1, num_classes=len(cohort.labels) + 1),
+        intensity=cohort.intensity,
+        squash=False,
+        labels=cohort.labels,
+        labelled=8,
+        seed=3,
+    )
+    return SimpleNamespace(config=config, name="a model")  # type: ignore[return-value]
+
+
+def test_an_organ_that_a_patient_lacks_does_not_take_the_others_along(tmp_path: Path) -> None:
+    cohort = organs_cohort(tmp_path)
+    bundle = bundle_of(cohort)
+
+    def drawn(someone) -> np.ndarray:
+        probs = benchmark.ceiling(someone, bundle)
+        probs[0, 3, 16:20] = 0.0  # the upper half of the spleen is missed
+        probs[0, 0, 16:20] = 1.0
+        return probs
+
+    rows = {
+        row.metric: row.patients
+        for row in benchmark.score("student", drawn, "t2", cohort, bundle, SimpleNamespace(seed=0))
+    }
+    assert rows["dice"] == {"a": pytest.approx((1 + 2 / 3) / 2)}
+    assert rows["jaccard"] == {"a": pytest.approx((1 + 1 / 2) / 2)}
+
+
+def test_classes_of_another_order_or_number_are_refused(tmp_path: Path) -> None:
+    cohort = organs_cohort(tmp_path)
+    benchmark.require_same_classes(cohort, bundle_of(cohort))
+    liver, kidney, spleen = cohort.labels
+    for labels in ((liver,), (liver, kidney), (replace(spleen, value=1), kidney, replace(liver, value=3))):
+        with pytest.raises(
+            InputError, match="cohort organs labels 1 liver, 2 right kidney, 3 spleen"
+        ) as caught:
+            benchmark.require_same_classes(cohort, bundle_of(replace(cohort, labels=labels)))
+        assert "\n" not in str(caught.value)
 
 
 def test_every_metric_is_scored_on_the_grid_of_the_image() -> None:

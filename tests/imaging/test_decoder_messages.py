@@ -22,7 +22,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
 from sgan_core.errors import InputError
-from sgan_core.imaging.decoder_messages import heard
+from sgan_core.imaging.decoder_messages import heard, stdout_as_stderr
 from sgan_core.imaging.dicom.pixels import let_libjpeg_speak
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.readers import read_image, read_labels
@@ -270,6 +270,33 @@ def test_another_thread_is_not_held_up(capfd: Capture) -> None:
         thread.start()
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stdout is not turned there")
+def test_stdout_is_back_when_reads_of_two_threads_overlap(capfd: Capture) -> None:
+    first, second = stdout_as_stderr(), stdout_as_stderr()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(1, b"of a decoder\n")  # the second is still reading
+    second.__exit__(None, None, None)
+    os.write(1, b"results\n")
+    assert capfd.readouterr() == ("results\n", "of a decoder\n")
+
+
+def test_results_are_printed_after_several_threads_have_read(tmp_path: Path) -> None:
+    for number in range(64):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg())
+    code = (
+        "import sys, pathlib; from concurrent.futures import ThreadPoolExecutor;"
+        "from sgan_core.imaging.readers import read_image;"
+        "files = list(pathlib.Path(sys.argv[1]).glob('*.jpg'));"
+        "print(len(list(ThreadPoolExecutor(8).map(read_image, files * 4))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "256\n")
 
 
 def test_more_than_a_pipe_holds_blocks_nothing(capfd: Capture) -> None:
