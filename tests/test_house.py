@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"sgan_core", "errors", "files", "names"},
     {"appearance", "cohort", "device"},
-    {"config", "imaging", "sheets"},
+    {"cardiothoracic", "config", "imaging", "sheets"},
     {"networks", "phantom"},
     {"curvature", "metrics", "reconstruction", "sgan_datasets"},
     {"bundle_text", "inputs", "inversion"},

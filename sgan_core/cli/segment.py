@@ -258,17 +258,22 @@ def _tell(case: dict[str, Any], progress: Progress) -> None:
 
 
 def _print_table(cases: list[dict[str, Any]]) -> None:
+    from sgan_core.cardiothoracic import ratio_text
     from sgan_core.evaluation.tables import Table, print_table
 
-    header = ("case", "result", "trust", "label", "volume (mL)", "voxels", "seconds")
+    header: tuple[str, ...] = ("case", "result", "trust", "label", "volume (mL)", "voxels", "seconds")
+    ratios = [case.get("cardiothoracic_ratio") for case in cases]
+    if any(ratios):
+        header = (*header, "cardiothoracic ratio")
     rows: list[tuple[str, ...]] = []
-    for case in cases:
+    for case, ratio in zip(cases, ratios, strict=True):
+        chest = (ratio_text(ratio) if ratio else "",) if any(ratios) else ()
         if case["status"] == "failed":  # why: in the error above and in run.json
-            rows.append((case["case"], "failed", "", "", "", "", ""))
+            rows.append((case["case"], "failed", "", "", "", "", "", *chest))
             continue
         for label in case["labels"]:
             volume = "" if label["volume_ml"] is None else f"{label['volume_ml']:.1f}"
-            figures = (volume, f"{label['voxels']:,}", f"{case['seconds']:.1f}")
+            figures = (volume, f"{label['voxels']:,}", f"{case['seconds']:.1f}", *chest)
             rows.append((case["case"], case["output"], case["trust"]["status"], label["name"], *figures))
     print_table(Table("", header, tuple(rows), numbers_from=4))
 
