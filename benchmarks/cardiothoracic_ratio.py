@@ -139,18 +139,21 @@ OTHERS: dict[str, Callable[[Any], float]] = {
 
 def agreement(measured: Mapping[str, float | None], published: Mapping[str, float]) -> dict[str, Any]:
     """Of the pictures that have both ratios. Raises InputError where fewer than two have."""
-    pairs = [(measured[name], published[name]) for name in measured.keys() & published.keys()]
+    pairs = [(ratio, published[name]) for name, ratio in measured.items() if name in published]
     difference = np.array([ours - theirs for ours, theirs in pairs if ours is not None])
     if len(difference) < 2:
         raise InputError(f"{len(difference)} pictures have a measured and a published ratio; 2 are needed.")
-    bias, spread = float(difference.mean()), float(difference.std(ddof=1))
+    bias, spread = difference.mean(), difference.std(ddof=1)
+    figures = {
+        "mean_absolute_difference": np.abs(difference).mean(),
+        "largest_difference": np.abs(difference).max(),
+        "bias": bias,
+        "limits_of_agreement": bias + np.array([-1.96, 1.96]) * spread,
+    }
     return {
         "count": len(difference),
         "undefined": len(pairs) - len(difference),
-        "mean_absolute_difference": float(np.abs(difference).mean()),
-        "largest_difference": float(np.abs(difference).max()),
-        "bias": bias,
-        "limits_of_agreement": [bias - 1.96 * spread, bias + 1.96 * spread],
+        **{name: np.round(figure, 6).tolist() for name, figure in figures.items()},
     }
 
 
