@@ -32,7 +32,8 @@ _EXAMPLES = """\
 Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.dcm with dicom-seg, _seg.png for
 pictures), OUTPUT/run.json with volumes in mL and reconstruction errors, and OUTPUT/report.html. In a folder of
 images or of DICOM folders, every one is segmented; one that cannot be read does not stop the others. Of one DICOM
-study only the series named with --series is segmented. Research use only, not a medical device.
+study only the series named with --series is segmented. With a model of both lungs and the heart, a chest X-ray
+also gets its cardiothoracic ratio. Research use only, not a medical device.
 
 --region takes heights in mm towards the head, the third number of an entry of slice_centres_mm in run.json and the
 S coordinate of 3D Slicer. The label volume still covers the whole scan, and slices are numbered from its first one
