@@ -84,8 +84,8 @@ def cardiothoracic_ratio(labelmap: np.ndarray, labels: Sequence[Label]) -> Cardi
     of the right and the left border of the heart from the midline, added up, over the greatest internal diameter of
     the thorax. The midline drops out of the sum, so the heart's part is the horizontal distance of its outermost
     points, at whatever heights they are. The inner border of the ribs is where the lungs end, so the thorax is as wide
-    as from the outermost point of one lung to that of the other. Dong et al., MICCAI 2018, measure the same
-    (benchmarks/cardiothoracic_ratio.py compares).
+    as from the outermost point of one lung to that of the other. The published figures of Dong et al., MICCAI 2018,
+    agree with this and not with other readings (benchmarks/cardiothoracic_ratio.py).
 
     Of each label only its largest connected piece counts (corners connect), so a false island sets no width; that more
     than a tenth of a mask lies elsewhere is a remark. There is no ratio, and a reason, when the heart or a lung is
