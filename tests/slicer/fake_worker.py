@@ -26,7 +26,9 @@ def say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
-def segment(source: Path, output: Path, *, reconstructs: bool, ratio: dict[str, object] | None) -> None:
+def segment(
+    source: Path, output: Path, *, reconstructs: bool, ratio: dict[str, object] | None = None
+) -> None:
     """What is brighter than 0 is label 1; every third slice is doubtful. ratio: the cardiothoracic one."""
     image = sitk.ReadImage(str(source))
     labels = sitk.Cast(image > 0, sitk.sitkUInt8)
