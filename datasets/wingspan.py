@@ -46,7 +46,7 @@ wingspan/
   mask/left_lung/<same name>.png    grey edges: lung is what is brighter than 127
   mask/right_lung/<same name>.png
   mask/heart/<same name>.png        wingspan-thorax only
-  ctr_ground_truth.csv              cardiothoracic ratios, not used
+  ctr_ground_truth.csv              cardiothoracic ratios, for benchmarks/cardiothoracic_ratio.py
 Left and right are the patient's. The lung leaves out the heart. The first numbers of the UID tell the
 maker of the device and become the domain.""",
 )

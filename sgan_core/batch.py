@@ -15,6 +15,15 @@ import torch
 
 from sgan_core import __version__
 from sgan_core.bundle import Bundle
+from sgan_core.cardiothoracic import (
+    HOW_TO_READ,
+    CardiothoracicRatio,
+    Width,
+    bracket,
+    cardiothoracic_ratio,
+    measures_chests,
+    ratio_text,
+)
 from sgan_core.device import describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import json_text, write_text
@@ -24,12 +33,20 @@ from sgan_core.imaging.dicom import Series, choose_series, read_series
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Volume
 from sgan_core.imaging.readers import read_image
-from sgan_core.imaging.slices import enlarged, images_to_volume, in_input_units, slice_centres_mm
+from sgan_core.imaging.slices import (
+    SliceStack,
+    enlarged,
+    images_to_volume,
+    in_input_units,
+    native_slices,
+    points_to_model,
+    slice_centres_mm,
+)
 from sgan_core.imaging.writers import write_labels, write_mask_png, write_picture, write_volume
 from sgan_core.inputs import Input, LeftOut
 from sgan_core.inversion import out_of_memory
 from sgan_core.labelling import OnProgress, SegmentConfig
-from sgan_core.report import LabelVolume, ReportCase, Section, render_case, write_pages
+from sgan_core.report import DrawnLine, LabelVolume, ReportCase, Section, render_case, write_pages
 from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volume
 
 SCHEMA = 1  # of run.json
@@ -256,10 +273,10 @@ def _segment_case(
         facts = _seg_facts(bundle)
         check_dicom_seg(where, bundle.config.labels, series.files, frames=series.frames, **facts)
     found = segment(image, bundle, config.segment, on_progress=on_progress, should_stop=should_stop)
-    volumes = label_volumes(found, bundle)
+    volumes, ratio = label_volumes(found, bundle), measured_ratio(found, bundle)
     section = None
     if config.report:
-        section = render_case(report_case(found, bundle, one.name), _identity(one.name))
+        section = render_case(report_case(found, bundle, one.name, ratio=ratio), _identity(one.name))
     probabilities: list[Path] = []
     with finished.writing(one.name, _result_names(one.name, bundle)) as moved, all_or_none() as together:
         stem = output / one.name
@@ -295,7 +312,8 @@ def _segment_case(
         "soft_dice_confidence": None
         if found.soft_dice_confidence is None
         else round(found.soft_dice_confidence, 4),
-        "warnings": list(found.warnings),
+        "cardiothoracic_ratio": None if ratio is None else ratio.record(found.trust.status),
+        "warnings": [*found.warnings, *(ratio.warnings if ratio else ())],
     }
     results = [*([reconstruction] if reconstruction else []), *probabilities, target]
     return case, results, section, moved
@@ -303,6 +321,22 @@ def _segment_case(
 
 def _rounded(points_mm: np.ndarray) -> list[list[float]]:
     return [[round(mm, 3) for mm in point] for point in points_mm.tolist()]
+
+
+def measured_ratio(found: Segmentation, bundle: Bundle) -> CardiothoracicRatio | None:
+    """The cardiothoracic ratio of a picture; None for a volume of several slices and for models of other things.
+
+    A volume of one slice, as which 3D Slicer keeps a grey picture, is one too.
+    """
+    slices = native_slices(found.labels, found.stack)  # (N, H, W)
+    if len(slices) != 1 or slices.size != found.labels.size or not measures_chests(bundle.config.labels):
+        return None
+    return cardiothoracic_ratio(slices[0], bundle.config.labels)
+
+
+def _drawn(name: str, width: Width, stack: SliceStack) -> DrawnLine:
+    points = points_to_model(np.array(bracket(width)), stack)
+    return DrawnLine(name, [(float(x), float(y)) for x, y in points])
 
 
 def report_case(
@@ -313,8 +347,12 @@ def report_case(
     domain: str = "",
     truth: np.ndarray | None = None,
     scores: Mapping[str, float] | None = None,
+    ratio: CardiothoracicRatio | None = None,
 ) -> ReportCase:
-    """A segmentation as a section of the report. truth: (N, S, S) labels; scores: DICE by method."""
+    """A segmentation as a section of the report.
+
+    truth: (N, S, S) labels; scores: DICE by method; ratio: of ``measured_ratio``.
+    """
     facts = {"Mask": f"by the {found.method}" if found.method != "inversion" else "by inversion"}
     if found.reconstruction:
         facts["Inversion"] = (
@@ -324,6 +362,11 @@ def report_case(
     if found.error is not None:
         facts["Reconstruction error"] = f"{found.error:.3f}"
     facts["Trust"] = f"{found.trust.status}: {found.trust.reason}"
+    lines: list[DrawnLine] = []
+    if ratio is not None:
+        facts["Cardiothoracic ratio"] = ratio_text(ratio.record(found.trust.status))
+        widths = {"width of the heart": ratio.heart, "width of the thorax": ratio.thorax}
+        lines = [_drawn(what, width, found.stack) for what, width in widths.items() if width is not None]
     rows = [
         LabelVolume(label, volume.voxels, volume.volume_ml)
         for label, volume in zip(bundle.config.labels, label_volumes(found, bundle), strict=True)
@@ -337,10 +380,12 @@ def report_case(
         labels=found.model_labels,
         facts=facts,
         label_table=rows,
-        warnings=list(found.warnings),
+        warnings=[*found.warnings, *(ratio.warnings if ratio else ())],
         truth=truth,
         scores=scores or {},
         first_slice=found.stack.first_slice,
+        lines=lines,
+        notes=[HOW_TO_READ] if lines else [],
     )
 
 

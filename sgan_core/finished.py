@@ -209,5 +209,6 @@ def _is_whole(case: Mapping[str, Any], name: str) -> bool:
         and isinstance(case["warnings"], list)
         and all(isinstance(voxels, int) for _, voxels, _ in figures)
         and isinstance(case["seconds"], int | float)
-        and {"reconstruction_error", "trust", "soft_dice_confidence", "method"} <= case.keys()
+        and {"reconstruction_error", "trust", "soft_dice_confidence", "cardiothoracic_ratio", "method"}
+        <= case.keys()
     )

@@ -44,6 +44,14 @@ class LabelVolume:
     volume_ml: float | None = None  # None: the voxel size is unknown (pictures)
 
 
+@dataclass(frozen=True)
+class DrawnLine:
+    """A measured line on the first slice, through points (x, y) in its pixels, corners at whole numbers."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
 @dataclass(frozen=True, eq=False)
 class ReportCase:
     """What the page shows of one case: arrays on the model's slices, as seen by a radiologist."""
@@ -61,6 +69,8 @@ class ReportCase:
     scores: Mapping[str, float] = field(default_factory=dict)  # DICE by method
     warnings: Sequence[str] = ()
     first_slice: int = 1  # number of the first of these slices in its volume
+    lines: Sequence[DrawnLine] = ()
+    notes: Sequence[str] = ()  # how to read the facts
 
     def __post_init__(self) -> None:
         count, height, width = self.labels.shape
@@ -246,6 +256,7 @@ def _case_view(case: ReportCase, identity: str) -> dict[str, Any]:
         "domain": case.domain,
         "facts": case.facts,
         "warnings": case.warnings,
+        "notes": case.notes,
         "scores": [(method, number(dice)) for method, dice in case.scores.items()],
         "labels": [_label_view(entry) for entry in case.label_table],
         "slices": [_slice_view(case, n, errors, worst, f"i{identity}-{n}") for n in chosen],
@@ -277,6 +288,7 @@ def _slice_view(
         "height": height,
         "image": _data_uri(_to_bytes(_with_channels(case.images)[n])),
         "masks": _label_paths(case.labels[n], labels),
+        "lines": [(line.name, _svg_path(line.points)) for line in case.lines] if n == 0 else [],
         "notes": [],
         "worst": n == worst,
     }
@@ -369,9 +381,13 @@ def _outline(mask: np.ndarray) -> str:
     # Padded, so that outlines close at the picture's edge.
     for contour in find_contours(np.pad(mask.astype(np.float32), 1), 0.5):
         # (row, column) of padded pixel centres -> (x, y) with pixel corners at whole numbers
-        points = contour[:-1, ::-1] - 0.5
-        parts.append("M" + "L".join(f"{x:g} {y:g}" for x, y in points) + "Z")
+        parts.append(_svg_path(contour[:-1, ::-1] - 0.5) + "Z")
     return "".join(parts)
+
+
+def _svg_path(points: Iterable[Iterable[float]]) -> str:
+    """An open SVG path through points (x, y)."""
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
 
 
 def _css_colour(label: Label) -> str:

@@ -293,13 +293,14 @@ def test_odd_note_is_none(change: dict[str, Any], run: BatchRun, computed: list[
     assert [(case["case"], case["skipped"]) for case in cases] == [("a", False), ("b", True), ("c", True)]
 
 
+@pytest.mark.parametrize("figure", ["soft_dice_confidence", "cardiothoracic_ratio"])
 def test_note_of_an_earlier_version_lacks_a_figure_and_is_none(
-    run: BatchRun, computed: list[str], tmp_path: Path
+    figure: str, run: BatchRun, computed: list[str], tmp_path: Path
 ) -> None:
     run()
     note = tmp_path / "out" / FINISHED / "a.json"
     stored = json.loads(note.read_text(encoding="utf-8"))
-    del stored["case"]["soft_dice_confidence"]
+    del stored["case"][figure]
     note.write_text(json.dumps(stored), encoding="utf-8")
     assert [case["skipped"] for case in run()] == [False, True, True]
 

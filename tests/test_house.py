@@ -17,7 +17,7 @@ FLOORS = (
     {"sgan_core", "errors", "files", "names"},
     {"looks"},
     {"appearance", "cohort", "device"},
-    {"config", "imaging", "sheets"},
+    {"cardiothoracic", "config", "imaging", "sheets"},
     {"networks", "phantom"},
     {"curvature", "metrics", "reconstruction", "sgan_datasets"},
     {"bundle_text", "inputs", "inversion"},

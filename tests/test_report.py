@@ -21,6 +21,7 @@ from sgan_core.cohort import Label
 from sgan_core.evaluation.tables import ScoreRow
 from sgan_core.report import (
     MAX_SLICES,
+    DrawnLine,
     LabelVolume,
     ReportCase,
     _outline,
@@ -226,6 +227,24 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         report_case(truth=np.zeros((12, 8, 8), np.uint8))
     with pytest.raises(ValueError, match="reconstructions"):
         report_case(reconstructions=np.zeros((11, 16, 16), np.float32))
+
+
+# --- lines ---
+
+
+def test_lines_are_drawn_on_the_first_slice_alone_and_their_notes_told() -> None:
+    """As many slices as are all shown: the first is among them."""
+    case = report_case()
+    parts = {name: getattr(case, name)[2:5] for name in ("images", "labels", "reconstructions", "truth")}
+    line = DrawnLine("<width>", [(1.0, 2.5), (9.25, 2.5)])
+    html = page(report_case(**parts, lines=[line], notes=["above <1> it is wide"]))
+    assert Outline(html).open == []
+    drawn = '<path class="line" d="M1 2.5L9.25 2.5"><title>&lt;width&gt;</title></path>'
+    assert html.count('class="line"') == html.count(drawn) == 1
+    first, _, others = html.partition("<b>Slice 2</b>")
+    assert drawn in first.partition("<figcaption>Image</figcaption>")[2]
+    assert others
+    assert "above &lt;1&gt; it is wide" in first
 
 
 # --- outlines --------------------------------------------------------------------------------------

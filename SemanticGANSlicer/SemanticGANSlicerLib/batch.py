@@ -6,7 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import process
+from . import importer, process
 from .dialogs import explained
 from .progress import ProgressView
 from .volumes import uniqueName
@@ -268,11 +268,12 @@ class BatchTab:
         row = table.rowCount
         table.setRowCount(row + 1)
         if case["status"] == "done":
-            volumes = ", ".join(
+            volumes = [
                 f"{label['name']} {label['volume_ml']:.1f}"
                 for label in case["labels"]
                 if label["volume_ml"] is not None
-            )
+            ]
+            volumes = ", ".join(filter(None, [*volumes, importer.ratioText(case)]))
             file = case["output"] if "volumeId" in case else os.path.basename(case["output"])
             texts = [case["trust"]["status"], volumes, f"{case['seconds']:.0f}", file]
             hint = "\n".join([case["trust"]["reason"], *case["warnings"]])

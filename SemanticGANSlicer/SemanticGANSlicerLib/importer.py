@@ -475,6 +475,15 @@ def volumeRows(result):
     return rows
 
 
+def ratioText(case):
+    """The cardiothoracic ratio that the engine measured on a chest X-ray, never without a word of trust; "": none."""
+    found = case.get("cardiothoracic_ratio") or {}
+    if found.get("ratio") is None:  # another model, or a notice says why
+        return ""
+    verdict = _("looks right") if found.get("trust") == "ok" else _("please review")
+    return _("Cardiothoracic ratio {ratio:.2f} ({verdict})").format(ratio=found["ratio"], verdict=verdict)
+
+
 def addTable(result):
     """Add the table of a run to the scene, beside its volume; returns the node."""
     image = uniqueName(result.volume or result.segmentation)

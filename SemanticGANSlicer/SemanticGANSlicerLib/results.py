@@ -86,6 +86,8 @@ class ResultView:
             f"{html.escape(trust['reason'])}"
         )
         self._fillVolumes(result)
+        ui.ratioLabel.text = importer.ratioText(case)
+        ui.ratioLabel.setVisible(bool(ui.ratioLabel.text))
         self._fillDoubtful(result)
         drawn = bool(case.get("reconstruction_output"))
         ui.reconstructionCheckBox.setEnabled(drawn)

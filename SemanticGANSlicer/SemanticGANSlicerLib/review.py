@@ -9,7 +9,8 @@ from .volumes import drawnOn
 
 _RUN, _CHECKED, _FRAME = "SemanticGAN.run", "SemanticGAN.checkedSlices", "SemanticGAN.frame"
 _VOLUME = "SemanticGANVolume"  # role of the reference to the volume that was segmented; Slicer keeps it right on import
-_KEPT = ("model", "seconds", "labels", "trust", "warnings")  # of the engine's record
+_NEEDED = ("seconds", "labels", "trust", "warnings")  # of the engine's record
+_KEPT = ("model", "cardiothoracic_ratio", *_NEEDED)
 
 
 def store(node, volume, case, labels, segmentIds, doubtful, frame=""):
@@ -40,7 +41,7 @@ def load(node):
         run = json.loads(node.GetAttribute(_RUN) or "")
         case, labels, segmentIds = run["case"], run["labels"], run["segmentIds"]
         case["doubtful"] = [(int(number), tuple(map(float, place))) for number, place in case["doubtful"]]
-        complete = len(labels) == len(segmentIds) and all(name in case for name in _KEPT[1:])
+        complete = len(labels) == len(segmentIds) and all(name in case for name in _NEEDED)
     except (ValueError, KeyError, TypeError):  # none, or not written by us
         return None
     return (case, labels, segmentIds) if complete else None

@@ -32,7 +32,8 @@ _EXAMPLES = """\
 Writes OUTPUT/<case>_seg.nii.gz (_seg.seg.nrrd with --format nrrd, _seg.dcm with dicom-seg, _seg.png for
 pictures), OUTPUT/run.json with volumes in mL and reconstruction errors, and OUTPUT/report.html. In a folder of
 images or of DICOM folders, every one is segmented; one that cannot be read does not stop the others. Of one DICOM
-study only the series named with --series is segmented. Research use only, not a medical device.
+study only the series named with --series is segmented. With a model of both lungs and the heart, a chest X-ray
+also gets its cardiothoracic ratio. Research use only, not a medical device.
 
 --region takes heights in mm towards the head, the third number of an entry of slice_centres_mm in run.json and the
 S coordinate of 3D Slicer. The label volume still covers the whole scan, and slices are numbered from its first one
@@ -258,17 +259,22 @@ def _tell(case: dict[str, Any], progress: Progress) -> None:
 
 
 def _print_table(cases: list[dict[str, Any]]) -> None:
+    from sgan_core.cardiothoracic import ratio_text
     from sgan_core.evaluation.tables import Table, print_table
 
-    header = ("case", "result", "trust", "label", "volume (mL)", "voxels", "seconds")
+    header: tuple[str, ...] = ("case", "result", "trust", "label", "volume (mL)", "voxels", "seconds")
+    ratios = [case.get("cardiothoracic_ratio") for case in cases]
+    if any(ratios):
+        header = (*header, "cardiothoracic ratio")
     rows: list[tuple[str, ...]] = []
-    for case in cases:
+    for case, ratio in zip(cases, ratios, strict=True):
+        chest = (ratio_text(ratio) if ratio else "",) if any(ratios) else ()
         if case["status"] == "failed":  # why: in the error above and in run.json
-            rows.append((case["case"], "failed", "", "", "", "", ""))
+            rows.append((case["case"], "failed", "", "", "", "", "", *chest))
             continue
         for label in case["labels"]:
             volume = "" if label["volume_ml"] is None else f"{label['volume_ml']:.1f}"
-            figures = (volume, f"{label['voxels']:,}", f"{case['seconds']:.1f}")
+            figures = (volume, f"{label['voxels']:,}", f"{case['seconds']:.1f}", *chest)
             rows.append((case["case"], case["output"], case["trust"]["status"], label["name"], *figures))
     print_table(Table("", header, tuple(rows), numbers_from=4))
 

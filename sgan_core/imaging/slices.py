@@ -198,6 +198,16 @@ def in_input_units(values: np.ndarray, stack: SliceStack, dtype: np.dtype) -> np
     return np.rint(units, out=units).clip(limits.min, limits.max, out=units).astype(dtype)
 
 
+def points_to_model(points: np.ndarray, stack: SliceStack) -> np.ndarray:
+    """Where points of the input's slices lie on the model's: (n, 2) as (x, y), pixel corners at whole numbers."""
+    resize, pad = stack.transform.transforms
+    native = native_slices(np.broadcast_to(np.uint8(0), stack.shape), stack).shape[1:]
+    resized = np.array(resize.spatial_size)  # (height, width)
+    before = (np.array(pad.spatial_size) - resized) // 2  # as SpatialPad parts an odd rest
+    moved: np.ndarray = points * (resized / native)[::-1] + before[::-1]
+    return moved
+
+
 def slice_centres_mm(stack: SliceStack) -> np.ndarray:
     """Where the middles of the stack's slices lie in the patient: (N, 3) in RAS mm, in the stack's order.
 

@@ -30,6 +30,7 @@ from sgan_core.imaging.slices import (
     images_to_volume,
     in_input_units,
     labels_to_model,
+    points_to_model,
     reduced,
     reduced_labels,
     slice_centres_mm,
@@ -265,6 +266,25 @@ def test_squashed_blob_comes_back_within_half_a_model_pixel(
     for plane in radiological(back, grid):
         shift = np.argwhere(plane).mean(axis=0) - np.argwhere(ellipse).mean(axis=0)
         assert (np.abs(shift) <= 0.5 * (pixel + 1.0)).all()
+
+
+@quick
+@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([31, 64]), st.booleans(), st.data())
+def test_points_go_where_their_pixels_go(
+    height: int, width: int, size: int, squash: bool, data: st.DataObject
+) -> None:
+    """The corners of a rectangle, beside those of its mask on the model's slice, which are at whole pixels."""
+    top, left = data.draw(st.integers(0, height - 10)), data.draw(st.integers(0, width - 10))
+    bottom, right = data.draw(st.integers(top + 10, height)), data.draw(st.integers(left + 10, width))
+    array = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
+    intensity = Intensity(percentiles=(0.0, 100.0))
+    stack = to_model(Picture(array), size=size, intensity=intensity, squash=squash)
+    labelmap = np.zeros((height, width), np.uint8)
+    labelmap[top:bottom, left:right] = 1
+    rows, columns = np.nonzero(labels_to_model(labelmap, stack)[0])
+    drawn = [(columns.min(), rows.min()), (columns.max() + 1, rows.max() + 1)]
+    found = points_to_model(np.array([(left, top), (right, bottom)]), stack)
+    np.testing.assert_allclose(found, drawn, atol=0.75)
 
 
 @quick

@@ -26,8 +26,10 @@ def say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
-def segment(source: Path, output: Path, *, reconstructs: bool) -> None:
-    """What is brighter than 0 is label 1; every third slice is doubtful."""
+def segment(
+    source: Path, output: Path, *, reconstructs: bool, ratio: dict[str, object] | None = None
+) -> None:
+    """What is brighter than 0 is label 1; every third slice is doubtful. ratio: the cardiothoracic one."""
     image = sitk.ReadImage(str(source))
     labels = sitk.Cast(image > 0, sitk.sitkUInt8)
     output.mkdir(parents=True)
@@ -59,6 +61,7 @@ def segment(source: Path, output: Path, *, reconstructs: bool) -> None:
             "reason": "made up <by a test>",
             "slices": list(range(1, count, 3)),
         },
+        "cardiothoracic_ratio": ratio,
         "warnings": ["a warning"],
     }
     (output / "run.json").write_text(
@@ -134,7 +137,8 @@ def main(mode: str, source: Path, output: Path) -> int:
         small = source.parent / "small.nrrd"
         sitk.WriteImage(sitk.ReadImage(str(source))[1:, :, :], str(small))
         source = small
-    segment(source, output, reconstructs=mode != "student-alone")
+    ratio = {"ratio": 0.4567, "trust": "review"} if mode == "chest" else None
+    segment(source, output, reconstructs=mode != "student-alone", ratio=ratio)
     return 0
 
 

@@ -171,6 +171,18 @@ def test_volumes_are_listed_so_that_they_can_be_told_apart(panel: Any, three: li
     assert [listed.item(row).checkState() == qt.Qt.Checked for row in range(4)] == [False, False, True, False]
 
 
+def test_cardiothoracic_ratios_stand_in_the_list(
+    panel: Any, three: list[Any], fake_worker: Callable[..., None]
+) -> None:
+    fake_worker(panel, "chest")
+    choose(panel, three[2])
+    panel.ui.batchRunButton.click()
+    standin.pump(lambda: panel.ui.batchStatusLabel.text == "1 segmented, 0 failed.", 60)
+    (row,) = cells(panel)
+    assert row[2].startswith("bright ")
+    assert row[2].endswith(", Cardiothoracic ratio 0.46 (please review)")
+
+
 def test_volumes_are_segmented_one_by_one_each_into_its_own(
     panel: Any, three: list[Any], fake_worker: Callable[..., None]
 ) -> None:

@@ -201,6 +201,37 @@ def test_figures_of_one_of_two_volumes_of_one_name_carry_its_id(shown: Any, ct: 
     assert node.GetName() == f"CT ({ct.GetID()}) volumes"
 
 
+# --- the cardiothoracic ratio ----------------------------------------------------------------------
+
+
+def test_cardiothoracic_ratio_stands_below_the_volumes_with_its_trust(
+    panel: Any, ct: Any, fake_worker: FakeWorker, tmp_path: Path
+) -> None:
+    fake_worker(panel, "chest")
+    apply(panel)
+    ui, text = panel.ui, "Cardiothoracic ratio 0.46 (please review)"
+    layout = ui.resultCollapsibleButton.layout()
+    assert layout.indexOf(ui.ratioLabel) == layout.indexOf(ui.volumeTable) + 1
+    assert (ui.ratioLabel.text, visible(ui.ratioLabel)) == (text, True)
+    assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(0)
+    standin.read_mrb(tmp_path / "scene.mrb")
+    standin.enter_module(panel)
+    assert (ui.ratioLabel.text, visible(ui.ratioLabel)) == (text, True)
+
+
+def test_a_model_of_something_else_has_no_cardiothoracic_ratio(shown: Any) -> None:
+    assert not visible(shown.ui.ratioLabel)
+    case = shown._result.result.case
+    case["cardiothoracic_ratio"] = {"ratio": None, "reason": "no heart was found", "trust": "ok"}
+    shown._result._display(shown._result.result)  # a notice says why
+    assert not visible(shown.ui.ratioLabel)
+    case["cardiothoracic_ratio"] = {"ratio": 0.5, "trust": "ok"}
+    shown._result._display(shown._result.result)
+    assert shown.ui.ratioLabel.text == "Cardiothoracic ratio 0.50 (looks right)"
+    assert visible(shown.ui.ratioLabel)
+
+
 # --- report ----------------------------------------------------------------------------------------
 
 
