@@ -49,7 +49,7 @@ def chest(
 @pytest.fixture(scope="module")
 def chest_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of a student alone that has learned such chests, at 32 px."""
-    config = preset("tiny", modality="xray", num_classes=4, size=SIZE)
+    config = preset("tiny", modality="xray", num_classes=4, size=SIZE, student_size=SIZE)
     config = dataclasses.replace(
         config,
         student_train=dataclasses.replace(config.student_train, channels=(8, 16)),
