@@ -80,6 +80,8 @@ def test_bundle_says_what_it_was_trained_on(finished: Path) -> None:
     told = facts(finished)
     assert (told["cohort"], told["gan_images"], told["encoder_images"]) == ("discs", 48, 24)
     assert (told["labelled_patients"], told["slices"], told["labelled_slices"]) == (2, 24, 8)
+    (source,) = told["use"]["sources"]
+    assert (source["name"], source["licence"]) == ("discs", "free")
 
 
 def test_bundle_segments_a_slice(finished: Path, disc_cohort: Path, tmp_path: Path) -> None:
