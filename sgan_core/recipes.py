@@ -85,6 +85,11 @@ class Recipe:
         plain = preset(self.preset, modality=self.modality, num_classes=1 + len(self.labels))
         return TrainConfig.from_dict(merge(plain.to_dict(), self.defaults()))
 
+    def expected(self) -> list[str]:
+        """Figures and hours, a line each."""
+        lines = [f"DICE {_shown(one, '.3f')}: {one.what}" for one in self.figures]
+        return [*lines, f"hours {_shown(self.hours, 'g')}: {self.hours.what}"]
+
     def steps(self) -> str:
         """All commands in the order in which they are typed, a line each."""
         parts = (
@@ -94,6 +99,7 @@ class Recipe:
             ),
             ("to test on", self.test),
             ("training", self.train),
+            ("to expect", self.expected()),
         )
         lines = [
             f"{title}:\n" + "\n".join(f"  {line}" for line in commands)
@@ -101,6 +107,10 @@ class Recipe:
             if commands
         ]
         return "\n".join(lines)
+
+
+def _shown(one: Figure, style: str) -> str:
+    return NOT_MEASURED if one.value is None else format(one.value, style)
 
 
 def recipe_files() -> dict[str, Path]:

@@ -132,20 +132,12 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
 
 
 def _list_recipes() -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from sgan_core.recipes import load_recipe, recipe_files
 
-    from sgan_core.recipes import NOT_MEASURED, load_recipe, recipe_files
-
-    table = Table("recipe", "model", "data", "labelled", "DICE to expect")
-    table.columns[0].no_wrap = True
     for recipe in map(load_recipe, recipe_files()):
-        figures = [f"{one.value:.3f} {one.what}" for one in recipe.figures if one.value is not None]
-        data = f"{', '.join(recipe.data_sets)}\n{recipe.modality}, {recipe.preset}"
-        cells = (recipe.name, recipe.title, data, str(recipe.labelled), "\n".join(figures) or NOT_MEASURED)
-        table.add_row(*map(Text, cells), end_section=True)
-    Console().print(table)
+        settings = f"{recipe.modality}, {recipe.preset}, {recipe.labelled} labelled patients"
+        sys.stdout.write(f"{recipe.name}\n  {recipe.title}\n  {', '.join(recipe.data_sets)}: {settings}\n")
+        sys.stdout.writelines(f"  {line}\n" for line in recipe.expected())
     sys.stdout.write("sgan-train --recipe NAME says how its data are prepared.\n")
 
 
