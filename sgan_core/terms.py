@@ -9,8 +9,8 @@ from typing import Any
 from sgan_core.errors import InputError
 
 _MOST_SOURCES = 50
-_LONGEST = 2000  # characters of a text in a file of ours
-_SHOWN = 300  # of a text on a line of ours
+_LONGEST = 2000  # characters of a text about a data set
+_SHOWN = 300  # of a licence or restriction
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ def terms_of(facts: Mapping[str, Any]) -> Terms:
     listed = listed[:_MOST_SOURCES] if isinstance(listed, list) else []
     names = [field.name for field in fields(Source)]
     found = [
-        Source(**{name: one_line(one.get(name)) for name in names}) for one in listed if isinstance(one, dict)
+        Source(**{name: one_line(one.get(name), _LONGEST) for name in names})
+        for one in listed
+        if isinstance(one, dict)
     ]
     return Terms(
         one_line(facts.get("licence")),

@@ -19,6 +19,12 @@ def test_terms_come_from_the_facts() -> None:
     assert found.notice == "research only (licence of the weights: CC BY-NC-SA 4.0)"
 
 
+def test_a_data_set_that_a_cohort_may_name_is_kept_whole() -> None:
+    source = vars(LITS) | {"citation": "Bilic " * 333}
+    (kept,) = terms_of({"use": {"sources": [source]}}).sources
+    assert kept.citation == source["citation"].strip()
+
+
 def test_a_model_without_restriction_has_no_notice() -> None:
     assert terms_of({"licence": "Apache-2.0"}).notice == ""
     assert terms_of({"use": {"sources": [vars(LITS)]}}).notice == ""
@@ -43,9 +49,9 @@ def test_what_is_not_as_it_should_be_counts_as_not_stated(use: Any) -> None:
 def test_hostile_texts_are_short_and_steer_no_terminal() -> None:
     hostile = "\x1b[2J\r\n\u202efree\u2028for all" + "x" * 100_000
     found = terms_of({"use": {"restriction": hostile, "sources": [{"name": hostile}] * 1000}})
-    for text in (found.restriction, found.sources[0].name):
+    for text, most in ((found.restriction, 300), (found.sources[0].name, 2000)):
         assert text.startswith("[2J free for all")
-        assert len(text) == 300
+        assert len(text) == most
         assert text.isprintable()
     assert len(found.sources) == 50
 

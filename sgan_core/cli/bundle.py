@@ -212,12 +212,18 @@ _PLACES = {"bundled": "", "checkout": "\nof the repository", "user": "\nof SGAN_
 
 
 def _cells(model: dict[str, Any]) -> Iterator[str]:
+    from sgan_core.terms import one_line
+
     figures, trained = model["figures"], model["trained_on"]
     alone = "\na student alone" if model["student_alone"] else ""
     yield model["name"] + _PLACES[model["place"]] + alone
     labels = ", ".join(model["labels"]) or "labels not named"
     yield f"{labels}\n{model['modality']}, {model['size_px']} px"
-    names = ", ".join(source["name"] for source in model["sources"]) or trained["cohort"] or "not stated"
+    names = (
+        ", ".join(one_line(source["name"], 60) for source in model["sources"])
+        or trained["cohort"]
+        or "not stated"
+    )
     labelled = trained.get("labelled_patients")
     yield names + (f"\n{labelled:g} labelled patients" if labelled is not None else "")
     dice, shifted = (

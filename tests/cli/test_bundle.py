@@ -24,6 +24,7 @@ from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_datasets import about
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +191,13 @@ def test_described_again_a_model_keeps_its_card_and_its_terms(bundle: Path, tmp_
     card = tmp_path / "card.md"
     card.write_text("A made-up clinic.")
     first, second = tmp_path / "first", tmp_path / "second"
-    options = ["--restriction", RESTRICTION, "--source", "lits", "--card", str(card), "--output", str(first)]
+    options = ["--restriction", RESTRICTION, "--source", "lits", "--source", "jsrt", "--card", str(card)]
+    options += ["--output", str(first)]
     assert main(["describe", str(bundle), *options]) == 0
     assert main(["describe", str(first), "--licence", "free", "--output", str(second)]) == 0
     facts = load_bundle(second).facts
     assert facts["use"] == load_bundle(first).facts["use"]
+    assert facts["use"]["sources"][1]["citation"] == about("jsrt").citation
     assert facts["licence"] == "free"
     assert "A made-up clinic." in (second / "docs" / "README.md").read_text()
     assert main(["describe", str(second), "--restriction", "", "--output", str(second)]) == 0
