@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sgan_core.cohort import SPLITS, Case, Cohort, Label, rank_labelled, validate
 from sgan_core.errors import InputError
+from sgan_core.terms import joined_sources
 
 
 def merge_cohorts(cohorts: Sequence[Cohort], *, name: str, seed: int = 0) -> tuple[Cohort, tuple[str, ...]]:
@@ -36,6 +37,7 @@ def merge_cohorts(cohorts: Sequence[Cohort], *, name: str, seed: int = 0) -> tup
         cases=rank_labelled(cases, seed=seed),
         ignored_values=tuple(sorted(ignored)),
         squash=any(cohort.squash for cohort in cohorts),
+        sources=joined_sources(cohort.sources for cohort in cohorts),
     )
     validate(merged, source=name)
     warnings = []

@@ -64,4 +64,4 @@ def prepare_phantom(
         if on_progress:
             on_progress(done, len(built_in.cases), "making phantom patients")
     others = tuple(label.value for label in LABELS if label.value not in used)
-    return replace(built_in, cases=tuple(cases), ignored_values=others)
+    return replace(built_in, cases=tuple(cases), ignored_values=others, sources=(ABOUT.as_source(),))

@@ -61,7 +61,12 @@ def prepare(
     if split is None and (validation is not None or all(case.split != "validation" for case in cases)):
         cases, warnings = split_patients(cases, validation, alias, seed)
     intensity = replace(cohort.intensity, **dict.fromkeys(corrections, True))
-    cohort = replace(cohort, intensity=intensity, cases=rank_labelled(cases, seed=seed))
+    cohort = replace(
+        cohort,
+        intensity=intensity,
+        cases=rank_labelled(cases, seed=seed),
+        sources=(data_set.about.as_source(),),
+    )
     validate(cohort, source=str(root))
     return Prepared(_convert(data_set, cohort, Path(folder), on_progress), scan.problems, tuple(warnings))
 

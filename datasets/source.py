@@ -10,6 +10,7 @@ import numpy as np
 
 from sgan_core.cohort import Case, Cohort
 from sgan_core.imaging.image import Picture, Volume
+from sgan_core.terms import Source
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class About:
     get: str = ""  # how to get it, in words
     citation: str = ""
     layout: str = ""  # the official tree, with its quirks
+
+    def as_source(self) -> Source:
+        """What a cohort, and a model trained on it, keep of this."""
+        return Source(self.name, licence=self.licence, address=self.source, citation=self.citation)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from sgan_core.inversion import out_of_memory
 from sgan_core.labelling import OnProgress, SegmentConfig
 from sgan_core.report import DrawnLine, LabelVolume, ReportCase, Section, render_case, write_pages
 from sgan_core.segment import Segmentation, label_volumes, part_of, segment_volume
+from sgan_core.terms import terms_of
 
 SCHEMA = 1  # of run.json
 _SUFFIX = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".nii.gz"}  # of all volumes of a case
@@ -110,7 +111,7 @@ def run_batch(
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "tool_version": __version__,
-        "bundle": {"name": bundle.name, "hash": bundle.hash},
+        "bundle": {"name": bundle.name, "hash": bundle.hash} | _restriction(bundle),
         "device": describe(bundle.device),
         "seed": bundle.config.seed,
         "options": options,
@@ -152,6 +153,8 @@ def run_batch(
             write_text(output / "run.json", json_text(record))
             if sections := _sections(record["cases"], finished) if config.report else []:
                 facts = {"Model": f"{bundle.name} ({bundle.hash[:12]})", "Device": record["device"]}
+                if notice := terms_of(bundle.facts).notice:
+                    facts = {"Terms of use": notice} | facts
                 write_pages(output, "Segmentation", sections, facts=facts)
         elif new:
             with suppress(OSError):  # it holds something after all
@@ -173,6 +176,12 @@ def _within_memory(path: Path, device: torch.device) -> Iterator[None]:
             f"{path}: not enough memory on {describe(device)}. Try --batch 1, {gpu}--region for a part of the "
             "scan, or close other programs."
         ) from error
+
+
+def _restriction(bundle: Bundle) -> dict[str, str]:
+    """What run.json says of a model that may not be used by everyone for everything; else nothing."""
+    terms = terms_of(bundle.facts)
+    return {"restriction": terms.restriction, "licence": terms.licence} if terms.restriction else {}
 
 
 def _made_by(bundle: Bundle, config: BatchConfig) -> dict[str, Any]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import math
-import re
 import shutil
-import stat
-import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +23,16 @@ from sgan_core.config import TrainConfig
 from sgan_core.curvature import Curvature
 from sgan_core.errors import InputError
 from sgan_core.files import sha256
+from sgan_core.known_models import (
+    AGAIN,
+    MANIFEST,
+    SCHEMA,
+    SETTINGS,
+    find_bundle,
+    inside,
+    read_json,
+    read_settings,
+)
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
@@ -35,11 +40,6 @@ from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
 from sgan_core.trust import calibrations, why_uncalibrated
 
-SCHEMA = 1  # of semanticgan.json and manifest.json
-MODELS = Path(__file__).parent / "models"  # the models that the package brings along
-
-MANIFEST = "configs/manifest.json"  # SHA-256 of every other file; its own is the identity of the bundle
-SETTINGS = "configs/semanticgan.json"  # config and facts: what our own commands read
 METADATA = "configs/metadata.json"
 # For users of MONAI. It holds expressions that MONAI runs as code: our own commands never read it.
 INFERENCE = "configs/inference.json"
@@ -51,12 +51,15 @@ CURVATURE = "models/curvature.safetensors"  # not in every model
 # To go on training; segmenting needs neither. Not in every model.
 IMAGE_D = "models/image_discriminator.safetensors"
 PAIR_D = "models/pair_discriminator.safetensors"
+CARD = "docs/card.md"  # what whoever trained it wrote about it, if anything
 _INVERTER = (GENERATOR, ENCODER, PERCEPTUAL)  # none of them in a student alone
 _EVERY_WEIGHT = {*_INVERTER, STUDENT, CURVATURE}
-
-_AGAIN = "Copy, download or export the model again."
-_ZIP_BYTES = 4 << 30  # unpacked; the official model takes 1 GiB in single precision
-_ZIP_MEMBERS = 1000
+_OF_INVERTER = (
+    "trust",
+    "gan_",
+    "encoder_",
+    "validation_",
+)  # how facts begin that a student alone has no use for
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ class Bundle:
         if self.inverter is None:
             raise InputError(
                 f"{self.name}: this model is a student alone: it segments, but cannot reconstruct, sample or judge. "
-                "Train the later stages with sgan-train --resume."
+                "Use the whole model if there is one, or train the later stages with sgan-train --resume."
             )
         return self.inverter
 
@@ -155,18 +158,42 @@ def save_bundle(
     return _write(Path(folder), name, config, facts, weights)
 
 
-def save_with_facts(folder: str | Path, bundle: Bundle, facts: dict[str, Any]) -> Path:
-    """Write a bundle again with other facts, its weights bit for bit as they are; as ``save_bundle``."""
+def save_with_facts(
+    folder: str | Path,
+    bundle: Bundle,
+    facts: dict[str, Any],
+    *,
+    name: str | None = None,
+    card: str | None = None,
+    student_only: bool = False,
+) -> Path:
+    """Write a bundle again with other facts, its weights bit for bit as they are; as ``save_bundle``.
+
+    name: another one. card: Markdown of whoever trained it, for its readme; left out, the bundle's own is kept.
+    student_only: without the generator and what belongs to it, facts included. Raises InputError when there is no
+    student.
+    """
+    if student_only and bundle.student is None:
+        raise InputError(f"{bundle.name}: has no student, which is what would be left of it.")
     weights = {
         path: (bundle.folder / path).read_bytes()
         for path in _manifest(bundle.folder)
-        if path.endswith(".safetensors")
+        if path == STUDENT or (path.endswith(".safetensors") and not student_only)
     }
-    return _write(Path(folder), bundle.name, bundle.config, facts, weights)
+    if student_only:
+        facts = {key: value for key, value in facts.items() if not key.startswith(_OF_INVERTER)}
+    if card is None and (bundle.folder / CARD).is_file():
+        card = (bundle.folder / CARD).read_text(encoding="utf-8")
+    return _write(Path(folder), name or bundle.name, bundle.config, facts, weights, card)
 
 
 def _write(
-    folder: Path, name: str, config: TrainConfig, facts: dict[str, Any], weights: dict[str, bytes]
+    folder: Path,
+    name: str,
+    config: TrainConfig,
+    facts: dict[str, Any],
+    weights: dict[str, bytes],
+    card: str | None = None,
 ) -> Path:
     require_replaceable(folder)
     facts = _finite({"tool_version": __version__, **facts, "seed": config.seed})
@@ -176,7 +203,9 @@ def _write(
     files[SETTINGS] = _json(settings | {"config": config.to_dict(), "facts": facts})
     files[METADATA] = _json(metadata(name, config, facts, inverts=inverts))
     files[INFERENCE] = _json(inference_config())
-    files["docs/README.md"] = readme(name, config, facts, inverts=inverts).encode()
+    if card is not None:
+        files[CARD] = card.encode()
+    files["docs/README.md"] = readme(name, config, facts, inverts=inverts, card=card or "").encode()
     files["LICENSE"] = licence_text(facts).encode()
     hashes = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     files[MANIFEST] = _json({"schema": SCHEMA, "files": hashes})
@@ -274,8 +303,8 @@ def load_bundle(reference: str | Path, device: str | torch.device = "cpu") -> Bu
     weights = {*_needed(hashes), *(_EVERY_WEIGHT & hashes.keys())}
     for path in (SETTINGS, *sorted(weights)):
         if problem := _problem(folder, path, hashes.get(path)):
-            raise InputError(f"{problem} {_AGAIN}")
-    settings = _settings(folder)
+            raise InputError(f"{problem} {AGAIN}")
+    settings = read_settings(folder)
     config: TrainConfig = settings["config"]
     device = torch.device(device)
     inverter = student = None
@@ -303,11 +332,11 @@ def stored_weights(reference: str | Path) -> dict[str, dict[str, Tensor]]:
     for path, content in _manifest(folder).items():
         if path.endswith(".safetensors"):
             if problem := _problem(folder, path, content):
-                raise InputError(f"{problem} {_AGAIN}")
+                raise InputError(f"{problem} {AGAIN}")
             try:
                 tensors = load_file(folder / path)
             except SafetensorError as error:
-                raise InputError(f"{folder / path}: damaged ({error}). {_AGAIN}") from error
+                raise InputError(f"{folder / path}: damaged ({error}). {AGAIN}") from error
             found[path] = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     return found
 
@@ -359,7 +388,7 @@ def describe(reference: str | Path) -> dict[str, Any]:
     Reads the settings only. Raises InputError as ``load_bundle``.
     """
     folder = find_bundle(reference)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     config: TrainConfig = settings["config"]
     hashes = _manifest(folder)
     files = [folder / path for path in hashes]
@@ -415,11 +444,11 @@ def verify_bundle(folder: Path) -> list[str]:
 
 def _manifest(folder: Path) -> dict[str, str]:
     """Path inside the bundle -> SHA-256, hexadecimal."""
-    table = _read_json(folder / MANIFEST)
+    table = read_json(folder / MANIFEST)
     hashes = table.get("files")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise InputError(f"{folder / MANIFEST}: lists no files. {_AGAIN}")
-    if wrong := [path for path in hashes if not _inside(path)]:
+        raise InputError(f"{folder / MANIFEST}: lists no files. {AGAIN}")
+    if wrong := [path for path in hashes if not inside(path)]:
         raise InputError(f"{folder / MANIFEST}: {wrong[0]!r} leads out of the model. Do not use this model.")
     return hashes
 
@@ -433,128 +462,3 @@ def _problem(folder: Path, path: str, expected: str | None) -> str | None:
     if sha256(file) != expected:
         return f"{file}: damaged or changed, its SHA-256 is not the one in {MANIFEST}."
     return None
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Name, config (a TrainConfig) and facts."""
-    file = folder / SETTINGS
-    table = _read_json(file)
-    name, config, facts = (table.get(key) for key in ("name", "config", "facts"))
-    if not (isinstance(name, str) and isinstance(config, dict) and isinstance(facts, dict)):
-        raise InputError(f"{file}: name, config or facts are missing. {_AGAIN}")
-    try:
-        return {"name": name, "config": TrainConfig.from_dict(config), "facts": facts}
-    except InputError as error:
-        raise InputError(f"{file}: {error}. The model may be of another version of semanticgan.") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of our schema."""
-    try:
-        table = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{file}: missing. {_AGAIN}") from None
-    except ValueError as error:
-        raise InputError(f"{file}: damaged, not JSON ({error}). {_AGAIN}") from None
-    schema = table.get("schema") if isinstance(table, dict) else None
-    if schema != SCHEMA:
-        raise InputError(
-            f"{file}: schema version {schema}, this version of semanticgan ({__version__}) reads {SCHEMA}. "
-            "Update semanticgan, or choose another model."
-        )
-    return table
-
-
-# --- finding ---------------------------------------------------------------------------------------
-
-
-def bundled_models() -> list[str]:
-    """Names of the models that the package brings along."""
-    return sorted(file.parent.parent.name for file in MODELS.glob(f"*/{SETTINGS}"))
-
-
-def find_bundle(reference: str | Path) -> Path:
-    """The folder of a model: a folder, a .zip (unpacked, until the program ends) or a bundled model's name.
-
-    Raises InputError when there is no such model, listing the bundled ones, or the .zip is not safe.
-    """
-    path = Path(reference)
-    if path.is_dir():
-        return _bundle_folder(path)
-    if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise InputError(f"{path}: neither a model folder nor a .zip of one.")
-        return _unpacked(path)
-    if str(reference) in bundled_models():
-        return MODELS / reference
-    names = ", ".join(bundled_models()) or "none"
-    raise InputError(f"{reference}: no such model. Give a folder, a .zip, or a bundled model ({names}).")
-
-
-def _bundle_folder(folder: Path) -> Path:
-    if (folder / SETTINGS).is_file():
-        return folder
-    hint = f" Did you mean {folder / 'bundle'}?" if (folder / "bundle" / SETTINGS).is_file() else ""
-    raise InputError(f"{folder}: not a model, {SETTINGS} is missing.{hint}")
-
-
-_unpacked_by_hash: dict[str, Path] = {}
-
-
-def _unpacked(path: Path) -> Path:
-    content = sha256(path)
-    if content not in _unpacked_by_hash:
-        # Private and new: a known place could have been filled by another user of the machine.
-        place = Path(tempfile.mkdtemp(prefix="sgan-model-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for member in _checked_members(archive, path):
-                    _unpack(archive, member, place)
-        except InputError:
-            raise
-        except OSError as error:
-            where = f"{path}: cannot be unpacked to {place.parent}"
-            raise InputError(f"{where} ({error.strerror}). Free some space.") from error
-        except Exception as error:  # each compression method has errors of its own
-            raise InputError(f"{path}: damaged ({error}). Copy or download it again.") from error
-        _unpacked_by_hash[content] = _bundle_root(place, path)
-    return _unpacked_by_hash[content]
-
-
-def _checked_members(archive: zipfile.ZipFile, path: Path) -> Iterator[zipfile.ZipInfo]:
-    """The files of an archive, once it is known that all of them may be unpacked."""
-    members = archive.infolist()
-    for member in members:
-        name = member.orig_filename  # as in the file: ZipInfo already mends some names
-        if not _inside(name.rstrip("/")):
-            raise InputError(f"{path}: {name!r} in it leads out of the model. Do not use this file.")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise InputError(f"{path}: {name!r} in it is a link; a model holds plain files only.")
-    if len({member.filename.casefold() for member in members}) < len(members):
-        raise InputError(f"{path}: two files in it have the same name. Do not use this file.")
-    size = sum(member.file_size for member in members)  # reading stops there, whatever the data would become
-    if len(members) > _ZIP_MEMBERS or size > _ZIP_BYTES:
-        raise InputError(f"{path}: {len(members)} files of {size / 2**20:.0f} MiB; too big for a model.")
-    return (member for member in members if not member.is_dir())
-
-
-def _inside(name: str) -> bool:
-    """Whether a path of an archive or manifest stays inside its folder on every system."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and ".." not in parts and not re.search(r'^/|[\\:*?"<>|\x00-\x1f]', name)
-
-
-def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path) -> None:
-    target = place / member.filename
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy)
-
-
-def _bundle_root(place: Path, path: Path) -> Path:
-    """The archive holds the bundle itself, or its folder."""
-    roots = [file.parent.parent for pattern in (SETTINGS, f"*/{SETTINGS}") for file in place.glob(pattern)]
-    if not roots:
-        raise InputError(f"{path}: not a model, {SETTINGS} is missing in it.")
-    return roots[0]

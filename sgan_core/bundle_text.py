@@ -9,6 +9,7 @@ import numpy as np
 
 from sgan_core import __version__
 from sgan_core.config import TrainConfig
+from sgan_core.terms import Terms, terms_of
 
 _PACKAGES = ("nibabel", "safetensors")
 _SCHEMA_URL = (
@@ -25,9 +26,9 @@ A generative model of {what} and their labels, after SemanticGAN
 (CVPR 2021). It explains an image by finding the latent that draws it; the label that belongs to the latent is a
 segmentation. A student, where there is one in models/, draws the mask, which the generator then checks."""
 _ALONE = """\
-A segmenter of {what}: the student of a SemanticGAN (CVPR 2021) whose
-generator is not trained yet. It segments; it cannot reconstruct an image nor judge its masks, so each is to be
-reviewed. `sgan-train --resume` trains the rest."""
+A segmenter of {what}: the student of a SemanticGAN (CVPR 2021)
+without its generator. It segments; it cannot reconstruct an image nor judge its masks, so each is to be
+reviewed."""
 _UNKNOWN_LICENCE = "not stated"
 
 
@@ -42,6 +43,7 @@ def metadata(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: 
     """configs/metadata.json as MONAI's bundle specification wants it. inverts: whether there is a generator."""
     model_version = str(facts.get("version", "1.0.0"))
     size = config.student_size
+    terms = terms_of(facts)
     plane = {"type": "image", "spatial_shape": [size, size], "dtype": "float32", "is_patch_data": False}
     image = plane | {
         "format": "magnitude",
@@ -75,14 +77,14 @@ def metadata(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: 
             else f"A student alone: {abilities(inverts=False, judges=False)}."
         ),
         "authors": str(facts.get("authors", "whoever trained this model with semanticgan")),
-        "copyright": f"Licence of the weights: {facts.get('licence', _UNKNOWN_LICENCE)}",
-        "data_source": str(facts.get("cohort", "not stated")),
+        "copyright": ". ".join(_licence(terms)),
+        "data_source": ", ".join([str(facts.get("cohort", "not stated")), *_source_lines(terms)]),
         "data_type": "pictures or slices of volumes",
         "image_classes": f"{config.generator.image_channels} channel image, intensities in [-1, 1]",
         "label_classes": ", ".join(f"{i} is {label}" for i, label in enumerate(_classes(config))),
         "pred_classes": f"{config.generator.num_classes} channels of logits; the largest is the label",
         "eval_metrics": _validation_figures(facts),
-        "intended_use": _INTENDED_USE,
+        "intended_use": " ".join([_INTENDED_USE, *_restriction(terms)]),
         "references": [_PAPER],
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": labels}},
     }
@@ -126,17 +128,22 @@ def inference_config() -> dict[str, Any]:
 
 def licence_text(facts: dict[str, Any]) -> str:
     """The LICENSE file: of the weights, which follow the training data."""
-    licence = facts.get("licence", _UNKNOWN_LICENCE)
+    terms = terms_of(facts)
+    sources = "".join(f"  {line}\n" for line in _source_lines(terms))
     return (
-        f"Licence of these model weights: {licence}\n\n"
-        "The weights were learned from images, whose terms of use may reach to the weights. Where no\n"
+        "".join(f"{line}\n" for line in _licence(terms, "Licence of these model weights"))
+        + "\nThe weights were learned from images, whose terms of use may reach to the weights. Where no\n"
         "licence is stated, ask whoever trained the model. The program semanticgan has a licence of its\n"
         "own, Apache-2.0 (https://www.apache.org/licenses/LICENSE-2.0).\n"
+        + (f"\nThe images are of:\n{sources}" if sources else "")
     )
 
 
-def readme(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bool) -> str:
-    """docs/README.md: what the model is, what it was trained on, what it cannot do. inverts: has a generator."""
+def readme(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bool, card: str = "") -> str:
+    """docs/README.md: what the model is, what it was trained on, what it cannot do.
+
+    inverts: has a generator. card: Markdown of whoever trained it, which comes first.
+    """
     generator = config.generator
     labels = "\n".join(f"| {label.value} | {label.name} | {label.code} |" for label in config.labels)
     figures = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in _plain(facts).items()]
@@ -145,12 +152,16 @@ def readme(name: str, config: TrainConfig, facts: dict[str, Any], *, inverts: bo
     what = f"{_modality(config)} images ({size} x {size} px, channels: {generator.image_channels})"
     about = _WHOLE if inverts else _ALONE
     look = "the reconstruction and the trust that sgan-segment reports" if inverts else "every mask"
+    terms = terms_of(facts)
+    use = "\n".join(f"**{sentence}**\n" for sentence in [_INTENDED_USE, *_restriction(terms)])
+    use += f"\n{card.strip()}\n" if card.strip() else ""
+    sources = "\n".join(f"- {line}" for line in _source_lines(terms))
+    use += f"\n## Images it learned from\n\n{sources}\n" if sources else ""
     return f"""# {name}
 
 {about.format(what=what)}
 
-**{_INTENDED_USE}**
-
+{use}
 ## Labels
 
 | value | name | SNOMED CT |
@@ -194,6 +205,23 @@ same in Python:
 
 
 # --- words -----------------------------------------------------------------------------------------
+
+
+def _licence(terms: Terms, words: str = "Licence of the weights") -> list[str]:
+    return [f"{words}: {terms.licence or _UNKNOWN_LICENCE}", *_restriction(terms)]
+
+
+def _restriction(terms: Terms) -> list[str]:
+    return [f"Terms of use: {terms.restriction.rstrip('.')}."] if terms.restriction else []
+
+
+def _source_lines(terms: Terms) -> list[str]:
+    """Each data set with what is known of it."""
+    parts = [
+        (one.name, one.licence and f"licence: {one.licence}", one.address, one.citation)
+        for one in terms.sources
+    ]
+    return ["; ".join(part for part in known if part) for known in parts]
 
 
 def _modality(config: TrainConfig) -> str:

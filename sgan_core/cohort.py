@@ -18,6 +18,7 @@ import dacite
 
 from sgan_core.errors import InputError
 from sgan_core.files import replacing
+from sgan_core.terms import Source, read_sources
 
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "cohort.json"
@@ -148,6 +149,7 @@ class Cohort:
 
     ``ignored_values`` are values of the label files that count as background. ``squash``: the images were
     released squashed to a square, so models of them see every image that way, whatever its true aspect.
+    ``sources``: the public data sets that the cases are of, as far as they are known.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Cohort:
     root: Path | None = None
     ignored_values: tuple[int, ...] = ()
     squash: bool = False
+    sources: tuple[Source, ...] = ()
 
     def select(self, split: str) -> tuple[Case, ...]:
         """The cases of one split ("train", "validation", "test"), in the cohort's order."""
@@ -247,7 +250,7 @@ def _parse(entry: Any, file: Path) -> Cohort:
     if not isinstance(entry, dict):
         raise InputError(f"{file}: a cohort is a JSON object, not a {type(entry).__name__}.")
     required = {"name": str, "modality": str, "intensity": dict, "labels": list, "cases": list}
-    unknown = sorted(entry.keys() - required.keys() - {"ignored_values", "squash"})
+    unknown = sorted(entry.keys() - required.keys() - {"ignored_values", "squash", "sources"})
     if unknown:
         raise InputError(f"{file}: unknown key {unknown[0]!r}; a cohort has {', '.join(required)}.")
     for key, kind in required.items():
@@ -275,6 +278,7 @@ def _parse(entry: Any, file: Path) -> Cohort:
         root=root,
         ignored_values=tuple(ignored),
         squash=entry.get("squash", False),
+        sources=read_sources(entry.get("sources", []), f"{file}: sources"),
     )
 
 
@@ -319,6 +323,8 @@ def _to_json(cohort: Cohort, root: Path) -> str:
         head["ignored_values"] = list(cohort.ignored_values)
     if cohort.squash:
         head["squash"] = True
+    if cohort.sources:
+        head["sources"] = [asdict(source) for source in cohort.sources]
     cases = [
         asdict(
             replace(case, image=_relative(case.image, root), label=case.label and _relative(case.label, root))

@@ -327,6 +327,7 @@ def batch_bundle() -> Any:
     return SimpleNamespace(
         name="model",
         hash="0" * 64,
+        facts={},
         device=SimpleNamespace(type="cpu"),
         config=SimpleNamespace(seed=0, labels=labels),
         require_inverter=lambda: None,

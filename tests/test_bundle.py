@@ -21,11 +21,10 @@ import torch
 
 import sgan_core
 from sgan_core import bundle as bundles
+from sgan_core import known_models
 from sgan_core.bundle import (
     Bundle,
-    bundled_models,
     describe,
-    find_bundle,
     load_bundle,
     save_bundle,
     verify_bundle,
@@ -34,6 +33,7 @@ from sgan_core.cohort import Label
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, TrainConfig, preset
 from sgan_core.curvature import Curvature, measure_curvature
 from sgan_core.errors import InputError
+from sgan_core.known_models import find_bundle
 from sgan_core.monai_inference import SemanticGANSegmenter, SliceInferer
 from sgan_core.networks.discriminators import ImageDiscriminator
 from sgan_core.networks.encoder import Encoder
@@ -475,8 +475,8 @@ def test_zip_with_a_link_is_refused(saved: Path, tmp_path: Path) -> None:
 
 
 def test_zip_that_is_too_big_is_refused(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "_ZIP_BYTES", 1000)
-    monkeypatch.setattr(bundles, "_unpacked_by_hash", {})  # another test unpacked the same content
+    monkeypatch.setattr(known_models, "_ZIP_BYTES", 1000)
+    monkeypatch.setattr(known_models, "_unpacked_by_hash", {})  # another test unpacked the same content
     with pytest.raises(InputError, match="too big"):
         find_bundle(zipped(saved, tmp_path / "big.zip"))
 
@@ -504,18 +504,6 @@ def test_zip_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday" / "photo.txt").write_text("sea")
     with pytest.raises(InputError, match=r"semanticgan\.json is missing"):
         find_bundle(zipped(tmp_path / "holiday", tmp_path / "holiday.zip"))
-
-
-def test_unknown_name_lists_the_bundled_models(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(saved, tmp_path / "phantom-liver")
-    monkeypatch.setattr(bundles, "MODELS", tmp_path)
-    monkeypatch.chdir(saved)
-    assert bundled_models() == ["phantom-liver"]
-    assert find_bundle("phantom-liver") == tmp_path / "phantom-liver"
-    with pytest.raises(InputError, match=r"phantom-lung: no such model.*phantom-liver"):
-        find_bundle("phantom-lung")
 
 
 def test_training_folder_hints_at_its_bundle(saved: Path, tmp_path: Path) -> None:

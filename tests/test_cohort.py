@@ -28,6 +28,7 @@ from sgan_core.cohort import (
 )
 from sgan_core.errors import InputError
 from sgan_core.phantom import phantom_cohort
+from sgan_core.terms import Source
 
 LIVER = Label(1, "liver", (221, 130, 101), "10200004")
 
@@ -65,6 +66,22 @@ def write(folder: Path, content: Any) -> Path:
 
 
 # --- files ---
+
+
+def test_data_sets_that_a_cohort_is_of_come_back(tmp_path: Path) -> None:
+    source = Source("lits", "non-commercial", "https://example.org/ü", "Bilic et al.")
+    cohort = make_cohort((Case("a", "p1", "phantom:ct:0", "phantom:ct:0"),), sources=(source,))
+    assert load_cohort(save_cohort(replace(cohort, cases=rank_labelled(cohort.cases)), tmp_path)).sources == (
+        source,
+    )
+    assert load_cohort(write(tmp_path, entry())).sources == ()  # files of older versions
+    assert "sources" not in save_cohort(make_cohort(phantom_cohort().cases), tmp_path).read_text()
+
+
+def test_hostile_data_sets_of_a_cohort_are_refused(tmp_path: Path) -> None:
+    for hostile in ("lits", [{"name": "x" * 2001}], [{"name": "a", "__class__": "b"}], [{}] * 9, {"a": 1}):
+        with pytest.raises(InputError, match=r"cohort\.json: sources"):
+            load_cohort(write(tmp_path, entry(sources=hostile)))
 
 
 def test_saved_cohort_is_read_back_equal(tmp_path: Path) -> None:

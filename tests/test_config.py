@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from sgan_core.bundle import MODELS, SETTINGS
 from sgan_core.cohort import MODALITIES, Intensity, Label
 from sgan_core.config import (
     SIZES,
@@ -20,6 +19,7 @@ from sgan_core.config import (
     preset,
 )
 from sgan_core.errors import InputError
+from sgan_core.known_models import MODELS, SETTINGS
 
 PRESETS = ("tiny", "small", "paper", "official")
 

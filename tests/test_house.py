@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # know each other. A room is a package or module of sgan_core, or the whole of sgan_datasets.
 FLOORS = (
     {"sgan_core", "errors", "files", "names"},
-    {"looks"},
+    {"looks", "terms"},
     {"appearance", "cohort", "device"},
     {"cardiothoracic", "config", "imaging", "sheets"},
     {"networks", "phantom"},
     {"curvature", "metrics", "reconstruction", "sgan_datasets"},
-    {"bundle_text", "inputs", "inversion"},
-    {"trust"},
+    {"bundle_text", "inputs", "inversion", "known_models"},
+    {"recipes", "trust"},
     {"bundle"},
     {"labelling"},
     {"segment"},

@@ -6,6 +6,7 @@ import configparser
 import email
 import importlib.metadata
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import sgan_core
+from sgan_core.terms import terms_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,8 +27,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel of a copy of the tree, so that nothing is built inside the checkout."""
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path_factory.mktemp("wheel")
-    for name in ("sgan_core", "datasets"):
+    for name in ("sgan_core", "datasets", "recipes"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # A model of a checkout, as models/ holds them whose terms keep them out of the package.
+    _write_model(copy / "models" / "ct-liver")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE.txt"):
         shutil.copy(ROOT / name, copy)
     build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
@@ -35,6 +39,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     )
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next((copy / "dist").glob("semanticgan-*.whl")))
+
+
+def _write_model(folder: Path) -> None:
+    for path in ("models/student.safetensors", "configs/semanticgan.json", "docs/README.md", "LICENSE"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("made up")
 
 
 def metadata(wheel: zipfile.ZipFile, name: str) -> str:
@@ -59,6 +69,22 @@ def test_wheel_holds_the_bundled_models_and_templates(wheel: zipfile.ZipFile) ->
     files += (ROOT / "sgan_core").rglob("*.j2")
     kept = [path for path in files if "__pycache__" not in path.parts]
     assert {path.relative_to(ROOT).as_posix() for path in kept} <= set(wheel.namelist())
+
+
+def test_wheel_holds_the_recipes(wheel: zipfile.ZipFile) -> None:
+    files = {file.name for file in (ROOT / "recipes").iterdir()}
+    held = {name for name in wheel.namelist() if name.startswith("sgan_core/recipes/")}
+    assert held == {f"sgan_core/recipes/{name}" for name in files}
+
+
+def test_wheel_holds_no_weights_with_a_restriction(wheel: zipfile.ZipFile) -> None:
+    """Neither those beside the package, nor any that were put into it."""
+    assert not [name for name in wheel.namelist() if "ct-liver" in name and "phantom-ct-liver" not in name]
+    models = {name.rsplit("/", 2)[0] for name in wheel.namelist() if name.endswith(".safetensors")}
+    assert "sgan_core/models/phantom-ct-liver" in models
+    for model in models:
+        terms = terms_of(json.loads(wheel.read(f"{model}/configs/semanticgan.json"))["facts"])
+        assert (terms.licence, terms.restriction) == ("Apache-2.0", ""), model
 
 
 def test_wheel_is_small_enough_to_ship(wheel: zipfile.ZipFile) -> None:

@@ -147,7 +147,7 @@ class _Run:
         self._onProgress = onProgress or (lambda done, total, message, left: None)
         self._onFinished = onFinished or (lambda outcome, result: None)
         self._worker = self._steps = None
-        self._labels = []
+        self._labels, self._restriction = [], ""
         self._closed = False
 
     def _startWorker(self, arguments):
@@ -161,7 +161,7 @@ class _Run:
         if event["event"] == "hello":
             self._onProgress(0, 0, _("Starting: loading PyTorch and the model"), None)
         elif event["event"] == "start":
-            self._labels = event["labels"]
+            self._labels, self._restriction = event["labels"], event.get("restriction", "")
             self._onProgress(0, 0, _("Segmenting with {model} on {device}").format(**event), None)
         elif event["event"] == "progress":
             self._onProgress(event["done"], event["total"], event["message"], event.get("eta_s"))
@@ -274,6 +274,9 @@ class _VolumeRun(_Run):
         target = self._target
         if self._options.region is not None:
             case["warnings"] = [_partOnly(self._options.region), *case["warnings"]]
+        if self._restriction:
+            notice = _("Terms of use of the model: {text}").format(text=self._restriction)
+            case["warnings"] = [notice, *case["warnings"]]
         if target is not None and not volumes.isStillOf(target, self._drawnOn):
             target = None  # gone, another volume's or elsewhere by now
         return (

@@ -7,7 +7,7 @@ import lzma
 import os
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import qt
@@ -29,6 +29,7 @@ UNREADABLE = (
     lzma.LZMAError,
 )
 _REMEMBERED = "SemanticGAN/Models"  # key of the application's settings
+_LONGEST = 300  # letters of a text about terms of use that are shown
 _MODALITIES = {"ct": "CT", "mr": "MR", "xray": "X-ray", "dermoscopy": "dermoscopy", "face": "faces"}
 
 
@@ -70,6 +71,10 @@ class Model:
         if "labelled_patients" in self.facts:
             training.append(_("{n} labelled patients").format(n=self._fact("labelled_patients")))
         lines = [_("Trained on: {what}").format(what=html.escape(", ".join(training)))]
+        if self.restriction():
+            lines.insert(
+                0, "<b>{}</b>".format(_("Terms of use: {text}").format(text=html.escape(self.restriction())))
+            )
         if self.studentAlone:
             lines.append(
                 _("A student alone: it segments, but cannot reconstruct nor judge, so review every result.")
@@ -85,6 +90,14 @@ class Model:
         )
         return "<br>".join(lines)
 
+    def restriction(self):
+        """What its terms forbid or ask for, on one line; "" when nothing."""
+        use = self.facts.get("use")
+        text = use.get("restriction") if isinstance(use, dict) else None
+        if not isinstance(text, str):
+            return ""
+        return " ".join("".join(one if one.isprintable() else " " for one in text[:_LONGEST]).split())
+
     def limits(self):
         """What it does not know, rich text."""
         return _(
@@ -96,18 +109,35 @@ class Model:
         return str(self.facts.get(name, _("not stated")))
 
 
-def bundledModels():
-    """The models that the engine brings along; none while it is not installed."""
+def knownModels():
+    """The models that have a name: those that the engine brings along and finds; none while it is not installed.
+
+    The same folders in the same order as ``sgan_core.known_models``, which is not imported here: Python would keep the
+    engine of this moment, whatever is installed later.
+    """
     package = importlib.util.find_spec("sgan_core")  # looks for it, without importing
     if package is None or not package.submodule_search_locations:
         return []
-    folder = os.path.join(list(package.submodule_search_locations)[0], "models")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [
-        readModel(os.path.join(folder, name), reference=name)
-        for name in names
-        if os.path.isfile(os.path.join(folder, name, SETTINGS))
-    ]
+    engine = list(package.submodule_search_locations)[0]
+    folders, root = [os.path.join(engine, "models")], os.path.dirname(os.path.realpath(engine))
+    if all(os.path.isfile(os.path.join(root, name)) for name in ("pyproject.toml", "setup.py")):
+        folders.append(os.path.join(root, "models"))
+    folders.append(os.environ.get("SGAN_MODELS", ""))
+    found = {}
+    for folder in folders:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            path = os.path.join(folder, name)
+            if (
+                not name.startswith(".")
+                and name not in found
+                and os.path.isfile(os.path.join(path, SETTINGS))
+            ):
+                found[name] = path
+    models = []
+    for name, path in found.items():
+        with suppress(ValueError):  # damaged; sgan-bundle list says how
+            models.append(readModel(path, reference=name))
+    return models
 
 
 def readModel(path, reference=None):

@@ -255,8 +255,8 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
     # --- models and samples
 
     def _listModels(self):
-        """Fill the chooser: bundled models, then those that were opened."""
-        found = {model.reference: model for model in models.bundledModels()}
+        """Fill the chooser: models that have a name, then those that were opened."""
+        found = {model.reference: model for model in models.knownModels()}
         for model in models.rememberedModels(slicer.app.userSettings()):
             found.setdefault(model.reference, model)
         self._models = list(found.values())

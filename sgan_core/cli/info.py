@@ -10,10 +10,11 @@ from typing import Any
 
 from sgan_core import __version__
 from sgan_core.cli import app
+from sgan_core.errors import InputError
 
 DESCRIPTION = """\
 Show what is installed: versions, the processor that --device auto takes, all that can be asked for, and the names
-of the models that come along."""
+of the models that are there (sgan-bundle list says more)."""
 EXAMPLES = """\
   sgan-info
   sgan-info --json      one object, for programs; memory in GB (10^9 bytes), null where it is the computer's own
@@ -36,8 +37,8 @@ def installed() -> dict[str, Any]:
     """What ``--json`` prints."""
     import torch
 
-    from sgan_core.bundle import bundled_models
     from sgan_core.device import choose_device, describe, memory_gb, usable_devices
+    from sgan_core.known_models import known_models
 
     auto = choose_device("auto")
     return {
@@ -49,7 +50,7 @@ def installed() -> dict[str, Any]:
             {"name": device.type, "description": describe(device), "memory_gb": memory_gb(device)}
             for device in usable_devices()
         ],
-        "models": bundled_models(),
+        "models": list(known_models()),
     }
 
 
@@ -63,10 +64,17 @@ def _in_words(found: dict[str, Any]) -> str:
         memory = "" if device["memory_gb"] is None else f", {device['memory_gb']:.1f} GB"
         auto = " (auto)" if device["name"] == found["auto"]["name"] else ""
         lines.append(f"--device {device['name']:<4}{auto}  {device['description']}{memory}")
-    from sgan_core.bundle import describe
+    return "\n".join([*lines, f"models       {', '.join(map(_model, found['models'])) or 'none'}"])
 
-    models = [f"{name} ({describe(name)['can']})" for name in found["models"]]
-    return "\n".join([*lines, f"models       {', '.join(models) or 'none'}"])
+
+def _model(name: str) -> str:
+    from sgan_core.bundle import describe
+    from sgan_core.terms import one_line
+
+    try:
+        return f"{one_line(name)} ({describe(name)['can']})"
+    except InputError:
+        return f"{one_line(name)} (damaged, see sgan-bundle list)"
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ at the feet (first_slice in run.json is the first that was segmented). Scans tha
 Trust is calibrated for the student's masks at each --quality and for --encoder-only. With --steps or a named
 --reconstruction there is no figure, and the case is to be reviewed.
 
---json-progress: events hello (pid, tool_version), start (labels with rgb, code and terminology), progress, warning,
-case (its part of run.json), then done, or error (message in one line, details, code as below).
+--json-progress: events hello (pid, tool_version), start (labels with rgb, code and terminology; restriction, of a
+model that has one), progress, warning, case (its part of run.json), then done, or error (message in one line,
+details, code as below).
 
 exit codes: 0 done, 1 some inputs failed, 2 wrong input or options, 3 cancelled, 70 our own error
 """
@@ -63,7 +64,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "input", nargs="+", type=Path, metavar="INPUT", help="image files, DICOM folders, or folders of these"
     )
-    add("--model", required=True, metavar="BUNDLE", help="a bundle folder or .zip, or a bundled model's name")
+    add(
+        "--model",
+        required=True,
+        metavar="BUNDLE",
+        help="a bundle folder or .zip, or a name of sgan-bundle list",
+    )
     add("--output", required=True, type=Path, metavar="DIR", help="made when it does not exist")
     add(
         "--quality",
@@ -176,6 +182,7 @@ def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
     from sgan_core.device import choose_device, describe
     from sgan_core.inputs import find_inputs
     from sgan_core.labelling import SegmentConfig
+    from sgan_core.terms import terms_of
 
     found = find_inputs(args.input)
     inputs = found.inputs
@@ -200,6 +207,8 @@ def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
     )
     progress.event("start", inputs=len(inputs), **_described(bundle))
     log.info("%s on %s", bundle.name, describe(device))
+    if notice := terms_of(bundle.facts).notice:
+        log.info("Terms of use of %s: %s", bundle.name, notice)
     for one in found.left_out[:_MOST_SAID]:
         log.warning("left out: %s %s", one.path, one.reason)
         progress.event("warning", case="", message=f"left out: {one.path} {one.reason}")
@@ -229,6 +238,7 @@ def segment(args: argparse.Namespace, progress: Progress) -> BatchResult:
 def _described(bundle: Bundle) -> dict[str, Any]:
     from sgan_core.device import describe
     from sgan_core.imaging.terminology import slicer_terminology
+    from sgan_core.terms import terms_of
 
     labels = [
         {
@@ -240,7 +250,9 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         }
         for label in bundle.config.labels
     ]
-    return {"model": bundle.name, "device": describe(bundle.device), "labels": labels}
+    told = {"model": bundle.name, "device": describe(bundle.device), "labels": labels}
+    notice = terms_of(bundle.facts).notice
+    return told | {"restriction": notice} if notice else told
 
 
 def _plain(value: Any) -> Any:

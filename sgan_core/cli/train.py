@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sgan_core.cohort import Cohort
     from sgan_core.config import TrainConfig
+    from sgan_core.recipes import Recipe
 
 log = logging.getLogger("sgan_core.cli.train")  # __name__ is another with "python -m"
 
@@ -28,6 +29,8 @@ _EXAMPLES = """\
   sgan-train --modality ct --data prepared --labelled 8 --output runs/liver
   sgan-train --modality ct --data prepared --output runs/liver --resume
   sgan-train --modality ct --dry-run                                  what would it cost on this machine?
+  sgan-train --recipe list                                            models that others have made, and how
+  sgan-train --recipe lits-liver --data data/lits --output runs/liver
   torchrun --nproc-per-node 4 -m sgan_core.cli.train --modality xray --data prepared --output runs/lungs
 
 Data come from sgan-data prepare. Training is saved every few minutes; Ctrl-C saves and exits with code 3.
@@ -59,7 +62,17 @@ def parser() -> argparse.ArgumentParser:
         examples=_EXAMPLES,
     )
     add = p.add_argument
-    add("--modality", required=True, choices=("ct", "mr", "xray", "dermoscopy", "face"), help="kind of image")
+    add(
+        "--modality",
+        choices=("ct", "mr", "xray", "dermoscopy", "face"),
+        help="kind of image; needed without --recipe",
+    )
+    add(
+        "--recipe",
+        metavar="NAME",
+        help="data, labels and settings of a known model as defaults for what the other options leave open; without "
+        "--data it says how the data are prepared; 'list' shows the recipes, FILE.yaml is one of your own",
+    )
     add("--data", metavar="SRC", help="cohort.json, a prepared folder, or 'phantom' (default for ct)")
     add("--labelled", type=int, metavar="N", help="labelled patients to use (default 8, or all when fewer)")
     add("--output", type=Path, default=Path("sgan-run"), metavar="DIR", help="default: sgan-run")
@@ -115,6 +128,33 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _recipe(args: argparse.Namespace) -> Recipe | None:
+    """The recipe asked for; it gives the modality that the user left open."""
+    from sgan_core.errors import InputError
+    from sgan_core.recipes import load_recipe
+
+    recipe = None if args.recipe is None else load_recipe(args.recipe)
+    if recipe is not None:
+        args.modality = args.modality or recipe.modality
+        if args.data is None and not recipe.built_in:
+            raise InputError(
+                f"--recipe {args.recipe} needs --data, prepared like this:", details=recipe.steps()
+            )
+    if args.modality is None:
+        raise InputError("--modality is needed (ct, mr, xray, dermoscopy or face), or a --recipe.")
+    return recipe
+
+
+def _list_recipes() -> None:
+    from sgan_core.recipes import load_recipe, recipe_files
+
+    for recipe in map(load_recipe, recipe_files()):
+        settings = f"{recipe.modality}, {recipe.preset}, {recipe.labelled} labelled patients"
+        sys.stdout.write(f"{recipe.name}\n  {recipe.title}\n  {', '.join(recipe.data_sets)}: {settings}\n")
+        sys.stdout.writelines(f"  {line}\n" for line in recipe.expected())
+    sys.stdout.write("sgan-train --recipe NAME says how its data are prepared.\n")
+
+
 def _cohort(args: argparse.Namespace) -> Cohort:
     from sgan_core.cohort import load_cohort
     from sgan_core.errors import InputError
@@ -132,8 +172,8 @@ def _cohort(args: argparse.Namespace) -> Cohort:
     return load_cohort(args.data)
 
 
-def _settings_asked_for(args: argparse.Namespace) -> dict[str, Any]:
-    """What the user said: the YAML file with the options laid over it."""
+def _settings_asked_for(args: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
+    """What the user said: the YAML file with the options laid over it, both over the ``defaults`` of a recipe."""
     import yaml
 
     from sgan_core.config import merge
@@ -157,7 +197,7 @@ def _settings_asked_for(args: argparse.Namespace) -> dict[str, Any]:
         options["student_train"] = {"size": args.student_size}
     if args.max_images is not None:
         options["gan"] = {"max_images": args.max_images}
-    return merge(settings, options)
+    return merge(merge(defaults, settings), options)
 
 
 def _new_config(asked: dict[str, Any], cohort: Cohort, device: str) -> TrainConfig:
@@ -259,6 +299,9 @@ def command(args: argparse.Namespace) -> int:
     """Train as the options say."""
     from sgan_core.errors import InputError
 
+    if args.recipe == "list":
+        _list_recipes()
+        return app.DONE
     if args.json_progress and (args.print_config or args.dry_run):
         raise InputError(
             "--json-progress: leave it out with --print-config and --dry-run, which print JSON or YAML"
@@ -284,7 +327,7 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
     stop = StopSignal(args.stop_file)
     progress.stage("prepare")
     device = choose_device(args.device)
-    asked = _settings_asked_for(args)
+    recipe = _recipe(args)
     cohort = _cohort(args)
     if cohort.modality != args.modality:
         log.warning("the cohort is %s, --modality says %s.", cohort.modality, args.modality)
@@ -293,6 +336,11 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
     begun = {file.stem for file in (args.output / "checkpoints").glob("*.pt")}
     again = args.stage != "all" and bool(begun) and args.stage not in begun
     resume = (args.resume or again) and stored.is_file()
+    # A run that goes on has its recipe in its own settings.
+    asked = _settings_asked_for(args, {} if resume or recipe is None else recipe.defaults())
+    if recipe is not None and recipe.labels != (found := tuple(label.name for label in cohort.labels)):
+        names = ", ".join(found) or "no labels"
+        log.warning("the recipe is for %s, the cohort has %s.", ", ".join(recipe.labels), names)
     config = _resumed_config(asked, cohort, stored) if resume else _new_config(asked, cohort, device.type)
     if args.print_config:
         sys.stdout.write(yaml.safe_dump(config.to_dict(), sort_keys=False))

@@ -127,6 +127,7 @@ def _to_classes(stored: np.ndarray, cohort: Cohort) -> np.ndarray:
 
 # --- the slices on disk: a folder named after all that they depend on
 
+_WITHOUT_SLICES = ("name", "root", "sources")  # of a cohort; no pixel depends on them
 _ABOUT_PEOPLE = ("id", "patient", "split", "domain", "labelled_rank")  # of a case; no pixel depends on them
 _TRIAL_SECONDS, _LONG_SECONDS = 3.0, 30.0  # other processes need some seconds to start
 
@@ -187,7 +188,7 @@ def open_store(
 
 
 def _settings(recipe: _Recipe) -> str:
-    cohort = {name: value for name, value in asdict(recipe.cohort).items() if name not in ("name", "root")}
+    cohort = {name: value for name, value in asdict(recipe.cohort).items() if name not in _WITHOUT_SLICES}
     facts = [cohort, recipe.slice_type.descr, asdict(recipe.intensity)]
     return json.dumps(facts, sort_keys=True)
 

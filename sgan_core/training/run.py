@@ -540,6 +540,8 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
     }
     if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
         facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
+    if store.cohort.sources:
+        facts["use"] = {"sources": [asdict(source) for source in store.cohort.sources]}
     student = None
     if (run.checkpoints / "student_best.pt").exists():
         taught = load_checkpoint(run.checkpoints / "student_best.pt")

@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sgan_core.bundle import load_bundle, save_bundle
+from sgan_core.bundle import load_bundle, save_bundle, save_with_facts
 from sgan_core.cohort import Case, Cohort, Intensity, Label, rank_labelled, save_cohort
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, InversionConfig, preset
 from sgan_core.networks.discriminators import ImageDiscriminator
@@ -22,7 +22,9 @@ from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_core.terms import Source
 
+DISCS = Source("discs", "free", "https://example.org/discs", "nobody, 2026")
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 
 
@@ -91,6 +93,15 @@ def student_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
         student=make_student(config),
         facts={"cohort": "noise", "student_dice": 0.95},
     )
+
+
+@pytest.fixture(scope="session")
+def restricted_bundle(student_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student alone, for research only."""
+    use = {"restriction": "research only, not for commercial use", "sources": [dataclasses.asdict(DISCS)]}
+    bundle = load_bundle(student_bundle)
+    folder = tmp_path_factory.mktemp("models") / "bundle"
+    return save_with_facts(folder, bundle, bundle.facts | {"licence": "CC BY-NC-SA 4.0", "use": use})
 
 
 def _oblique() -> np.ndarray:
@@ -168,7 +179,9 @@ def disc_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
             split = "validation" if patient == 2 else "train"
             cases.append(Case(name, f"p{patient}", str(folder / f"{name}.png"), label, split=split))
     labels = (Label(1, "disc", (200, 90, 60)),)
-    cohort = Cohort("discs", "ct", Intensity(-160.0, 240.0, "HU"), labels, rank_labelled(cases))
+    cohort = Cohort(
+        "discs", "ct", Intensity(-160.0, 240.0, "HU"), labels, rank_labelled(cases), sources=(DISCS,)
+    )
     save_cohort(cohort, folder)
     return folder
 

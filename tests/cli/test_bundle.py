@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sgan_core.bundle import load_bundle, save_bundle, verify_bundle
+from sgan_core.bundle import load_bundle, save_bundle, save_with_facts, verify_bundle
+from sgan_core.cli import segment
 from sgan_core.cli.bundle import main
 from sgan_core.cohort import Case, Cohort, Intensity, Label, rank_labelled, save_cohort
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, InversionConfig, preset
@@ -23,6 +24,7 @@ from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_datasets import about
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,153 @@ def test_info_tells_what_a_student_alone_cannot(
     assert json.loads(capsys.readouterr().out)["can"] == can
     assert main(["info", str(student_bundle)]) == 0
     assert "cannot reconstruct" in capsys.readouterr().out
+
+
+# --- list ------------------------------------------------------------------------------------------
+
+
+def test_list_shows_bundled_models_and_those_of_the_user(
+    restricted_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(restricted_bundle, tmp_path / "my-liver")
+    (tmp_path / "broken" / "configs").mkdir(parents=True)
+    (tmp_path / "broken" / "configs" / "semanticgan.json").write_text("{")
+    monkeypatch.setenv("SGAN_MODELS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list"]) == 0
+    shown = capsys.readouterr()
+    table = " ".join(shown.out.replace("│", " ").split())
+    for words in ("phantom-ct-liver", "Apache-2.0", "my-liver", "CC BY-NC-SA 4.0", "research only", "0.950"):
+        assert words in table
+    (line,) = shown.err.splitlines()
+    assert str(tmp_path / "broken") in line
+    assert main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [model["name"] for model in found["models"]]
+    assert names[0] == "phantom-ct-liver"
+    assert names[-1] == "my-liver"
+    assert len(found["problems"]) == 1
+    assert main(["verify", "my-liver"]) == 0  # a name works where a path does
+
+
+def test_list_needs_no_torch() -> None:
+    check = (
+        "from sgan_core.cli.bundle import main; code = main(['list']) or main(['list', '--json']); "
+        "import sys; sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "phantom-ct-liver" in done.stdout
+
+
+# --- describe --------------------------------------------------------------------------------------
+
+RESTRICTION = "research only, not for commercial use"
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "models").iterdir()}
+
+
+def test_describe_puts_the_terms_everywhere_and_leaves_the_weights(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, card = tmp_path / "liver", tmp_path / "card.md"
+    card.write_text("## Who made it\n\nA made-up clinic in Köln.\n", encoding="utf-8")
+    options = ["--licence", "CC BY-NC-SA 4.0", "--restriction", RESTRICTION, "--card", str(card)]
+    options += ["--source", "lits", "--source", "chaos-ct", "--name", "ct-liver", "--output", str(output)]
+    assert main(["describe", str(bundle), *options]) == 0
+    assert weights(output) == weights(bundle)
+    assert verify_bundle(output) == []
+    loaded = load_bundle(output)
+    assert loaded.name == "ct-liver"
+    assert loaded.facts["licence"] == "CC BY-NC-SA 4.0"
+    assert [source["name"] for source in loaded.facts["use"]["sources"]] == ["lits", "chaos-ct"]
+    assert loaded.facts["gan_images"] == 4321
+    readme = (output / "docs" / "README.md").read_text(encoding="utf-8")
+    assert readme.index(RESTRICTION) < readme.index("A made-up clinic in Köln.") < readme.index("## Labels")
+    assert "Bilic et al." in readme
+    assert RESTRICTION in (output / "LICENSE").read_text(encoding="utf-8")
+    metadata = json.loads((output / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert RESTRICTION in metadata["copyright"]
+    assert RESTRICTION in metadata["intended_use"]
+    assert "lits" in metadata["data_source"]
+    capsys.readouterr()
+    assert main(["info", str(output)]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"Restriction {RESTRICTION}" in shown
+    assert "Images of lits; licence: non-commercial" in shown
+
+
+def test_described_again_a_model_keeps_its_card_and_its_terms(bundle: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("A made-up clinic.")
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ["--restriction", RESTRICTION, "--source", "lits", "--source", "jsrt", "--card", str(card)]
+    options += ["--output", str(first)]
+    assert main(["describe", str(bundle), *options]) == 0
+    assert main(["describe", str(first), "--licence", "free", "--output", str(second)]) == 0
+    facts = load_bundle(second).facts
+    assert facts["use"] == load_bundle(first).facts["use"]
+    assert facts["use"]["sources"][1]["citation"] == about("jsrt").citation
+    assert facts["licence"] == "free"
+    assert "A made-up clinic." in (second / "docs" / "README.md").read_text()
+    assert main(["describe", str(second), "--restriction", "", "--output", str(second)]) == 0
+    assert set(load_bundle(second).facts["use"]) == {"sources"}
+
+
+def test_described_with_nothing_new_a_model_is_the_same(bundle: Path, tmp_path: Path) -> None:
+    assert main(["describe", str(bundle), "--output", str(tmp_path / "same")]) == 0
+    files = {path.relative_to(bundle): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    for path, content in files.items():
+        assert (tmp_path / "same" / path).read_bytes() == content
+
+
+def test_only_the_student_of_a_whole_model(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "student"
+    known = load_bundle(taught)
+    facts = known.facts | {"student_dice": 0.9, "gan_figures": {"frechet": 1.0}, "validation_dice": 0.8}
+    whole = save_with_facts(tmp_path / "whole", known, facts)
+    assert main(["describe", str(whole), "--student-only", "--output", str(output)]) == 0
+    assert weights(output) == {"student.safetensors": weights(whole)["student.safetensors"]}
+    assert verify_bundle(output) == []
+    loaded = load_bundle(output)
+    assert loaded.inverter is None
+    assert loaded.facts["student_dice"] == 0.9
+    assert not [key for key in loaded.facts if key.startswith(("trust", "gan", "encoder", "validation"))]
+    assert json.loads((output / "configs" / "semanticgan.json").read_text())["student_alone"] is True
+    picture = np.arange(1024).reshape(32, 32) // 4
+    Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "slice.png")
+    options = ["--model", str(output), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert segment.main([str(tmp_path / "slice.png"), *options]) == 0
+    (case,) = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
+    assert case["trust"]["status"] == "review"
+
+
+def test_describe_refuses_what_it_cannot(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(*options: str) -> str:
+        assert main(["describe", str(bundle), "--output", str(tmp_path / "new"), *options]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    (tmp_path / "latin.md").write_bytes(b"K\xf6ln")
+    (tmp_path / "long.md").write_text("x" * (1 << 18) + "x")
+    assert "has no student" in says("--student-only")
+    assert "--name '../liver'" in says("--name", "../liver")
+    assert "--licence: one line" in says("--licence", "two\nlines")
+    assert "--licence: one line" in says("--licence", "")
+    assert "--restriction: one line" in says("--restriction", "x" * 301)
+    assert "not a readable text" in says("--card", str(tmp_path / "absent.md"))
+    assert "not a readable text" in says("--card", str(tmp_path / "latin.md"))
+    assert "a card has at most" in says("--card", str(tmp_path / "long.md"))
+    assert "invalid choice: 'lits2'" in says("--source", "lits2")
+    assert not (tmp_path / "new").exists()
 
 
 # --- calibrate -------------------------------------------------------------------------------------

@@ -471,8 +471,43 @@ def test_a_student_alone_refuses_what_it_cannot_before_any_work(
     assert main([*scans, *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "tiny-student: this model is a student alone" in error
-    assert "Train the later stages with sgan-train --resume" in error
+    assert "train the later stages with sgan-train --resume" in error
     assert not (tmp_path / "out").exists()
+
+
+# --- terms of use ----------------------------------------------------------------------------------
+
+RESTRICTION = "research only, not for commercial use"
+
+
+def test_a_restriction_is_told_wherever_results_are_seen(
+    restricted_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    options = ["--model", str(restricted_bundle), "--output", str(output)]
+    assert main([str(scan), *options]) == 0
+    notice = f"{RESTRICTION} (licence of the weights: CC BY-NC-SA 4.0)"
+    assert capsys.readouterr().err.splitlines().count(f"Terms of use of tiny-student: {notice}") == 1
+    told = json.loads((output / "run.json").read_text())["bundle"]
+    assert (told["restriction"], told["licence"]) == (RESTRICTION, "CC BY-NC-SA 4.0")
+    report = (output / "report.html").read_text(encoding="utf-8")
+    assert report.index(notice) < report.index("tiny-student")  # at the top
+    assert main([str(scan), *options, "--redo", "--json-progress"]) == 0
+    start = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert (start["event"], start["restriction"]) == ("start", notice)
+
+
+def test_a_model_without_restriction_tells_nothing_new(
+    student_bundle: Path, write_scan: WriteScan, tmp_path: Path, capsys: Output
+) -> None:
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    options = ["--model", str(student_bundle), "--output", str(output), "--json-progress"]
+    assert main([str(scan), *options]) == 0
+    out, err = capsys.readouterr()
+    assert set(json.loads((output / "run.json").read_text())["bundle"]) == {"name", "hash"}
+    for text in (out, err, (output / "report.html").read_text(encoding="utf-8")):
+        assert "Terms of use" not in text
+        assert "restriction" not in text
 
 
 # --- cancelling ------------------------------------------------------------------------------------

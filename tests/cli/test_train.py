@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from sgan_core.bundle import load_bundle
-from sgan_core.cli import segment
+from sgan_core.cli import data, segment
 from sgan_core.cli.progress import Progress
 from sgan_core.cli.train import main
 from sgan_core.errors import Cancelled, InputError
@@ -80,6 +80,8 @@ def test_bundle_says_what_it_was_trained_on(finished: Path) -> None:
     told = facts(finished)
     assert (told["cohort"], told["gan_images"], told["encoder_images"]) == ("discs", 48, 24)
     assert (told["labelled_patients"], told["slices"], told["labelled_slices"]) == (2, 24, 8)
+    (source,) = told["use"]["sources"]
+    assert (source["name"], source["licence"]) == ("discs", "free")
 
 
 def test_bundle_segments_a_slice(finished: Path, disc_cohort: Path, tmp_path: Path) -> None:
@@ -698,3 +700,84 @@ def test_other_modality_than_the_cohorts_is_a_warning(disc_cohort: Path, capsys:
 def test_no_time_is_refused(command: list[str], tmp_path: Path, capsys: Output) -> None:
     assert main([*command, "--output", str(tmp_path / "run"), "--max-minutes", "0"]) == 2
     assert "give a positive number of minutes" in capsys.readouterr().err
+
+
+# --- recipes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two phantom patients as files; with validation patients, trust would be calibrated for minutes."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    options = ["--patients", "2", "--labelled", "2", "--validation", "0", "--output", str(folder)]
+    assert data.main(["prepare", "phantom", *options]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_recipe_of_the_bundled_model_trains(
+    phantoms: Path, toy_settings: Path, tmp_path: Path, capsys: Output
+) -> None:
+    run = tmp_path / "run"
+    recipe = [
+        "--recipe",
+        "phantom-ct-liver",
+        "--data",
+        str(phantoms),
+        "--output",
+        str(run),
+        "--device",
+        "cpu",
+    ]
+    assert main([*recipe, "--config", str(toy_settings), "--labelled", "2"]) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["modality"], config["preset"], config["labelled"]) == ("ct", "tiny", 2)
+    assert config["gan"]["max_images"] == 48  # of the file, which wins
+    assert [source["name"] for source in facts(run)["use"]["sources"]] == ["phantom"]
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "bundle")
+    assert main([*recipe, "--resume"]) == 0  # goes on with the run's own settings
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) == config
+
+
+def test_options_win_over_the_recipe(disc_cohort: Path, tmp_path: Path, capsys: Output) -> None:
+    def shown(*options: str) -> dict[str, Any]:
+        recipe = ["--recipe", "lits-liver", "--data", str(disc_cohort), "--device", "cpu"]
+        assert main([*recipe, "--print-config", "--output", str(tmp_path / "new"), *options]) == 0
+        return dict(yaml.safe_load(capsys.readouterr().out))
+
+    found = shown()
+    assert (found["preset"], found["labelled"], found["gan"]["max_images"]) == ("tiny", 8, 180_000)
+    assert found["encoder_train"]["max_images"] == 60_000
+    own = tmp_path / "own.yaml"
+    own.write_text("gan: {max_images: 7, batch: 4}\n", encoding="utf-8")
+    found = shown("--config", str(own), "--labelled", "2", "--preset", "small")
+    assert (found["preset"], found["labelled"], found["gan"]["max_images"]) == ("small", 2, 7)
+    assert found["encoder_train"]["max_images"] == 60_000
+    assert shown("--config", str(own), "--max-images", "9")["gan"]["max_images"] == 9
+
+
+def test_recipe_for_other_labels_is_a_warning(disc_cohort: Path, tmp_path: Path, capsys: Output) -> None:
+    options = ["--data", str(disc_cohort), "--print-config", "--output", str(tmp_path)]
+    assert main(["--recipe", "lits-liver", *options]) == 0
+    assert "the recipe is for liver, the cohort has disc." in capsys.readouterr().err
+
+
+def test_recipe_without_data_says_how_to_prepare_them(tmp_path: Path, capsys: Output) -> None:
+    assert main(["--recipe", "lits-liver", "--output", str(tmp_path / "run")]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.endswith("--recipe lits-liver needs --data, prepared like this:")
+    assert "  sgan-data prepare lits LiTS --output data/lits" in lines
+    assert any("chaos-mr" in line for line in lines)
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_are_listed_with_what_was_measured(capsys: Output) -> None:
+    assert main(["--recipe", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "DICE 0.918: student, CT, 4 validation patients" in out
+    assert "DICE not measured yet: student, official test part" in out
+
+
+def test_neither_modality_nor_recipe_is_wrong(tmp_path: Path, capsys: Output) -> None:
+    assert main(["--output", str(tmp_path / "run")]) == 2
+    assert "--modality is needed" in capsys.readouterr().err

@@ -160,6 +160,8 @@ def test_prepared_files_stay_where_they_are(clean: Path, tmp_path: Path) -> None
     assert splits.count("train") == 5
     ranks = sorted(c.labelled_rank for c in prepared.cohort.cases if c.labelled_rank is not None)
     assert ranks == list(range(5))
+    (source,) = prepared.cohort.sources
+    assert (source.name, source.licence, source.address) == ("faulty", ABOUT.licence, ABOUT.source)
 
 
 def test_prepared_masks_are_classes(clean: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sgan_core.cohort import Case, Cohort, Intensity, Label
 from sgan_core.errors import InputError
+from sgan_core.terms import Source
 from sgan_datasets.merge import merge_cohorts
 
 LUNG = Label(1, "lung", (197, 165, 145), "39607008")
@@ -41,6 +42,13 @@ def test_labelled_and_unlabelled_pictures_together() -> None:
     assert merged.labels == (LUNG,)
     assert {one.id for one in merged.cases if one.labelled_rank is not None} == {"a", "b"}
     assert warnings == ()
+
+
+def test_the_data_sets_of_all_are_named_once() -> None:
+    jsrt, cxr14 = Source("jsrt", "for research"), Source("cxr14")
+    first = cohort("one", case("a", labelled=True), sources=(jsrt,))
+    second = cohort("two", case("b", labelled=True), sources=(cxr14, jsrt))
+    assert merge_cohorts([first, second, cohort("own", case("c"))], name="x")[0].sources == (jsrt, cxr14)
 
 
 def test_order_of_labelled_patients_stays_nested_when_a_cohort_joins() -> None:

@@ -103,7 +103,8 @@ def main(mode: str, source: Path, output: Path) -> int:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         say(event="start", model="fake", device="none", labels=LABELS, child=child.pid)
         time.sleep(600)
-    say(event="start", model="fake", device="none", labels=LABELS)
+    terms = {"restriction": "research only <by a test>"} if mode == "restricted" else {}
+    say(event="start", model="fake", device="none", labels=LABELS, **terms)
     say(event="progress", done=1, total=4, message="slice 1 to 2 of 12, step 3 of 30", eta_s=75.0)
     if mode == "garbage":
         sys.stdout.buffer.write(

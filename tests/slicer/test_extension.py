@@ -205,12 +205,13 @@ def test_no_python_is_reported_with_what_to_do(extension: Extension, tmp_path: P
 
 
 def test_wheel_is_the_engine_and_nothing_else(extension: Extension) -> None:
-    packages = {"sgan_core": extension.source / "sgan_core", "sgan_datasets": extension.source / "datasets"}
+    folders = {"sgan_core": "sgan_core", "sgan_datasets": "datasets", "sgan_core/recipes": "recipes"}
+    packages = {package: extension.source / folder for package, folder in folders.items()}
     expected = {
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in packages.items()
         for path in folder.rglob("*")
-        if path.suffix in (".py", ".j2") or (folder / "models" in path.parents and path.is_file())
+        if path.suffix in (".py", ".j2", ".yaml") or (folder / "models" in path.parents and path.is_file())
     }
     assert {"sgan_core/models/phantom-ct-liver/models/generator.safetensors"} <= expected
     held = {name for name in extension.wheel().namelist() if ".dist-info/" not in name}
@@ -271,13 +272,15 @@ def test_wheel_is_not_built_again_without_a_change(extension: Extension) -> None
         "sgan_core/report.html.j2",
         "sgan_core/models/phantom-ct-liver/configs/metadata.json",
         "datasets/__init__.py",
+        "recipes/lits-liver.yaml",
     ],
 )
 def test_changed_source_reaches_the_wheel(edited: Extension, name: str) -> None:
     path = edited.source / name
     path.write_text(path.read_text() + "\n")
     edited.build()
-    assert edited.wheel().read(name.replace("datasets/", "sgan_datasets/")) == path.read_bytes()
+    inside = name.replace("datasets/", "sgan_datasets/").replace("recipes/", "sgan_core/recipes/")
+    assert edited.wheel().read(inside) == path.read_bytes()
 
 
 def test_new_and_deleted_modules_reach_the_wheel(edited: Extension) -> None:

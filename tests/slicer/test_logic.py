@@ -70,6 +70,18 @@ def test_success(logic: Any, ct: Any, fake_worker: FakeWorker) -> None:
     assert not temporary_files()
 
 
+def test_a_restriction_of_the_model_is_the_first_notice(logic: Any, ct: Any, fake_worker: FakeWorker) -> None:
+    for mode, first in (
+        ("restricted", "Terms of use of the model: research only <by a test>"),
+        ("good", "a warning"),
+    ):
+        fake_worker(logic, mode)
+        _outcome, result = finish(start(logic, ct))
+        assert result.case["warnings"][0] == first
+        assert result.case["warnings"][-1] == "a warning"
+        result.discard()
+
+
 @pytest.mark.parametrize(
     ("mode", "words"),
     [

@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def copy_of_the_bundled_model(folder: Path) -> Path:
 
 
 def test_bundled_model_is_listed_with_what_it_says_about_itself() -> None:
-    (model,) = models.bundledModels()
+    model = models.knownModels()[0]
     assert (model.reference, model.name, model.modality) == ("phantom-ct-liver", "phantom-ct-liver", "ct")
     assert [(one.name, one.rgb) for one in model.labels] == [("liver", (221, 130, 101))]
     facts = json.loads((BUNDLED / "configs" / "semanticgan.json").read_text())["facts"]
@@ -64,12 +65,63 @@ def test_listing_models_imports_no_engine() -> None:
     """In a process of its own: this one has torch from tests/conftest.py."""
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; import standin; from SemanticGANSlicerLib import models\n"
-        "assert models.bundledModels(); bad = [n for n in sys.modules if n.split('.')[0] in ('torch', 'sgan_core')]\n"
+        "assert models.knownModels(); bad = [n for n in sys.modules if n.split('.')[0] in ('torch', 'sgan_core')]\n"
         "sys.exit(str(bad) if bad else 0)"
     )
     folders = [str(ROOT / "tests" / "slicer"), str(ROOT / "SemanticGANSlicer")]
     run = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_models_with_a_name_are_those_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The panel looks for itself, without the engine: both have to find the same."""
+    from sgan_core.known_models import known_models
+
+    for name in ("zz-mine", "phantom-ct-liver", ".hidden"):  # the second hides behind the bundled one
+        copy_of_the_bundled_model(tmp_path / name)
+    (tmp_path / "holiday").mkdir()
+    monkeypatch.setenv("SGAN_MODELS", str(tmp_path))
+    found = {model.reference: model.path for model in models.knownModels()}
+    assert found == {name: str(model.folder) for name, model in known_models().items()}
+    assert list(found) == list(known_models())
+    assert found["zz-mine"] == str(tmp_path / "zz-mine")
+    assert found["phantom-ct-liver"] == str(BUNDLED)
+    (tmp_path / "zz-mine" / "configs" / "semanticgan.json").write_text("{")
+    assert "zz-mine" not in {model.reference for model in models.knownModels()}  # and the others are there
+
+
+def test_models_of_a_checkout_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sgan_core" / "models").mkdir(parents=True)
+    copy_of_the_bundled_model(tmp_path / "models" / "ct-liver")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "sgan_core")])
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: spec)
+    assert models.knownModels() == []  # beside an installed package, models/ is somebody else's
+    for name in ("pyproject.toml", "setup.py"):
+        (tmp_path / name).write_text("")
+    assert [model.reference for model in models.knownModels()] == ["ct-liver"]
+
+
+def test_terms_of_use_stand_first_and_bring_no_markup(tmp_path: Path) -> None:
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    file = folder / "configs" / "semanticgan.json"
+    settings = json.loads(file.read_text())
+    assert "Terms of use" not in models.readModel(str(folder)).details()
+    for use, shown in (
+        (
+            {"restriction": "research only,\nnot <i>for</i> sale"},
+            "research only, not &lt;i&gt;for&lt;/i&gt; sale",
+        ),
+        ({"restriction": "x" * 1000}, "x" * 300),
+        ({"restriction": 7}, None),
+        ("free", None),
+    ):
+        settings["facts"]["use"] = use
+        file.write_text(json.dumps(settings))
+        text = models.readModel(str(folder)).details()
+        if shown is None:
+            assert "Terms of use" not in text
+        else:
+            assert text.startswith(f"<b>Terms of use: {shown}</b>")
 
 
 @pytest.mark.parametrize("inside", ["", "liver/"])

@@ -21,6 +21,7 @@ from sgan_core.cohort import Case, Cohort, Intensity, Label
 from sgan_core.errors import InputError
 from sgan_core.imaging.readers import read_image
 from sgan_core.phantom import phantom_cohort
+from sgan_core.terms import Source
 from sgan_core.training import data, parallel, records
 from sgan_core.training.data import UNLABELLED, Order, SliceStore, open_store, read_case, rng
 
@@ -389,6 +390,14 @@ def test_splits_and_ranks_change_no_slice(cohort, tmp_path, monkeypatch):
         1,
         2,
     ]
+    assert reads == []
+
+
+def test_where_images_come_from_changes_no_slice_and_is_known_to_training(cohort, tmp_path, monkeypatch):
+    _open(cohort, tmp_path)
+    reads = _reads(monkeypatch)
+    source = Source("lits", "non-commercial")
+    assert _open(replace(cohort, sources=(source,)), tmp_path).cohort.sources == (source,)
     assert reads == []
 
 

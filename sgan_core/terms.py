@@ -1,0 +1,90 @@
+"""On what terms a model may be used: its licence, a restriction, and the data sets it learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sgan_core.errors import InputError
+
+_MOST_SOURCES = 50
+_LONGEST = 2000  # characters of a text about a data set
+_SHOWN = 300  # of a licence or restriction
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that images or labels came from."""
+
+    name: str
+    licence: str = ""  # and terms, and who states them
+    address: str = ""
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a model says about its use. Texts are single lines that a terminal can show."""
+
+    licence: str  # "" when not stated
+    restriction: str  # e.g. "research only, not for commercial use"; "" when there is none
+    sources: tuple[Source, ...]
+
+    @property
+    def notice(self) -> str:
+        """The restriction with the licence, for whoever uses the model; "" when there is no restriction."""
+        licence = f" (licence of the weights: {self.licence})" if self.licence else ""
+        return self.restriction and self.restriction + licence
+
+
+def terms_of(facts: Mapping[str, Any]) -> Terms:
+    """The terms in a model's facts: ``licence``, and in ``use`` a ``restriction`` and ``sources``.
+
+    Facts come from anywhere: what is not as it should be counts as not stated, texts are cut.
+    """
+    use = facts.get("use")
+    use = use if isinstance(use, Mapping) else {}
+    listed = use.get("sources")
+    listed = listed[:_MOST_SOURCES] if isinstance(listed, list) else []
+    names = [field.name for field in fields(Source)]
+    found = [
+        Source(**{name: one_line(one.get(name), _LONGEST) for name in names})
+        for one in listed
+        if isinstance(one, dict)
+    ]
+    return Terms(
+        one_line(facts.get("licence")),
+        one_line(use.get("restriction")),
+        tuple(source for source in found if source.name),
+    )
+
+
+def one_line(value: Any, most: int = _SHOWN) -> str:
+    """A text without line breaks and what else steers a terminal, cut to ``most`` characters; "" for no text."""
+    if not isinstance(value, str):
+        return ""
+    text = "".join(letter if letter.isprintable() else " " for letter in value[: 4 * most])
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def read_sources(entry: Any, where: str) -> tuple[Source, ...]:
+    """The data sets of a file, a list of objects. Raises InputError beginning with ``where``."""
+    if not isinstance(entry, list) or len(entry) > _MOST_SOURCES:
+        raise InputError(f"{where}: a list of at most {_MOST_SOURCES} data sets is needed.")
+    known = [field.name for field in fields(Source)]
+    for number, one in enumerate(entry):
+        if not isinstance(one, dict) or not one.get("name") or not set(one) <= set(known):
+            raise InputError(f"{where}[{number}]: an object with a name is needed, and may have {known[1:]}.")
+        for key, text in one.items():
+            if not isinstance(text, str) or len(text) > _LONGEST:
+                raise InputError(
+                    f"{where}[{number}]: {key!r} is a text of at most {_LONGEST} characters, not {str(text)[:40]!r}."
+                )
+    return tuple(Source(**one) for one in entry)
+
+
+def joined_sources(parts: Iterable[tuple[Source, ...]]) -> tuple[Source, ...]:
+    """The sources of several cohorts, each data set once."""
+    return tuple(dict.fromkeys(source for part in parts for source in part))
