@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from sgan_core.device import choose_device
 from sgan_core.errors import InputError
 from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
 from sgan_core.imaging.image import Volume
+from sgan_core.imaging.slices import labels_to_model
 from sgan_core.labelling import QUALITIES, SegmentConfig
-from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
+from sgan_core.metrics.per_patient import Evaluation, dice_from_counts, mean_without_nan
 from sgan_core.segment import segment_volume
+from sgan_core.sheets import colours_of, outline, write_sheet
 from sgan_core.training.data import read_case
 
 POOR_DICE, POOR_JACCARD = 0.9, 0.5
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--labels", nargs="*", default=[], metavar="NAME=1,2", help="classes that are a label of the tests")
     add("--quality", choices=QUALITIES, default="fast", help="the mask is the same (default fast)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    add(
+        "--sheet", type=Path, metavar="PNG", help="pictures of the first test: truth above, the model's below"
+    )
     add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
     return app.run(make_table, p, argv)
 
@@ -58,7 +63,10 @@ def make_table(args: argparse.Namespace) -> None:
     stored: dict[str, Any] = {"model": bundle.name, "hash": bundle.hash, "quality": args.quality, "tests": {}}
     for source in args.test:
         name, cohort = test_cohort(source)
-        stored["tests"][name] = scored(bundle, cohort, merged, args.quality, name)
+        seen: list[Seen] = []
+        stored["tests"][name] = scored(bundle, cohort, merged, args.quality, name, seen)
+        if args.sheet and len(stored["tests"]) == 1:
+            write_pictures(args.sheet, seen, cohort)
         write_text(args.output.with_suffix(".json"), json_text(stored))
         write_text(args.output.with_suffix(".md"), markdown(table(stored["tests"])))
     print_table(table(stored["tests"]))
@@ -84,10 +92,28 @@ def test_cohort(source: str) -> tuple[str, Cohort]:
     return name, replace(cohort, cases=cases)
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A picture with both masks at the model's size."""
+
+    dice: float  # of all labels together
+    image: np.ndarray  # (C, S, S) in [-1, 1]
+    truth: np.ndarray  # (S, S)
+    drawn: np.ndarray  # (S, S)
+
+
 def scored(
-    bundle: Bundle, cohort: Cohort, merged: dict[str, tuple[int, ...]], quality: str, name: str
+    bundle: Bundle,
+    cohort: Cohort,
+    merged: dict[str, tuple[int, ...]],
+    quality: str,
+    name: str,
+    seen: list[Seen] | None = None,
 ) -> dict[str, Any]:
-    """By patient: the figures of each label by name, and what the model said of its masks."""
+    """By patient: the figures of each label by name, and what the model said of its masks.
+
+    seen: gets the pictures (not the slices of volumes).
+    """
     asked = asked_classes(bundle.config, cohort, merged)
     called = {label.value: label.name for label in cohort.labels}
     evaluation, status = Evaluation(asked), dict[str, list[str]]()
@@ -101,6 +127,11 @@ def scored(
             spacing = image.grid.spacing_mm.tolist() if isinstance(image, Volume) else None
             evaluation.add(case.patient, drawn, truth, spacing_mm=spacing)
             status.setdefault(case.patient, []).append(found.trust.status)
+            if seen is not None and not isinstance(image, Volume):
+                right = ((drawn == truth) & (truth > 0)).sum()
+                dice = dice_from_counts(right, (drawn > 0).sum(), (truth > 0).sum())
+                masks = (labels_to_model(mask, found.stack)[0] for mask in (truth, drawn))
+                seen.append(Seen(dice, found.stack.images[0], *masks))
     patients: dict[str, Any] = {patient: {"trust": said, "labels": {}} for patient, said in status.items()}
     for one in evaluation.results():
         figures = {
@@ -108,6 +139,19 @@ def scored(
         }
         patients[one.patient]["labels"][called[one.label]] = figures
     return patients
+
+
+def write_pictures(path: Path, seen: list[Seen], cohort: Cohort, each: int = 6) -> None:
+    """The worst, then the best: truth above, the model's mask below."""
+    ranked = sorted(seen, key=lambda one: one.dice)
+    colours = colours_of(cohort.labels)
+    rows = []
+    for part in (ranked[:each], ranked[-each:]):
+        rows += [
+            [outline(one.image, mask, colours, scale=1) for one, mask in zip(part, masks, strict=True)]
+            for masks in ([one.truth for one in part], [one.drawn for one in part])
+        ]
+    write_sheet(path, rows)
 
 
 def asked_classes(

@@ -38,6 +38,11 @@ def modalityName(modality):
     return _MODALITIES.get(modality, modality)
 
 
+def firstOf(models):
+    """The model that is chosen until the user chooses: of CT, as most volumes are, where there is one."""
+    return next((model for model in models if model.modality == "ct"), models[0])
+
+
 @dataclass(frozen=True)
 class Label:
     """A class that a model draws."""

@@ -269,7 +269,9 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
 
     def _chosenModel(self):
         wanted = self._parameterNode.model if self._parameterNode is not None else ""
-        return next((model for model in self._models if model.reference == wanted), self._models[0])
+        return next(
+            (model for model in self._models if model.reference == wanted), models.firstOf(self._models)
+        )
 
     def _showModel(self):
         """Let the chooser and the text below follow the parameter."""

@@ -325,7 +325,7 @@ def test_model_is_opened_and_remembered(panel: Any, tmp_path: Path) -> None:
     panel._openModel(str(bundle))
     assert panel._options().model == str(bundle)
     assert json.loads(slicer.app.userSettings().value("SemanticGAN/Models", "[]")) == [str(bundle)]
-    panel.ui.modelComboBox.setCurrentIndex(0)
+    panel.ui.modelComboBox.setCurrentIndex(panel.ui.modelComboBox.findText("phantom-ct-liver"))
     assert panel._options().model == "phantom-ct-liver"
     panel._openModel(str(tmp_path))
     assert "is not a model of SemanticGAN" in errors()[0]

@@ -24,6 +24,7 @@ import standin
 from SemanticGANSlicerLib import model_card, models
 
 BUNDLED = ROOT / "sgan_core" / "models" / "phantom-ct-liver"
+KNOWN = len(models.knownModels())
 
 
 def copy_of_the_bundled_model(folder: Path) -> Path:
@@ -32,7 +33,7 @@ def copy_of_the_bundled_model(folder: Path) -> Path:
 
 
 def test_bundled_model_is_listed_with_what_it_says_about_itself() -> None:
-    model = models.knownModels()[0]
+    model = next(one for one in models.knownModels() if one.name == "phantom-ct-liver")
     assert (model.reference, model.name, model.modality) == ("phantom-ct-liver", "phantom-ct-liver", "ct")
     assert [(one.name, one.rgb) for one in model.labels] == [("liver", (221, 130, 101))]
     facts = json.loads((BUNDLED / "configs" / "semanticgan.json").read_text())["facts"]
@@ -199,14 +200,14 @@ def test_chosen_model_is_removed_from_the_list(panel: Any, tmp_path: Path) -> No
     assert not panel._forgetAction.enabled  # one of the engine
     folder = str(copy_of_the_bundled_model(tmp_path / "mine"))
     panel._openModel(folder)
-    assert panel.ui.modelComboBox.count == 2
+    assert panel.ui.modelComboBox.count == KNOWN + 1
     assert panel._forgetAction.enabled
     panel._forgetAction.trigger()
-    assert panel.ui.modelComboBox.count == 1
+    assert panel.ui.modelComboBox.count == KNOWN
     assert panel._parameterNode.model == ""
     assert not panel._forgetAction.enabled
     panel._listModels()
-    assert panel.ui.modelComboBox.count == 1
+    assert panel.ui.modelComboBox.count == KNOWN
 
 
 def zipped(folder: Path, path: Path, inside: str = "") -> Path:
@@ -404,3 +405,12 @@ def test_a_card_of_a_book_is_cut(tmp_path: Path) -> None:
     card = model_card.ModelCardWindow(models.readModel(str(folder)), None)
     assert card.card.toPlainText() == "x liver"
     assert not card.card.openLinks
+
+
+def test_the_first_model_of_ct_is_chosen_until_the_user_chooses() -> None:
+    """The list is sorted by name; most volumes are CT."""
+    known = models.knownModels()
+    assert known[0].modality != "ct"
+    assert models.firstOf(known).name == "phantom-ct-liver"
+    others = [one for one in known if one.modality != "ct"]
+    assert models.firstOf(others) is others[0]

@@ -17,7 +17,7 @@ import slicer
 from helpers import MODULE, ROOT, make_volume, voxels
 
 import standin
-from SemanticGANSlicerLib import volumes
+from SemanticGANSlicerLib import models, volumes
 
 FakeWorker = Callable[..., None]
 
@@ -159,10 +159,10 @@ def test_model_is_opened_remembered_and_chosen(panel: Any, tmp_path: Path) -> No
     assert panel._options().model == str(bundle)
     assert panel._parameterNode.model == str(bundle)
     assert str(bundle) in panel.ui.modelComboBox.currentText
-    panel.ui.modelComboBox.setCurrentIndex(0)
+    panel.ui.modelComboBox.setCurrentIndex(panel.ui.modelComboBox.findText("phantom-ct-liver"))
     assert panel._options().model == "phantom-ct-liver"
     panel._listModels()  # as at the next start
-    assert panel.ui.modelComboBox.count == 2
+    assert panel.ui.modelComboBox.count == len(models.knownModels()) + 1
 
 
 def test_a_student_alone_has_no_reconstruction_to_choose(panel: Any, ct: Any, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_student_alone_has_no_reconstruction_to_choose(panel: Any, ct: Any, tm
     assert "student alone" in ui.reconstructionComboBox.toolTip
     assert "cannot reconstruct nor judge" in ui.modelDetailsLabel.text
     assert panel._options().studentAlone
-    ui.modelComboBox.setCurrentIndex(0)
+    ui.modelComboBox.setCurrentIndex(ui.modelComboBox.findText("phantom-ct-liver"))
     assert ui.reconstructionComboBox.enabled
     assert ui.reconstructionComboBox.toolTip == usual
     assert not panel._options().studentAlone
@@ -189,7 +189,7 @@ def test_a_student_alone_has_no_reconstruction_to_choose(panel: Any, ct: Any, tm
 def test_what_is_no_model_is_explained_and_not_remembered(panel: Any, tmp_path: Path) -> None:
     panel._openModel(str(tmp_path))
     assert "is not a model of SemanticGAN" in errors()[0]
-    assert panel.ui.modelComboBox.count == 1
+    assert panel.ui.modelComboBox.count == len(models.knownModels())
     panel._openModel("")  # the person left the dialog
     assert len(errors()) == 1
 
