@@ -171,3 +171,28 @@ def test_the_table_of_a_model_says_what_is_poor(scripts: tuple[ModuleType, Modul
     }
     (line,) = model_test.table({"JSRT": patients}).rows
     assert line == ("JSRT", "lung", "2", "0.900", "0.700", "50%", "50%", "0.800", "–", "50%")
+
+
+def test_the_benchmark_of_a_model_writes_figures_and_pictures(
+    scripts: tuple[ModuleType, ModuleType],
+    folders: tuple[Path, Path],
+    bundle: tuple[Any, Any],
+    tmp_path: Path,
+) -> None:
+    """Of three patients: two rows of the worst, two of the best, each with all three pictures of 64 pixels."""
+    _, model_test = scripts
+    sheet = tmp_path / "sheet.png"
+    options = [
+        "--model",
+        str(bundle[0].folder),
+        "--test",
+        f"others={folders[1]}:test",
+        "--labels",
+        "discs=1,2",
+    ]
+    assert model_test.main([*options, "--sheet", str(sheet), "--output", str(tmp_path / "table")]) == 0
+    stored = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
+    assert (stored["model"], stored["hash"]) == ("m", bundle[0].hash)
+    assert stored["tests"]["others"].keys() == {"test0", "test1", "test2"}
+    assert Image.open(sheet).size == (3 * 66 - 2, 4 * 66 - 2)
+    assert "| others | discs | 3 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
