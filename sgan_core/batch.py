@@ -35,7 +35,6 @@ from sgan_core.imaging.image import Volume
 from sgan_core.imaging.readers import read_image
 from sgan_core.imaging.slices import (
     SliceStack,
-    enlarged,
     images_to_volume,
     in_input_units,
     native_slices,
@@ -385,7 +384,7 @@ def report_case(
         domain=domain,
         # The report of a batch keeps all of them until its end.
         images=found.stack.images.astype(np.float16),
-        reconstructions=_shown(found),
+        reconstructions=None if found.reconstructions is None else found.reconstructions.astype(np.float16),
         labels=found.model_labels,
         facts=facts,
         label_table=rows,
@@ -396,14 +395,6 @@ def report_case(
         lines=lines,
         notes=[HOW_TO_READ] if lines else [],
     )
-
-
-def _shown(found: Segmentation) -> np.ndarray | None:
-    """The reconstructions at the size of the stack, (N, C, S, S) float16."""
-    if found.reconstructions is None:
-        return None
-    size = found.stack.images.shape[-1]
-    return enlarged(torch.from_numpy(found.reconstructions), size).half().numpy()
 
 
 def _write_reconstruction(

@@ -61,7 +61,7 @@ class ReportCase:
     images: np.ndarray  # (N, H, W), (N, 1, H, W) or (N, 3, H, W) in [-1, 1]
     labels: np.ndarray  # (N, H, W) label values, the segmentation
     label_table: Sequence[LabelVolume]
-    reconstructions: np.ndarray | None = None  # as images
+    reconstructions: np.ndarray | None = None  # as images, or smaller by a whole factor: a generator's size
     truth: np.ndarray | None = None  # (N, H, W) label values
     facts: Mapping[str, str] = field(
         default_factory=dict
@@ -76,12 +76,20 @@ class ReportCase:
         count, height, width = self.labels.shape
         if not count:
             raise ValueError(f"{self.name}: no slice to show")
-        pictures = {"images": self.images, "reconstructions": self.reconstructions}
-        for name, array in pictures.items():
-            if array is not None and (len(array) != count or array.shape[-2:] != (height, width)):
-                raise ValueError(f"{self.name}: {name} {array.shape} do not fit labels {self.labels.shape}")
+        if self.images.shape[-2:] != (height, width) or len(self.images) != count:
+            raise ValueError(f"{self.name}: images {self.images.shape} do not fit labels {self.labels.shape}")
+        drawn = self.reconstructions
+        if drawn is not None and not (len(drawn) == count and self._fits(drawn)):
+            raise ValueError(
+                f"{self.name}: reconstructions {drawn.shape} do not fit labels {self.labels.shape}"
+            )
         if self.truth is not None and self.truth.shape != self.labels.shape:
             raise ValueError(f"{self.name}: truth {self.truth.shape} does not fit labels {self.labels.shape}")
+
+    def _fits(self, pictures: np.ndarray) -> bool:
+        """Whether pictures are of the labels' size, or smaller by a whole factor."""
+        (height, width), (rows, columns) = self.labels.shape[1:], pictures.shape[-2:]
+        return height % rows == 0 and width * rows == height * columns
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,8 @@ def reconstruction_errors(case: ReportCase) -> np.ndarray | None:
     """Mean absolute difference of image and reconstruction per slice, (N,) in 0..2; None without one."""
     if case.reconstructions is None:
         return None
-    difference = np.abs(_with_channels(case.images) - _with_channels(case.reconstructions))
+    reconstructions = _with_channels(case.reconstructions)
+    difference = np.abs(_averaged(_with_channels(case.images), reconstructions) - reconstructions)
     errors: np.ndarray = difference.mean(axis=(1, 2, 3))
     return errors
 
@@ -299,7 +308,8 @@ def _slice_view(
         view["missed"] = _outline(wrong & (case.truth[n] > 0))
         view["notes"].append(f"slice DICE {number(_slice_dice(case.labels[n], case.truth[n]), 2)}")
     if case.reconstructions is not None and errors is not None:
-        images, reconstructions = _with_channels(case.images)[n], _with_channels(case.reconstructions)[n]
+        reconstructions = _with_channels(case.reconstructions)[n]
+        images = _averaged(_with_channels(case.images)[n], reconstructions)  # what the generator was shown
         view["reconstruction"] = _data_uri(_to_bytes(reconstructions))
         view["difference"] = _data_uri(_difference_colours(images, reconstructions))
         view["notes"].append(f"reconstruction error {errors[n] / 2:.1%}")
@@ -341,6 +351,16 @@ def _slice_dice(labels: np.ndarray, truth: np.ndarray) -> float:
 def _with_channels(images: np.ndarray) -> np.ndarray:
     """(N, H, W) -> (N, 1, H, W); with channels as it is."""
     return images[:, None] if images.ndim == 3 else images
+
+
+def _averaged(images: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Area averages of images (..., H, W) float at the smaller size of ``like``."""
+    (height, width), (rows, columns) = images.shape[-2:], like.shape[-2:]
+    if (height, width) == (rows, columns):
+        return images
+    parts = images.reshape(*images.shape[:-2], rows, height // rows, columns, width // columns)
+    averages: np.ndarray = parts.astype(np.float32).mean(axis=(-3, -1))
+    return averages
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:

@@ -266,3 +266,18 @@ def test_outline_runs_around_the_mask_in_picture_coordinates() -> None:
 
 def test_empty_mask_has_no_outline() -> None:
     assert _outline(np.zeros((5, 5), bool)) == ""
+
+
+def test_a_smaller_generator_is_judged_by_what_it_was_shown() -> None:
+    """Detail finer than its pixels is no error of its reconstruction: the error is that of the averages."""
+    fine = np.tile(np.array([[-0.5, 0.5], [0.5, -0.5]], np.float32), (8, 8))
+    images = np.zeros((12, 16, 16), np.float32) + fine
+    drawn = np.zeros((12, 8, 8), np.float32)
+    drawn[7] = 0.2
+    case = report_case(images=images, reconstructions=drawn)
+    errors = reconstruction_errors(case)
+    assert errors is not None
+    np.testing.assert_allclose(errors, [0.2 if n == 7 else 0.0 for n in range(12)], atol=1e-6)
+    assert "reconstruction error 10.0%" in page(case)
+    with pytest.raises(ValueError, match="reconstructions"):
+        report_case(reconstructions=drawn[:, :7, :7])
