@@ -11,7 +11,6 @@ from sgan_core.errors import InputError
 _MOST_SOURCES = 50
 _LONGEST = 2000  # characters of a text about a data set
 _SHOWN = 300  # of a licence or restriction
-FREE = "Apache-2.0"  # of weights that learned from no one's images: they are as free as the program
 
 
 @dataclass(frozen=True)
@@ -84,16 +83,6 @@ def read_sources(entry: Any, where: str) -> tuple[Source, ...]:
                     f"{where}[{number}]: {key!r} is a text of at most {_LONGEST} characters, not {str(text)[:40]!r}."
                 )
     return tuple(Source(**one) for one in entry)
-
-
-def handed_on(own: Terms, begun_with: Terms) -> Terms:
-    """Terms of weights that were trained on from others: these hand on restriction, licence and data sets.
-
-    own: of the training's data. Where the others' licence is not stated, neither is that of what comes of them.
-    """
-    licence = own.licence if begun_with.licence == FREE else begun_with.licence
-    stated = [text for one in (own, begun_with) if one.restriction for text in one.restriction.split("; ")]
-    return Terms(licence, "; ".join(dict.fromkeys(stated)), joined_sources([own.sources, begun_with.sources]))
 
 
 def joined_sources(parts: Iterable[tuple[Source, ...]]) -> tuple[Source, ...]:

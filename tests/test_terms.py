@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sgan_core.errors import InputError
-from sgan_core.terms import Source, Terms, handed_on, joined_sources, one_line, read_sources, terms_of
+from sgan_core.terms import Source, joined_sources, one_line, read_sources, terms_of
 
 LITS = Source("lits", "CC BY-NC-SA 4.0", "https://example.org", "Bilic et al.")
 
@@ -81,26 +81,3 @@ def test_sources_in_a_file_are_checked(entry: Any, words: str) -> None:
 def test_each_data_set_is_named_once() -> None:
     other = Source("chaos-ct")
     assert joined_sources([(LITS,), (), (other, LITS)]) == (LITS, other)
-
-
-@pytest.mark.parametrize(
-    ("own", "begun_with", "expected"),
-    [
-        ("Apache-2.0", "Apache-2.0", "Apache-2.0"),
-        ("Apache-2.0", "CC BY-NC-SA 4.0", "CC BY-NC-SA 4.0"),
-        ("Apache-2.0", "", ""),  # images of someone: nothing is known
-        ("", "Apache-2.0", ""),
-        ("CC BY 4.0", "Apache-2.0", "CC BY 4.0"),
-    ],
-)
-def test_weights_hand_on_their_licence(own: str, begun_with: str, expected: str) -> None:
-    assert handed_on(Terms(own, "", ()), Terms(begun_with, "", ())).licence == expected
-
-
-def test_weights_hand_on_restriction_and_data_sets() -> None:
-    other = Source("chaos-ct")
-    own, begun_with = Terms("", "", (other,)), Terms("", "research only", (LITS,))
-    found = handed_on(own, begun_with)
-    assert (found.restriction, found.sources) == ("research only", (other, LITS))
-    assert handed_on(found, begun_with) == found
-    assert handed_on(found, Terms("", "not for sale", ())).restriction == "research only; not for sale"

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sgan_core.bundle import ENCODER, GENERATOR, IMAGE_D, PAIR_D, STUDENT, describe, stored_weights
-from sgan_core.cohort import BUILT_IN, Cohort
 from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
-from sgan_core.files import replacing
 from sgan_core.networks.generator import Generator
-from sgan_core.terms import FREE, Terms, handed_on, terms_of
 from sgan_core.training.encoder import fingerprint, make_encoder
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, Tensor]
-
-_TERMS = "terms.json"  # in a run's folder: on what terms its weights may be used, as in a model's facts
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,6 @@ class Origin:
     student: Weights | None
     facts: Mapping[str, Any]  # of a model: images seen, figures
     config: TrainConfig | None  # of a model
-    terms: Terms  # handed on to what is trained from it
 
 
 def read_origin(reference: Path) -> Origin:
@@ -55,13 +48,7 @@ def read_origin(reference: Path) -> Origin:
         if gan is None and student is None:
             raise InputError(f"{reference}: this run has trained nothing yet. Give another --init-from.")
         return Origin(
-            str(reference),
-            gan,
-            encoder and encoder["encoder"],
-            student and student["student"],
-            {},
-            None,
-            terms_of(_kept_terms(reference) or {}),
+            str(reference), gan, encoder and encoder["encoder"], student and student["student"], {}, None
         )
     weights = stored_weights(reference)
     parts = {"ema": GENERATOR, "image_d": IMAGE_D, "pair_d": PAIR_D}
@@ -73,50 +60,8 @@ def read_origin(reference: Path) -> Origin:
     about = describe(reference)
     config = TrainConfig.from_dict(about["config"])
     return Origin(
-        str(reference),
-        gan or None,
-        weights.get(ENCODER),
-        weights.get(STUDENT),
-        about["facts"],
-        config,
-        terms_of(about["facts"]),
+        str(reference), gan or None, weights.get(ENCODER), weights.get(STUDENT), about["facts"], config
     )
-
-
-def terms_of_run(folder: Path, cohort: Cohort, origin: Origin | None) -> dict[str, Any]:
-    """On what terms a run's weights may be used, as facts of its model: "licence" and "use", where there are such.
-
-    They are those of its data and of all it ever began with; the folder keeps them for when it goes on, and for a run
-    that begins with it. Raises InputError when what it keeps is damaged.
-    """
-    built_in = all(case.image.startswith(BUILT_IN) for case in cohort.cases)
-    terms = Terms(FREE if built_in else "", "", cohort.sources)
-    kept = _kept_terms(folder)
-    if kept is not None:
-        terms = handed_on(terms, terms_of(kept))
-    if origin is not None:
-        terms = handed_on(terms, origin.terms)
-    use: dict[str, Any] = {"restriction": terms.restriction} if terms.restriction else {}
-    use |= {"sources": [asdict(source) for source in terms.sources]} if terms.sources else {}
-    facts = ({"licence": terms.licence} if terms.licence else {}) | ({"use": use} if use else {})
-    if facts != kept:
-        with replacing(folder / _TERMS) as part:
-            part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return facts
-
-
-def _kept_terms(folder: Path) -> dict[str, Any] | None:
-    """What ``terms_of_run`` wrote there; None where it never did."""
-    file = folder / _TERMS
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("not a table")
-    except FileNotFoundError:  # a run of an earlier version
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: damaged ({error}). Choose another run.") from error
-    return facts
 
 
 def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from sgan_core import __version__
 from sgan_core.bundle import GENERATOR, load_bundle, save_bundle
-from sgan_core.cohort import Cohort, labelled_patients
+from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
 from sgan_core.config import TrainConfig
 from sgan_core.curvature import measure_curvature
 from sgan_core.device import describe
@@ -36,7 +36,7 @@ from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
-from sgan_core.training.origin import Origin, adopt, take_over, terms_of_run
+from sgan_core.training.origin import Origin, adopt, take_over
 from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
@@ -229,10 +229,8 @@ def train(
         images=len(store.images),
         resumed=resumed,
     )
-    if rank() == 0:
-        terms_of_run(run.folder, cohort, run.origin)  # kept, should no model come of this call
-        if run.origin:
-            adopt(run.origin, config, run.checkpoints)
+    if run.origin and rank() == 0:
+        adopt(run.origin, config, run.checkpoints)
     began = time.monotonic()  # with the slices at hand: preparing them is no training
     log = RunLog(run.folder, partial(run.on_event, "log"))
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
@@ -540,7 +538,10 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         "slices": len(store.images),
         "labelled_slices": len(store.labelled(config.labelled)),
     }
-    facts |= terms_of_run(run.folder, store.cohort, run.origin)
+    if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
+        facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
+    if store.cohort.sources:
+        facts["use"] = {"sources": [asdict(source) for source in store.cohort.sources]}
     student = None
     if (run.checkpoints / "student_best.pt").exists():
         taught = load_checkpoint(run.checkpoints / "student_best.pt")

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from sgan_core.bundle import IMAGE_D, Bundle, load_bundle, save_bundle, stored_weights
-from sgan_core.cohort import Case, Cohort, Intensity
+from sgan_core.cohort import Intensity
 from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
 from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.segmenter import make_student
-from sgan_core.terms import Source, Terms, terms_of
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
-from sgan_core.training.origin import adopt, read_origin, take_over, terms_of_run
+from sgan_core.training.origin import adopt, read_origin, take_over
 from sgan_core.training.run import _is_smaller
 
 CPU = torch.device("cpu")
@@ -206,41 +205,3 @@ def test_weights_that_do_not_fit_start_anew_and_that_is_said(caplog: Any) -> Non
         take_over(third, first.state_dict(), "the model")
     assert not caplog.text
     assert torch.equal(third.weight, first.weight)
-
-
-def test_terms_of_a_model_are_those_of_what_is_trained_from_it(untrained: Bundle, tmp_path: Path) -> None:
-    """Also after --resume without --init-from, and in a run that begins with that run."""
-    use = {"restriction": "research only", "sources": [{"name": "lits"}]}
-    facts = {"licence": "CC BY-NC-SA 4.0", "use": use}
-    student = make_student(untrained.config)
-    model = save_bundle(tmp_path / "m", name="m", config=untrained.config, facts=facts, student=student)
-    case = Case(id="1", patient="1", split="train", image="phantom:ct:1")
-    phantom = Cohort("phantom", "ct", untrained.config.intensity, untrained.config.labels, (case,))
-    scans = replace(phantom, cases=(replace(case, image="a.nii"),), sources=(Source("own"),))
-    expected = Terms("CC BY-NC-SA 4.0", "research only", (Source("lits"),))
-    run, later = tmp_path / "run", tmp_path / "later"
-    (run / "checkpoints").mkdir(parents=True)
-    later.mkdir()
-    assert terms_of(terms_of_run(run, phantom, read_origin(model))) == expected
-    assert terms_of(terms_of_run(run, phantom, None)) == expected
-    save_checkpoint({"student": student.state_dict()}, run / "checkpoints" / "student_best.pt")
-    found = terms_of(terms_of_run(later, scans, read_origin(run)))
-    assert found == replace(expected, sources=(Source("own"), Source("lits")))
-
-
-def test_only_a_training_on_the_phantom_alone_is_free(untrained: Bundle, tmp_path: Path) -> None:
-    """Not one that begins with weights of which nothing is known, nor when it goes on."""
-    case = Case(id="1", patient="1", split="train", image="phantom:ct:1")
-    phantom = Cohort("phantom", "ct", untrained.config.intensity, untrained.config.labels, (case,))
-    assert terms_of_run(tmp_path, phantom, None) == {"licence": "Apache-2.0"}
-    student = make_student(untrained.config)
-    model = save_bundle(tmp_path / "m", name="m", config=untrained.config, facts={}, student=student)
-    assert terms_of_run(tmp_path, phantom, read_origin(model)) == {}
-    assert terms_of_run(tmp_path, phantom, None) == {}
-
-
-def test_damaged_terms_of_a_run_are_told(untrained: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "terms.json").write_text("[]", encoding="utf-8")
-    cohort = Cohort("c", "ct", untrained.config.intensity, untrained.config.labels, ())
-    with pytest.raises(InputError, match=r"terms\.json: damaged"):
-        terms_of_run(tmp_path, cohort, None)
