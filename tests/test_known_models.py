@@ -186,16 +186,3 @@ def test_one_folder_under_two_names_counts_once(
     models, problems = survey()
     assert [(model["name"], model["place"]) for model in models] == [("liver", "checkout")]
     assert not problems
-
-
-def test_the_size_listed_is_that_of_the_masks(folders: dict[str, Path]) -> None:
-    """The student's, as sgan-bundle info says, not the generator's."""
-    config = settings()["config"]
-    larger = {"size": 2 * config["generator"]["size"], "growth": {}}
-    write(
-        folders["user"] / "two-sizes",
-        settings(config=config | {"student_train": config["student_train"] | larger}),
-    )
-    (model,), problems = survey()
-    assert problems == []
-    assert model["size_px"] == larger["size"]
