@@ -157,11 +157,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: name, config or facts are missing. {AGAIN}")
     try:
         parsed = TrainConfig.from_dict(config)
-    except (
-        InputError,
-        ArithmeticError,
-        AttributeError,
-    ) as error:  # 1e999 as a whole number, a list as a table
+    except InputError as error:
         raise InputError(f"{file}: {error}. The model may be of another version of semanticgan.") from error
     alone = table.get("student_alone") is True
     return {"name": name, "config": parsed, "facts": facts, "student_alone": alone}
