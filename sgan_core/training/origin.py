@@ -16,6 +16,7 @@ from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
 from sgan_core.files import replacing
 from sgan_core.known_models import SCHEMA, SETTINGS, read_json, read_settings
+from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.generator import Generator
 from sgan_core.terms import Terms, terms_of
 from sgan_core.training.encoder import fingerprint, make_encoder
@@ -122,7 +123,9 @@ def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
     generator = Generator(config.generator)
     encoder = make_encoder(config, generator.mean_w)
     same = _meaning(origin.config) == _meaning(config)
-    if not (same and _fits(generator, origin.gan["ema"]) and _fits(encoder, origin.encoder)):
+    discriminators = _fitting_discriminators(origin.gan, config)
+    judges = config.perceptual != "discriminator" or "image_d" in discriminators
+    if not (same and judges and _fits(generator, origin.gan["ema"]) and _fits(encoder, origin.encoder)):
         logger.warning(
             "%s: its generator has other labels, intensities or sizes, so the model has none until it is trained.",
             origin.name,
@@ -130,14 +133,14 @@ def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
         return
     generator.load_state_dict(origin.gan["ema"])
     facts = origin.facts
-    kept = {"generator": generator.state_dict(), "images": facts.get("gan_images", 0)}
-    discriminators = {name: state for name, state in origin.gan.items() if name != "ema"}
-    figures = {"figures": facts.get("gan_figures", {}), "judge": origin.name}  # of a judge that is gone
+    kept = {"generator": generator.state_dict(), "images": _images(facts, "gan_images")}
+    figures = {"figures": _figures(facts.get("gan_figures")), "judge": origin.name}  # of a judge that is gone
     save_checkpoint(kept | figures | discriminators, checkpoints / "gan_best.pt")
-    found = {name: facts[name] for name in ("validation_dice", "validation_rmse_p95") if name in facts}
+    known = _figures(facts)
+    found = {name: known[name] for name in ("validation_dice", "validation_rmse_p95") if name in known}
     state = {
         "encoder": dict(origin.encoder),
-        "images": facts.get("encoder_images", 0),
+        "images": _images(facts, "encoder_images"),
         "quality": found.get("validation_dice", -1.0),
         "generator": fingerprint(generator),
         "figures": found,
@@ -149,6 +152,31 @@ def _meaning(config: TrainConfig) -> tuple[Any, ...]:
     """What a generator's images and labels mean."""
     labels = [(label.value, label.name.casefold()) for label in config.labels]
     return config.modality, labels, config.intensity, config.squash
+
+
+def _fitting_discriminators(gan: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Both discriminators of a model where both are as a run's own; else none."""
+    channels, classes = config.generator.image_channels, config.generator.num_classes
+    own = {
+        "image_d": ImageDiscriminator(config.image_discriminator, image_channels=channels),
+        "pair_d": PairDiscriminator(config.pair_discriminator, image_channels=channels, num_classes=classes),
+    }
+    fit = all(name in gan and _fits(network, gan[name]) for name, network in own.items())
+    return {name: gan[name] for name in own} if fit else {}
+
+
+def _figures(facts: Any) -> dict[str, float]:
+    """Those of a model's facts that are finite numbers: they come from anywhere."""
+    known = facts.items() if isinstance(facts, Mapping) else ()
+    return {
+        name: value
+        for name, value in known
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+    }
+
+
+def _images(facts: Mapping[str, Any], name: str) -> int:
+    return int(_figures(facts).get(name, 0))
 
 
 def _fits(network: nn.Module, weights: Weights) -> bool:
