@@ -250,9 +250,11 @@ def info(reference: str, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(described["name"]), show_header=False, title_justify="left")
+    from sgan_core.terms import one_line
+
+    table = Table(title=Text(one_line(described["name"])), show_header=False, title_justify="left")
     for heading, value in _rows(described):
-        table.add_row(Text(heading), Text(value, overflow="fold"))
+        table.add_row(Text(one_line(heading)), Text(one_line(value, 2000), overflow="fold"))
     Console().print(table)
 
 
