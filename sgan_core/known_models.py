@@ -124,7 +124,7 @@ def summary(model: KnownModel) -> dict[str, Any]:
         "place": model.place,
         "folder": str(model.folder),
         "modality": one_line(config.modality),
-        "size_px": config.generator.size,
+        "size_px": config.student_size,  # of masks, as ``describe`` says it
         "labels": [one_line(label.name) for label in config.labels],
         "student_alone": settings["student_alone"],
         "trained_on": {"cohort": one_line(facts.get("cohort"))} | _numbers(facts, numbers),
