@@ -334,8 +334,11 @@ def _rounded(points_mm: np.ndarray) -> list[list[float]]:
 def measured_ratio(found: Segmentation, bundle: Bundle) -> CardiothoracicRatio | None:
     """The cardiothoracic ratio of a picture; None for a volume of several slices and for models of other things.
 
-    A volume of one slice, as which 3D Slicer keeps a grey picture, is one too.
+    A volume of one slice, as which 3D Slicer keeps a grey picture, is one too; so the model has to be of X-rays: the
+    same labels across a slice of CT are no frontal view.
     """
+    if bundle.config.modality != "xray":
+        return None
     slices = native_slices(found.labels, found.stack)  # (N, H, W)
     if len(slices) != 1 or slices.size != found.labels.size or not measures_chests(bundle.config.labels):
         return None

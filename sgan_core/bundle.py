@@ -337,6 +337,8 @@ def stored_weights(reference: str | Path) -> dict[str, dict[str, Tensor]]:
                 tensors = load_file(folder / path)
             except SafetensorError as error:
                 raise InputError(f"{folder / path}: damaged ({error}). {AGAIN}") from error
+            if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+                raise InputError(f"{folder / path}: weights are NaN or infinite. {AGAIN}")
             found[path] = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     return found
 

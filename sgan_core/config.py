@@ -13,6 +13,7 @@ from sgan_core.errors import InputError
 from sgan_core.looks import LOOKS, AppearanceConfig
 
 SIZES = (32, 64, 128, 256, 512)
+LARGEST_STUDENT = 2048  # pixels along a side; a slip of the keyboard would ask for more memory than there is
 
 
 def _power_of_two_sizes(size: int) -> None:
@@ -210,9 +211,13 @@ class StudentTrainConfig:
             )
         if len(self.channels) < 2:
             raise InputError(f"student: channels is {self.channels}, expected the widths of 2 levels or more")
-        if self.size is not None and self.size < 1:
-            raise InputError(f"student: size is {self.size}, expected 1 or more")
-        if min(self.growth.values(), default=1.0) <= 0.0 or sum(self.growth.values()) >= 1.0:
+        if min(self.channels) < 1:
+            raise InputError(f"student: channels is {self.channels}, expected widths of 1 or more")
+        for size in (*self.growth, *([] if self.size is None else [self.size])):
+            if not 1 <= size <= LARGEST_STUDENT:
+                raise InputError(f"student: size is {size:.6g}, expected 1 to {LARGEST_STUDENT}")
+        shares = self.growth.values()
+        if not (all(share > 0.0 for share in shares) and sum(shares) < 1.0):
             raise InputError(
                 f"student: growth is {self.growth}, expected shares above 0 that leave some for the full size"
             )
@@ -326,7 +331,8 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
     try:
         config = dacite.Config(strict=True, cast=[tuple, float], type_hooks=hooks)
         return dacite.from_dict(kind, values, config=config)
-    except (dacite.DaciteError, TypeError, ValueError) as error:
+    # Of whatever stands in a file: 1e999 as a whole number, a list as a table
+    except (dacite.DaciteError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(f"config: {error}") from error
 
 

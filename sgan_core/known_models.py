@@ -124,7 +124,7 @@ def summary(model: KnownModel) -> dict[str, Any]:
         "place": model.place,
         "folder": str(model.folder),
         "modality": one_line(config.modality),
-        "size_px": config.generator.size,
+        "size_px": config.student_size,  # of masks, as ``describe`` says it
         "labels": [one_line(label.name) for label in config.labels],
         "student_alone": settings["student_alone"],
         "trained_on": {"cohort": one_line(facts.get("cohort"))} | _numbers(facts, numbers),
@@ -157,11 +157,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: name, config or facts are missing. {AGAIN}")
     try:
         parsed = TrainConfig.from_dict(config)
-    except (
-        InputError,
-        ArithmeticError,
-        AttributeError,
-    ) as error:  # 1e999 as a whole number, a list as a table
+    except InputError as error:
         raise InputError(f"{file}: {error}. The model may be of another version of semanticgan.") from error
     alone = table.get("student_alone") is True
     return {"name": name, "config": parsed, "facts": facts, "student_alone": alone}

@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 
 from sgan_core.errors import InputError
 
+_MOST = (
+    10.0  # of what is no share: above it nothing of an image is left, and infinite numbers would teach NaN
+)
+
 
 @dataclass(frozen=True)
 class AppearanceConfig:
@@ -41,12 +45,14 @@ class AppearanceConfig:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"appearance: {name} is {getattr(self, name)}, expected a share from 0 to 1")
         for name in ("bias_log", "noise_std", "blur_px", "offset", "colour_log"):
-            if getattr(self, name) < 0.0:
-                raise InputError(f"appearance: {name} is {getattr(self, name)}, expected 0 or more")
+            if not 0.0 <= getattr(self, name) <= _MOST:
+                raise InputError(f"appearance: {name} is {getattr(self, name)}, expected 0 to {_MOST:g}")
         for name in ("gamma_log", "contrast_factor"):
             low, high = getattr(self, name)
-            if not low <= high:
-                raise InputError(f"appearance: {name} is {low} to {high}, expected a rising range")
+            if not -_MOST <= low <= high <= _MOST:
+                raise InputError(
+                    f"appearance: {name} is {low} to {high}, expected a rising range within {_MOST:g}"
+                )
 
 
 # Of an X-ray, a mole or a face the other devices are the other looks; CT's and MRI's lead to each other as well.

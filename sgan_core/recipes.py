@@ -67,6 +67,10 @@ class Recipe:
         for one in self.figures:
             if one.value is not None and not 0.0 <= one.value <= 1.0:
                 raise InputError(f"{where}: {one.what!r} is {one.value}, expected a DICE of 0 to 1")
+        if self.hours.value is not None and not 0.0 < self.hours.value < 1e6:
+            raise InputError(f"{where}: {self.hours.what!r} is {self.hours.value}, expected hours above 0")
+        if self.labelled < 1:
+            raise InputError(f"{where}: labelled is {self.labelled}, expected 1 patient or more")
         self.settings()
 
     @property
@@ -133,7 +137,12 @@ def load_recipe(name: str) -> Recipe:
         )
     try:
         table = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+        RecursionError,
+    ) as error:  # ValueError: no UTF-8, no such date
         raise InputError(f"{file}: not readable YAML ({error}).") from error
     if not isinstance(table, dict) or "name" in table:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sgan_core.errors import InputError
@@ -11,6 +11,8 @@ from sgan_core.errors import InputError
 _MOST_SOURCES = 50
 _LONGEST = 2000  # characters of a text about a data set
 _SHOWN = 300  # of a licence or restriction
+FREE = "Apache-2.0"  # of weights that learned from no one's images, only from built-in ones
+_BEGAN = "not stated; of the weights that the training began with: "
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,27 @@ class Terms:
         """The restriction with the licence, for whoever uses the model; "" when there is no restriction."""
         licence = f" (licence of the weights: {self.licence})" if self.licence else ""
         return self.restriction and self.restriction + licence
+
+    def facts(self) -> dict[str, Any]:
+        """What ``terms_of`` reads, as it stands in a model's facts; nothing for what is not stated."""
+        use: dict[str, Any] = {"restriction": self.restriction} if self.restriction else {}
+        use |= {"sources": [asdict(source) for source in self.sources]} if self.sources else {}
+        return ({"licence": self.licence} if self.licence else {}) | ({"use": use} if use else {})
+
+    def after(self, first: Terms) -> Terms:
+        """The terms of weights that learned from data of these terms, and began as weights of ``first``.
+
+        A restriction and data sets stay. The licence is that of ``first`` where the data are no one's; where nobody
+        states one for the data, there is none, and that of ``first`` is told.
+        """
+        if self.licence == FREE:
+            licence = first.licence
+        elif self.licence or not first.licence or first.licence.startswith(_BEGAN):
+            licence = self.licence or first.licence
+        else:
+            licence = one_line(_BEGAN + first.licence)
+        restriction = "; ".join(filter(None, dict.fromkeys((self.restriction, first.restriction))))
+        return Terms(licence, one_line(restriction), joined_sources((first.sources, self.sources)))
 
 
 def terms_of(facts: Mapping[str, Any]) -> Terms:

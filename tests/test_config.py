@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -265,3 +266,27 @@ def test_each_modality_has_its_looks(modality):
     assert (student.negative_share > 0.0) is wild
     assert (student.looks.hair > 0.0) is (modality == "dermoscopy")
     assert student.geometry.rotation_deg == (180.0 if modality == "dermoscopy" else 12.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"growth": {0: 0.5}}, "size is 0, expected 1 to 2048"),
+        ({"growth": {-64: 0.5}}, "size is -64, expected 1 to 2048"),
+        ({"growth": {math.inf: 0.5}}, "infinity"),
+        ({"growth": {64: math.nan}}, "growth is"),
+        ({"growth": [64]}, "items"),
+        ({"size": 64 * 2000}, "size is 128000, expected 1 to 2048"),
+        ({"size": 64 * 10**400}, "config: "),
+        ({"channels": [16, 0]}, "expected widths of 1 or more"),
+        ({"looks": {"noise_std": math.nan}}, "noise_std is nan"),
+        ({"looks": {"blur_px": 1e9}}, "blur_px is 1000000000.0"),
+        ({"looks": {"gamma_log": [-math.inf, math.inf]}}, "gamma_log is -inf to inf"),
+        ({"looks": {"contrast_factor": [math.nan, 1.0]}}, "contrast_factor is nan"),
+    ],
+)
+def test_numbers_that_cannot_be_trained_with_are_refused(settings, words):
+    """Not an error of ours, not a student of NaN, and not all memory of the machine."""
+    config = preset("tiny", modality="ct", num_classes=2).to_dict()
+    with pytest.raises(InputError, match=words):
+        TrainConfig.from_dict(merge(config, {"student_train": settings}))

@@ -12,8 +12,18 @@ from typing import Any
 import pytest
 
 from sgan_core import known_models
+from sgan_core.bundle import describe
 from sgan_core.errors import InputError
-from sgan_core.known_models import MODELS, SETTINGS, checkout, find_bundle, places, read_settings, survey
+from sgan_core.known_models import (
+    MANIFEST,
+    MODELS,
+    SETTINGS,
+    checkout,
+    find_bundle,
+    places,
+    read_settings,
+    survey,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 Write = Callable[..., Path]
@@ -186,3 +196,13 @@ def test_one_folder_under_two_names_counts_once(
     models, problems = survey()
     assert [(model["name"], model["place"]) for model in models] == [("liver", "checkout")]
     assert not problems
+
+
+def test_the_list_and_the_model_say_the_same_size(folders: dict[str, Path]) -> None:
+    """That of the masks, which is the student's where it has one of its own."""
+    large = settings()
+    large["config"]["student_train"] |= {"size": 128, "growth": {}}
+    folder = write(folders["user"] / "large", large)
+    shutil.copyfile(MODELS / "phantom-ct-liver" / MANIFEST, folder / MANIFEST)
+    (found,), _ = survey()
+    assert found["size_px"] == describe("large")["size_px"] == 128

@@ -110,6 +110,12 @@ FIGURE = {"what": "x", "value": 0.5, "source": "docs/results.md"}
         (changed(figures=[FIGURE | {"source": NOT_MEASURED}]), "needs a value and where it was measured"),
         (changed(figures=[FIGURE | {"value": 91.8}]), "expected a DICE of 0 to 1"),
         (changed(figures=[FIGURE | {"kind": 1}]), "kind"),
+        (changed(hours=FIGURE | {"value": float("nan")}), "expected hours above 0"),
+        (changed(hours=FIGURE | {"value": -1.0}), "expected hours above 0"),
+        (changed(labelled=-5), "labelled is -5"),
+        (changed(config={"student_train": {"growth": {0: 0.5}}}), "size is 0"),
+        (changed(config={"student_train": {"growth": {float("inf"): 0.5}}}), "infinity"),
+        (changed() + "day: 2001-99-99\n", "not readable YAML"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_file(content: str, words: str, tmp_path: Path) -> None:

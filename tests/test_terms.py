@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sgan_core.errors import InputError
-from sgan_core.terms import Source, joined_sources, one_line, read_sources, terms_of
+from sgan_core.terms import Source, Terms, joined_sources, one_line, read_sources, terms_of
 
 LITS = Source("lits", "CC BY-NC-SA 4.0", "https://example.org", "Bilic et al.")
 
@@ -81,3 +81,26 @@ def test_sources_in_a_file_are_checked(entry: Any, words: str) -> None:
 def test_each_data_set_is_named_once() -> None:
     other = Source("chaos-ct")
     assert joined_sources([(LITS,), (), (other, LITS)]) == (LITS, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "first", "licence"),
+    [
+        ("Apache-2.0", "Apache-2.0", "Apache-2.0"),
+        ("Apache-2.0", "CC BY-NC-SA 4.0", "CC BY-NC-SA 4.0"),
+        ("Apache-2.0", "", ""),
+        ("", "", ""),
+        ("", "CC0", "not stated; of the weights that the training began with: CC0"),
+    ],
+)
+def test_weights_are_never_freer_than_those_they_began_with(data: str, first: str, licence: str) -> None:
+    found = Terms(data, "", (LITS,)).after(Terms(first, "research only", (Source("chaos-ct"), LITS)))
+    assert (found.licence, found.restriction) == (licence, "research only")
+    assert [source.name for source in found.sources] == ["chaos-ct", "lits"]
+    assert found.after(found) == found
+
+
+def test_facts_of_terms_are_read_back() -> None:
+    for terms in (Terms("CC0", "research only", (LITS,)), Terms("", "", ())):
+        assert terms_of(terms.facts()) == terms
+    assert Terms("", "", ()).facts() == {}

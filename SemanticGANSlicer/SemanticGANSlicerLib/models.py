@@ -99,9 +99,7 @@ class Model:
         """What its terms forbid or ask for, on one line; "" when nothing."""
         use = self.facts.get("use")
         text = use.get("restriction") if isinstance(use, dict) else None
-        if not isinstance(text, str):
-            return ""
-        return " ".join("".join(one if one.isprintable() else " " for one in text[:_LONGEST]).split())
+        return _oneLine(text) if isinstance(text, str) else ""
 
     def limits(self):
         """What it does not know, rich text."""
@@ -111,7 +109,12 @@ class Model:
         )
 
     def _fact(self, name):
-        return str(self.facts.get(name, _("not stated")))
+        return _oneLine(str(self.facts.get(name, _("not stated"))))
+
+
+def _oneLine(text):
+    """A text without what steers a display, cut: a panel that draws a book stands still."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text[:_LONGEST]).split())
 
 
 def knownModels():
@@ -130,7 +133,11 @@ def knownModels():
     folders.append(os.environ.get("SGAN_MODELS", ""))
     found = {}
     for folder in folders:
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:  # not there, or not ours to read
+            continue
+        for name in names:
             path = os.path.join(folder, name)
             if (
                 not name.startswith(".")

@@ -221,8 +221,12 @@ def failure(error: BaseException, *, debug: bool) -> Failure:
     return Failure(INTERNAL_ERROR, _one_line(f"{type(error).__name__}: {error}{hint}"))
 
 
+# Names and texts in messages come from files: control codes but for line breaks and tabs, and marks of direction.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(_STEERING.sub(" ", text).split())
 
 
 def _forget_stdout() -> None:
@@ -261,7 +265,7 @@ class _LineFormatter(logging.Formatter):
         self.prog = prog
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = _STEERING.sub(" ", super().format(record))
         return (
             f"{self.prog}: {record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
         )

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,17 +150,18 @@ def describe(args: argparse.Namespace) -> None:
     card = None if args.card is None else _card(args.card)
     require_replaceable(args.output)
     bundle = load_bundle(args.bundle)
-    facts = dict(bundle.facts)
-    terms = terms_of(facts)
+    terms = terms_of(bundle.facts)
     if args.licence is not None:
-        facts["licence"] = _told(args.licence, "--licence")
-    sources = terms.sources if args.source is None else [about(name).as_source() for name in args.source]
-    restriction = terms.restriction
+        terms = replace(terms, licence=_told(args.licence, "--licence"))
     if args.restriction is not None:
         restriction = _told(args.restriction, "--restriction") if args.restriction else ""
-    use: dict[str, Any] = {"restriction": restriction} if restriction else {}
-    use |= {"sources": [asdict(source) for source in sources]} if sources else {}
-    facts = {key: value for key, value in facts.items() if key != "use"} | ({"use": use} if use else {})
+        terms = replace(terms, restriction=restriction)
+    if args.source is not None:
+        terms = replace(terms, sources=tuple(about(name).as_source() for name in args.source))
+    told = terms.facts()
+    if args.licence is None:  # as it is, also a long one
+        told.pop("licence", None)
+    facts = {key: value for key, value in bundle.facts.items() if key != "use"} | told
     more = {"name": args.name, "card": card, "student_only": args.student_only}
     print(save_with_facts(args.output, bundle, facts, **more))
 
@@ -249,9 +250,11 @@ def info(reference: str, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(described["name"]), show_header=False, title_justify="left")
+    from sgan_core.terms import one_line
+
+    table = Table(title=Text(one_line(described["name"])), show_header=False, title_justify="left")
     for heading, value in _rows(described):
-        table.add_row(Text(heading), Text(value, overflow="fold"))
+        table.add_row(Text(one_line(heading)), Text(one_line(value, 2000), overflow="fold"))
     Console().print(table)
 
 

@@ -183,7 +183,7 @@ def _settings_asked_for(args: argparse.Namespace, defaults: dict[str, Any]) -> d
     if args.config is not None:
         try:
             settings = yaml.safe_load(args.config.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise InputError(f"{args.config}: not readable YAML ({error})") from error
         if not isinstance(settings, dict):
             raise InputError(f"{args.config}: expected a table of settings, as --print-config prints it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ from torch import Tensor, nn
 from sgan_core.bundle import ENCODER, GENERATOR, IMAGE_D, PAIR_D, STUDENT, describe, stored_weights
 from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
+from sgan_core.files import replacing
+from sgan_core.known_models import SCHEMA, SETTINGS, read_json, read_settings
+from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.generator import Generator
+from sgan_core.terms import Terms, terms_of
 from sgan_core.training.encoder import fingerprint, make_encoder
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, Tensor]
+_TERMS = "terms.json"  # in a run's folder: of its data, and of the weights that it began with
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Origin:
     gan: dict[str, Any] | None  # for ``GanTrainer.init_from``: "ema", "image_d", "pair_d"
     encoder: Weights | None
     student: Weights | None
-    facts: Mapping[str, Any]  # of a model: images seen, figures
+    facts: Mapping[str, Any]  # terms of use; of a model also images seen, figures
     config: TrainConfig | None  # of a model
 
 
@@ -47,8 +53,9 @@ def read_origin(reference: Path) -> Origin:
         )
         if gan is None and student is None:
             raise InputError(f"{reference}: this run has trained nothing yet. Give another --init-from.")
+        facts = _facts_of_run(reference)
         return Origin(
-            str(reference), gan, encoder and encoder["encoder"], student and student["student"], {}, None
+            str(reference), gan, encoder and encoder["encoder"], student and student["student"], facts, None
         )
     weights = stored_weights(reference)
     parts = {"ema": GENERATOR, "image_d": IMAGE_D, "pair_d": PAIR_D}
@@ -64,6 +71,46 @@ def read_origin(reference: Path) -> Origin:
     )
 
 
+def _facts_of_run(folder: Path) -> dict[str, Any]:
+    """The terms of a run's weights, as facts; those of its model for a run of an earlier version, if it has one."""
+    if (folder / _TERMS).is_file():
+        return terms_of_run(folder).facts()
+    model = folder / "bundle"
+    return read_settings(model)["facts"] if (model / SETTINGS).is_file() else {}
+
+
+def keep_terms(folder: Path, data: Terms, origin: Origin | None) -> None:
+    """Write down on what terms a run's weights may be used: ``data`` of its cohort, and those of all its origins.
+
+    Goes on with what is there: a run that is resumed need not be told again what it began with.
+    """
+    first = None if origin is None else terms_of(origin.facts)
+    if (before := _first_terms(folder)) is not None:
+        first = before if first is None else first.after(before)
+    table = {"schema": SCHEMA, "data": data.facts()} | ({} if first is None else {"first": first.facts()})
+    with replacing(folder / _TERMS) as part:
+        part.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def terms_of_run(folder: Path) -> Terms:
+    """What ``keep_terms`` wrote, in one. Raises InputError for a damaged file."""
+    data, first = terms_of(_stored_terms(folder, "data") or {}), _first_terms(folder)
+    return data if first is None else data.after(first)
+
+
+def _first_terms(folder: Path) -> Terms | None:
+    stored = _stored_terms(folder, "first") if (folder / _TERMS).is_file() else None
+    return None if stored is None else terms_of(stored)
+
+
+def _stored_terms(folder: Path, part: str) -> dict[str, Any] | None:
+    file = folder / _TERMS
+    found = read_json(file).get(part)
+    if not isinstance(found, dict | None):
+        raise InputError(f"{file}: damaged, {part!r} is no table. Choose another --output.")
+    return found
+
+
 def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
     """Make a model's generator and encoder those of a run that has none yet, where they mean the same.
 
@@ -76,7 +123,9 @@ def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
     generator = Generator(config.generator)
     encoder = make_encoder(config, generator.mean_w)
     same = _meaning(origin.config) == _meaning(config)
-    if not (same and _fits(generator, origin.gan["ema"]) and _fits(encoder, origin.encoder)):
+    discriminators = _fitting_discriminators(origin.gan, config)
+    judges = config.perceptual != "discriminator" or "image_d" in discriminators
+    if not (same and judges and _fits(generator, origin.gan["ema"]) and _fits(encoder, origin.encoder)):
         logger.warning(
             "%s: its generator has other labels, intensities or sizes, so the model has none until it is trained.",
             origin.name,
@@ -84,14 +133,14 @@ def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
         return
     generator.load_state_dict(origin.gan["ema"])
     facts = origin.facts
-    kept = {"generator": generator.state_dict(), "images": facts.get("gan_images", 0)}
-    discriminators = {name: state for name, state in origin.gan.items() if name != "ema"}
-    figures = {"figures": facts.get("gan_figures", {}), "judge": origin.name}  # of a judge that is gone
+    kept = {"generator": generator.state_dict(), "images": _images(facts, "gan_images")}
+    figures = {"figures": _figures(facts.get("gan_figures")), "judge": origin.name}  # of a judge that is gone
     save_checkpoint(kept | figures | discriminators, checkpoints / "gan_best.pt")
-    found = {name: facts[name] for name in ("validation_dice", "validation_rmse_p95") if name in facts}
+    known = _figures(facts)
+    found = {name: known[name] for name in ("validation_dice", "validation_rmse_p95") if name in known}
     state = {
         "encoder": dict(origin.encoder),
-        "images": facts.get("encoder_images", 0),
+        "images": _images(facts, "encoder_images"),
         "quality": found.get("validation_dice", -1.0),
         "generator": fingerprint(generator),
         "figures": found,
@@ -103,6 +152,31 @@ def _meaning(config: TrainConfig) -> tuple[Any, ...]:
     """What a generator's images and labels mean."""
     labels = [(label.value, label.name.casefold()) for label in config.labels]
     return config.modality, labels, config.intensity, config.squash
+
+
+def _fitting_discriminators(gan: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Both discriminators of a model where both are as a run's own; else none."""
+    channels, classes = config.generator.image_channels, config.generator.num_classes
+    own = {
+        "image_d": ImageDiscriminator(config.image_discriminator, image_channels=channels),
+        "pair_d": PairDiscriminator(config.pair_discriminator, image_channels=channels, num_classes=classes),
+    }
+    fit = all(name in gan and _fits(network, gan[name]) for name, network in own.items())
+    return {name: gan[name] for name in own} if fit else {}
+
+
+def _figures(facts: Any) -> dict[str, float]:
+    """Those of a model's facts that are finite numbers: they come from anywhere."""
+    known = facts.items() if isinstance(facts, Mapping) else ()
+    return {
+        name: value
+        for name, value in known
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+    }
+
+
+def _images(facts: Mapping[str, Any], name: str) -> int:
+    return int(_figures(facts).get(name, 0))
 
 
 def _fits(network: nn.Module, weights: Weights) -> bool:

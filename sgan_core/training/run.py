@@ -30,13 +30,14 @@ from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscrimina
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_core.terms import FREE, Terms
 from sgan_core.training import evaluate, records
 from sgan_core.training.calibrate import trust_facts
 from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
 from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
-from sgan_core.training.origin import Origin, adopt, take_over
+from sgan_core.training.origin import Origin, adopt, keep_terms, take_over, terms_of_run
 from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
@@ -229,8 +230,10 @@ def train(
         images=len(store.images),
         resumed=resumed,
     )
-    if run.origin and rank() == 0:
-        adopt(run.origin, config, run.checkpoints)
+    if rank() == 0:
+        keep_terms(run.folder, _terms_of_data(cohort), run.origin)
+        if run.origin:
+            adopt(run.origin, config, run.checkpoints)
     began = time.monotonic()  # with the slices at hand: preparing them is no training
     log = RunLog(run.folder, partial(run.on_event, "log"))
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
@@ -538,10 +541,7 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         "slices": len(store.images),
         "labelled_slices": len(store.labelled(config.labelled)),
     }
-    if all(case.image.startswith(BUILT_IN) for case in store.cohort.cases):
-        facts["licence"] = "Apache-2.0"  # no one's images: the weights are as free as the program
-    if store.cohort.sources:
-        facts["use"] = {"sources": [asdict(source) for source in store.cohort.sources]}
+    facts |= terms_of_run(run.folder).facts()
     student = None
     if (run.checkpoints / "student_best.pt").exists():
         taught = load_checkpoint(run.checkpoints / "student_best.pt")
@@ -598,6 +598,12 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         facts |= trust_facts(load_bundle(folder, run.device), store, on_progress=calibrating)
         save(facts, **networks)
     return folder
+
+
+def _terms_of_data(cohort: Cohort) -> Terms:
+    """What a cohort says of its data; where they are no one's images, the weights are as free as the program."""
+    free = all(case.image.startswith(BUILT_IN) for case in cohort.cases)
+    return Terms(FREE if free else "", "", cohort.sources)
 
 
 def _last_gan(run: Run) -> dict[str, Any]:

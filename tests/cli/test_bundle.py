@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 
 from sgan_core.bundle import load_bundle, save_bundle, save_with_facts, verify_bundle
-from sgan_core.cli import segment
+from sgan_core.cli import app, segment
 from sgan_core.cli.bundle import main
 from sgan_core.cohort import Case, Cohort, Intensity, Label, rank_labelled, save_cohort
 from sgan_core.config import EncoderConfig, ImageDiscriminatorConfig, InversionConfig, preset
@@ -58,6 +60,26 @@ def test_info_tells_what_the_model_is(bundle: Path, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     for part in ("liver-model", "1 liver", "phantom", "Gan images", "4321", "Gan figures frechet", "12.35"):
         assert part in shown
+
+
+def test_a_model_steers_no_terminal(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_bundle(bundle)
+    steering = "\x1b[2J\x9b31m\u202eliver"
+    hostile = whole.facts | {"cohort": steering, steering: steering}
+    save_with_facts(tmp_path / "hostile", whole, hostile, name=steering)
+    assert main(["info", str(tmp_path / "hostile")]) == 0
+    assert main(["info", f"{tmp_path}/{steering}"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "liver" in said
+    assert not {"\x1b", "\x9b", "\u202e"} & set(said)
+
+
+def test_messages_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(_: argparse.Namespace) -> None:
+        logging.getLogger("sgan_core").info("\x1b[2J\u202ea model\ton\ntwo lines")
+
+    assert app.run(command, app.Parser("sgan-x", description="", examples=""), []) == 0
+    assert capsys.readouterr().err == " [2J a model\ton\ntwo lines\n"
 
 
 def test_info_as_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

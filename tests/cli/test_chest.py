@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sgan_core.bundle import save_bundle
+from sgan_core.bundle import load_bundle, save_bundle
 from sgan_core.cli.segment import main
 from sgan_core.cohort import Label
 from sgan_core.config import preset
@@ -125,6 +125,19 @@ def test_a_picture_cut_at_the_chest_is_warned_of(
     rows = [line for line in said.out.splitlines() if "cut" in line]
     assert len(rows) == 3
     assert all(line.rstrip().endswith("none") for line in rows)
+
+
+def test_a_slice_of_ct_has_no_ratio(chest_student: Path, tmp_path: Path) -> None:
+    """Lungs side by side and the heart between them are what an axial slice shows too."""
+    whole = load_bundle(chest_student)
+    config = dataclasses.replace(whole.config, modality="ct")
+    save_bundle(tmp_path / "ct", name="ct", config=config, student=whole.student, facts={})
+    pixels, _ = chest(PICTURE, (0.3, 0.65), rng=np.random.default_rng(1))
+    Image.fromarray(pixels).save(tmp_path / "slice.png")
+    options = ["--model", str(tmp_path / "ct"), "--output", str(tmp_path / "out")]
+    assert main([str(tmp_path / "slice.png"), *options]) == 0
+    (case,) = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["cases"]
+    assert case["cardiothoracic_ratio"] is None
 
 
 def test_tables_of_other_models_have_no_such_column(

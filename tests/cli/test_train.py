@@ -19,10 +19,11 @@ import torch
 import yaml
 
 from sgan_core.bundle import load_bundle
-from sgan_core.cli import data, segment
+from sgan_core.cli import bundle, data, segment
 from sgan_core.cli.progress import Progress
 from sgan_core.cli.train import main
 from sgan_core.errors import Cancelled, InputError
+from sgan_core.terms import terms_of
 from sgan_core.training import loop
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
 from sgan_core.training.run import Run, claimed
@@ -606,6 +607,24 @@ def test_a_training_begins_with_a_model(command: list[str], finished: Path, tmp_
     assert load_bundle(tmp_path / "b" / "bundle").inverter is None
     gan = [*command, "--stage", "gan", "--max-images", "8", "--output", str(tmp_path / "c")]
     assert main([*gan, "--init-from", str(finished / "bundle")]) == 0
+
+
+def test_terms_of_use_stay_with_weights_that_are_trained_on(
+    command: list[str], finished: Path, tmp_path: Path
+) -> None:
+    """Also through a run that has no model yet, and when the run is resumed without its origin."""
+    model, first, last = (str(tmp_path / name) for name in ("model", "first", "last"))
+    told = ["--licence", "CC BY-NC-SA 4.0", "--restriction", "research only", "--output", model]
+    assert bundle.main(["describe", str(finished / "bundle"), *told, "--source", "lits"]) == 0
+    gan = [*command, "--stage", "gan", "--max-images", "8", "--output", first]
+    assert main([*gan, "--init-from", model]) == 0
+    assert main([*gan, "--resume"]) == 0
+    assert main([*command, "--stage", "student", "--output", last, "--init-from", first]) == 0
+    found = terms_of(facts(tmp_path / "last"))
+    assert found.restriction == "research only"
+    assert found.licence.startswith("not stated")
+    assert "CC BY-NC-SA 4.0" in found.licence
+    assert [source.name for source in found.sources] == ["lits", "discs"]
 
 
 # --- settings --------------------------------------------------------------------------------------

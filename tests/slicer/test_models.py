@@ -91,6 +91,31 @@ def test_models_with_a_name_are_those_of_the_engine(tmp_path: Path, monkeypatch:
     assert "zz-mine" not in {model.reference for model in models.knownModels()}  # and the others are there
 
 
+def test_a_folder_that_cannot_be_read_hides_no_other_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tab would not open at all."""
+    listed = os.listdir
+
+    def listdir(folder: str) -> list[str]:
+        if folder == str(tmp_path):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(models.os, "listdir", listdir)
+    monkeypatch.setenv("SGAN_MODELS", str(tmp_path))
+    assert "phantom-ct-liver" in {model.reference for model in models.knownModels()}
+
+
+def test_a_licence_of_a_book_is_cut(tmp_path: Path) -> None:
+    folder = copy_of_the_bundled_model(tmp_path / "model")
+    file = folder / "configs" / "semanticgan.json"
+    settings = json.loads(file.read_text())
+    settings["facts"] |= {"licence": "x" * 100_000, "cohort": "y" * 100_000}
+    file.write_text(json.dumps(settings))
+    assert len(models.readModel(str(folder)).details()) < 2000
+
+
 def test_models_of_a_checkout_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sgan_core" / "models").mkdir(parents=True)
     copy_of_the_bundled_model(tmp_path / "models" / "ct-liver")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from sgan_core.bundle import IMAGE_D, Bundle, load_bundle, save_bundle, stored_weights
+from sgan_core.bundle import IMAGE_D, STUDENT, Bundle, load_bundle, save_bundle, stored_weights
 from sgan_core.cohort import Intensity
 from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
+from sgan_core.files import sha256
+from sgan_core.known_models import MANIFEST
 from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.segmenter import make_student
 from sgan_core.training.gan import GanTrainer
@@ -131,6 +135,39 @@ def test_a_run_adopts_a_whole_model_that_means_the_same(
     before = (tmp_path / "gan_best.pt").read_bytes()
     adopt(replace(origin, facts={"gan_images": 5}), origin.config, tmp_path)  # what is there stays
     assert (tmp_path / "gan_best.pt").read_bytes() == before
+
+
+def test_a_model_with_other_discriminators_and_hostile_facts_is_adopted_without_them(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any
+) -> None:
+    """They would end the training in an error when its model is written, hours later."""
+    origin = read_origin(model[0])
+    assert origin.config is not None
+    facts = {"gan_images": "many", "encoder_images": 10**400, "gan_figures": [1], "validation_dice": "best"}
+    other = replace(
+        origin.config, pair_discriminator=replace(origin.config.pair_discriminator, base_channels=3)
+    )
+    adopt(replace(origin, facts=facts), replace(other, perceptual="efficientnet-lite0"), tmp_path / "a")
+    gan, encoder = (load_checkpoint(tmp_path / "a" / name) for name in ("gan_best.pt", "encoder_best.pt"))
+    assert (gan["images"], gan["figures"], "pair_d" in gan) == (0, {}, False)
+    assert (encoder["images"], encoder["quality"], encoder["figures"]) == (0, -1.0, {})
+    with caplog.at_level(logging.WARNING):  # its perceptual term needs D_r
+        adopt(origin, other, tmp_path / "b")
+    assert not list(tmp_path.glob("b/*.pt"))
+    assert "has none until it is trained" in caplog.text
+
+
+def test_weights_of_nan_are_refused_before_they_teach(model: tuple[Path, dict[str, nn.Module]]) -> None:
+    folder, networks = model
+    weights = {
+        key: torch.full_like(t.float(), torch.nan) for key, t in networks["student"].state_dict().items()
+    }
+    save_file(weights, folder / STUDENT)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][STUDENT] = sha256(folder / STUDENT)
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(InputError, match="student.safetensors: weights are NaN or infinite"):
+        read_origin(folder)
 
 
 @pytest.mark.parametrize("change", ["labels", "intensity", "squash", "modality", "size"])
