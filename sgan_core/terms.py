@@ -51,12 +51,17 @@ class Terms:
         A restriction and data sets stay. The licence is that of ``first`` where the data are no one's; where nobody
         states one for the data, there is none, and that of ``first`` is told.
         """
+        licence = self.licence
         if self.licence == FREE:
             licence = first.licence
-        elif self.licence or not first.licence or first.licence.startswith(_BEGAN):
-            licence = self.licence or first.licence
-        else:
+        elif not self.licence and first.licence and not first.licence.startswith(_BEGAN):
             licence = one_line(_BEGAN + first.licence)
+        elif not self.licence:
+            licence = first.licence
+        elif first.licence not in (FREE, self.licence):  # never freer than what it began with
+            licence = one_line(
+                f"{self.licence}; and of the weights it began with: {first.licence or 'not stated'}"
+            )
         restriction = "; ".join(filter(None, dict.fromkeys((self.restriction, first.restriction))))
         return Terms(licence, one_line(restriction), joined_sources((first.sources, self.sources)))
 

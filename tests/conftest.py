@@ -329,7 +329,7 @@ def batch_bundle() -> Any:
         hash="0" * 64,
         facts={},
         device=SimpleNamespace(type="cpu"),
-        config=SimpleNamespace(seed=0, labels=labels),
+        config=SimpleNamespace(seed=0, labels=labels, modality="ct"),
         require_inverter=lambda: None,
     )
 

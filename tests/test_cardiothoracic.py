@@ -372,7 +372,7 @@ class Runs:
 
     def __init__(self, folder: Path, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.bundle, self.monkeypatch = folder, bundle, monkeypatch
-        bundle.config.labels = LABELS
+        bundle.config.labels, bundle.config.modality = LABELS, "xray"
 
     def __call__(
         self, labels: np.ndarray, *, trust: str = "ok", squash: bool = True, grid: Grid | None = None

@@ -91,6 +91,10 @@ def test_each_data_set_is_named_once() -> None:
         ("Apache-2.0", "", ""),
         ("", "", ""),
         ("", "CC0", "not stated; of the weights that the training began with: CC0"),
+        ("MIT", "MIT", "MIT"),
+        ("MIT", "Apache-2.0", "MIT"),
+        ("MIT", "CC BY-NC-SA 4.0", "MIT; and of the weights it began with: CC BY-NC-SA 4.0"),
+        ("MIT", "", "MIT; and of the weights it began with: not stated"),
     ],
 )
 def test_weights_are_never_freer_than_those_they_began_with(data: str, first: str, licence: str) -> None:

@@ -794,7 +794,7 @@ def test_recipes_are_listed_with_what_was_measured(capsys: Output) -> None:
     assert main(["--recipe", "list"]) == 0
     out = capsys.readouterr().out
     assert "DICE 0.918: student, CT, 4 validation patients" in out
-    assert "DICE not measured yet: student, official test part" in out
+    assert "DICE not measured yet: student, JSRT, validation patients" in out
 
 
 def test_neither_modality_nor_recipe_is_wrong(tmp_path: Path, capsys: Output) -> None:
