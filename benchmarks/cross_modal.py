@@ -57,6 +57,7 @@ from sgan_core.evaluation.tables import (
     write_text,
 )
 from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.slices import SliceStack, enlarged, labels_to_model, to_model, to_volume
 from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, smooth_through_plane
 from sgan_core.metrics.per_patient import NAN, Evaluation, mean_without_nan
@@ -218,7 +219,10 @@ def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.nd
     image, truth = read_case(case, cohort)
     assert truth is not None
     trained = bundle.config
-    intensity, foreign = choose_intensity(image, trained.intensity)
+    intensity, foreign = trained.intensity, None
+    if not cohort.intensity.unit == intensity.unit == "HU":  # else the cohort knows that it is in HU
+        intensity, foreign = choose_intensity(image, intensity)
+        image = in_units(image, intensity)
     stack = to_model(
         image,
         size=trained.student_size,

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_test import as_the_tests_call_it, asked_classes, merged_label, test_cohort
+from model_test import as_the_tests_call_it, asked_classes, in_the_models_units, merged_label, test_cohort
 from torch import nn
 
 from sgan_core.cli import app
@@ -39,8 +39,7 @@ from sgan_core.imaging.slices import to_model, to_volume
 from sgan_core.labelling import smooth_through_plane
 from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
-from sgan_core.segment import choose_intensity
-from sgan_core.training.data import SliceStore, open_store, read_case
+from sgan_core.training.data import SliceStore, open_store
 from sgan_core.training.evaluate import StudentWatch
 from sgan_core.training.student import StudentTrainer
 
@@ -171,9 +170,7 @@ def segmented(
     net: nn.Module, config: TrainConfig, case: Case, cohort: Cohort
 ) -> tuple[np.ndarray, np.ndarray]:
     """The label map of a case, as sgan-segment makes it with a student, and the truth."""
-    image, truth = read_case(case, cohort)
-    assert truth is not None
-    intensity, _ = choose_intensity(image, config.intensity)
+    image, truth, intensity = in_the_models_units(case, cohort, config)
     stack = to_model(
         image,
         size=config.student_size,

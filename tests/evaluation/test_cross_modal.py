@@ -221,6 +221,7 @@ def organs_cohort(tmp_path: Path) -> Cohort:
 
 def bundle_of(cohort: Cohort) -> Bundle:
     config = SimpleNamespace(
+        student_size=32,
         generator=SimpleNamespace(size=32, image_channels=1, num_classes=len(cohort.labels) + 1),
         intensity=cohort.intensity,
         squash=False,

@@ -541,8 +541,9 @@ def stand_in(image: Volume | Picture, bundle: Any, config: Any, **_: Any) -> Seg
 BUNDLE: Any = SimpleNamespace(
     name="model",
     hash="0" * 64,
+    facts={},
     device=SimpleNamespace(type="cpu"),
-    config=SimpleNamespace(seed=0, labels=LABELS),
+    config=SimpleNamespace(seed=0, labels=LABELS, modality="ct"),
     require_inverter=lambda: None,
 )
 
