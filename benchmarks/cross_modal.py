@@ -41,10 +41,11 @@ from torch import nn
 from sgan_core.bundle import MANIFEST, Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
-from sgan_core.cohort import Case, Cohort, load_cohort
+from sgan_core.cohort import Cohort, load_cohort
 from sgan_core.device import choose_device, describe
 from sgan_core.errors import InputError
 from sgan_core.evaluation.baselines import unet
+from sgan_core.evaluation.cases import slices_for_model
 from sgan_core.evaluation.tables import (
     MethodRow,
     Table,
@@ -57,14 +58,12 @@ from sgan_core.evaluation.tables import (
     write_text,
 )
 from sgan_core.imaging.grid import Grid
-from sgan_core.imaging.intensity import in_units
-from sgan_core.imaging.slices import SliceStack, enlarged, labels_to_model, to_model, to_volume
+from sgan_core.imaging.slices import SliceStack, enlarged, labels_to_model, to_volume
 from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, smooth_through_plane
 from sgan_core.metrics.per_patient import NAN, Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
 from sgan_core.phantom import DOMAINS, phantom_cohort
-from sgan_core.segment import choose_intensity
-from sgan_core.training.data import open_store, read_case
+from sgan_core.training.data import open_store
 
 INVERSIONS = tuple(f"inversion_{name}" for name in RECONSTRUCTIONS if name != "auto")
 METHODS = ("ceiling", *unet.METHODS, "student", "encoder", *INVERSIONS, "fusion", "standard")
@@ -211,26 +210,10 @@ def read_patients(cohort: Cohort, bundle: Bundle) -> Iterator[Patient]:
     """Each patient's slices as ``segment_volume`` sees them: every method gets the same input."""
     for name in names(cohort):
         cases = [case for case in cohort.cases if case.patient == name]
-        stacks, truths, foreign = zip(*(_read(case, cohort, bundle) for case in cases), strict=True)
+        stacks, truths, foreign = zip(
+            *(slices_for_model(case, cohort, bundle.config) for case in cases), strict=True
+        )
         yield Patient(name, stacks, truths, foreign[0])
-
-
-def _read(case: Case, cohort: Cohort, bundle: Bundle) -> tuple[SliceStack, np.ndarray, str | None]:
-    image, truth = read_case(case, cohort)
-    assert truth is not None
-    trained = bundle.config
-    intensity, foreign = trained.intensity, None
-    if not cohort.intensity.unit == intensity.unit == "HU":  # else the cohort knows that it is in HU
-        intensity, foreign = choose_intensity(image, intensity)
-        image = in_units(image, intensity)
-    stack = to_model(
-        image,
-        size=trained.student_size,
-        intensity=intensity,
-        channels=trained.generator.image_channels,
-        squash=trained.squash,
-    )
-    return stack, truth, foreign
 
 
 # --- methods ---------------------------------------------------------------------------------------

@@ -23,19 +23,18 @@ import numpy as np
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
-from sgan_core.cohort import Case, Cohort, Intensity, load_cohort
+from sgan_core.cohort import Cohort, load_cohort
 from sgan_core.config import TrainConfig
 from sgan_core.device import choose_device
 from sgan_core.errors import InputError
+from sgan_core.evaluation.cases import read_for_model
 from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
-from sgan_core.imaging.image import Picture, Volume
-from sgan_core.imaging.intensity import in_units
+from sgan_core.imaging.image import Volume
 from sgan_core.imaging.slices import labels_to_model
 from sgan_core.labelling import QUALITIES, SegmentConfig
 from sgan_core.metrics.per_patient import Evaluation, dice_from_counts, mean_without_nan
-from sgan_core.segment import choose_intensity, segment_volume
+from sgan_core.segment import segment_volume
 from sgan_core.sheets import colours_of, outline, write_sheet
-from sgan_core.training.data import read_case
 
 POOR_DICE, POOR_JACCARD = 0.9, 0.5
 METRICS = ("dice", "jaccard", "hd95_mm", "nsd")
@@ -121,7 +120,7 @@ def scored(
     with Progress() as progress:
         for done, case in enumerate(cohort.cases):
             progress(done, len(cohort.cases), name)
-            image, truth, intensity = in_the_models_units(case, cohort, bundle.config)
+            image, truth, intensity, _ = read_for_model(case, cohort, bundle.config)
             known = replace(bundle, config=replace(bundle.config, intensity=intensity))
             found = segment_volume(image, known, SegmentConfig(quality))
             drawn = as_the_tests_call_it(found.labels, asked)
@@ -164,22 +163,6 @@ def asked_classes(
     if not asked:
         raise InputError(f"{cohort.name}: none of its labels is one of the model's; give --labels.")
     return asked
-
-
-def in_the_models_units(
-    case: Case, cohort: Cohort, config: TrainConfig
-) -> tuple[Volume | Picture, np.ndarray, Intensity]:
-    """The image of a case as a model wants it, the truth, and the rule that makes [-1, 1] of it.
-
-    Where the cohort knows Hounsfield units they are believed; else it is what sgan-segment makes of the file, for
-    whom an 8-bit picture shows the model's range. The rule names no unit, so that nobody doubts it again.
-    """
-    image, truth = read_case(case, cohort)
-    assert truth is not None
-    if cohort.intensity.unit == config.intensity.unit == "HU":
-        return image, truth, replace(config.intensity, unit="")
-    intensity, _ = choose_intensity(image, config.intensity)
-    return in_units(image, intensity), truth, replace(intensity, unit="")
 
 
 def as_the_tests_call_it(labels: np.ndarray, asked: dict[int, tuple[int, ...]]) -> np.ndarray:

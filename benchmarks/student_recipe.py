@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_test import as_the_tests_call_it, asked_classes, in_the_models_units, merged_label, test_cohort
+from model_test import as_the_tests_call_it, asked_classes, merged_label, test_cohort
 from torch import nn
 
 from sgan_core.cli import app
@@ -33,9 +33,9 @@ from sgan_core.cli.progress import Progress
 from sgan_core.cohort import Case, Cohort, load_cohort
 from sgan_core.config import TrainConfig, merge, preset
 from sgan_core.errors import InputError
+from sgan_core.evaluation.cases import slices_for_model
 from sgan_core.evaluation.tables import Table, json_text, markdown, print_table, write_text
-from sgan_core.imaging.image import Volume
-from sgan_core.imaging.slices import to_model, to_volume
+from sgan_core.imaging.slices import to_volume
 from sgan_core.labelling import smooth_through_plane
 from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
@@ -170,16 +170,9 @@ def segmented(
     net: nn.Module, config: TrainConfig, case: Case, cohort: Cohort
 ) -> tuple[np.ndarray, np.ndarray]:
     """The label map of a case, as sgan-segment makes it with a student, and the truth."""
-    image, truth, intensity = in_the_models_units(case, cohort, config)
-    stack = to_model(
-        image,
-        size=config.student_size,
-        intensity=intensity,
-        channels=config.generator.image_channels,
-        squash=config.squash,
-    )
+    stack, truth, _ = slices_for_model(case, cohort, config)
     probs = predict(net, stack.images)
-    if isinstance(image, Volume):
+    if stack.grid is not None:  # a volume
         probs = smooth_through_plane(probs)
     return to_volume(probs, stack), truth
 

@@ -196,22 +196,3 @@ def test_the_benchmark_of_a_model_writes_figures_and_pictures(
     assert stored["tests"]["others"].keys() == {"test0", "test1", "test2"}
     assert Image.open(sheet).size == (3 * 66 - 2, 4 * 66 - 2)
     assert "| others | discs | 3 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("unit", ["HU", ""])
-def test_every_cohort_comes_in_the_models_units(
-    scripts: tuple[ModuleType, ModuleType], bundle: tuple[Any, Any], tmp_path: Path, unit: str
-) -> None:
-    """8-bit slices: HU where the cohort knows which; else, as of MRI, black to white is the model's range."""
-    _, model_test = scripts
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    own = Intensity(-125.0, 275.0, "HU") if unit else Intensity(percentiles=(0.5, 99.5))
-    case = Case("a", "a", str(tmp_path / "a.png"), empty=True, split="test")
-    cohort = Cohort("a", "ct", own, (LEFT,), (case,))
-    config = replace(bundle[1], intensity=Intensity(-40.0, 160.0, "HU"))
-    image, truth, rule = model_test.in_the_models_units(case, cohort, config)
-    assert not truth.any()
-    low, high = (-125.0, 275.0) if unit else (-40.0, 160.0)
-    np.testing.assert_allclose(image.array[0], low + grey / 255.0 * (high - low), atol=1e-3)
-    assert (rule.low, rule.high, rule.unit) == (-40.0, 160.0, "")
