@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
 from sgan_core.files import sha256
 from sgan_core.terms import one_line, terms_of
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of semanticgan.json and manifest.json
 MANIFEST = "configs/manifest.json"  # SHA-256 of every other file; its own is the identity of the bundle
@@ -192,19 +195,25 @@ def read_json(file: Path) -> dict[str, Any]:
 def find_bundle(reference: str | Path) -> Path:
     """The folder of a model: a folder, a .zip (unpacked, until the program ends) or the name of a known model.
 
+    A model's folder in the working directory comes before a known model of its name, and a warning says so.
     Raises InputError when there is no such model, listing those that there are, or the .zip is not safe.
     """
-    path = Path(reference)
-    if path.is_dir():
+    path, named = Path(reference), known_models().get(str(reference))
+    if path.is_dir() and not (named and not (path / SETTINGS).is_file()):
+        if named and not path.samefile(named.folder):
+            log.warning(
+                "%s: the folder of that name here is taken, not the known model; for that one give %s",
+                one_line(named.name),
+                named.folder,
+            )
         return _bundle_folder(path)
     if path.is_file():
         if not zipfile.is_zipfile(path):
             raise InputError(f"{path}: neither a model folder nor a .zip of one.")
         return _unpacked(path)
-    known = known_models()
-    if str(reference) in known:
-        return known[str(reference)].folder
-    names = ", ".join(map(one_line, known)) or "none"
+    if named:
+        return named.folder
+    names = ", ".join(map(one_line, known_models())) or "none"
     raise InputError(
         f"{reference}: no such model. Give a folder, a .zip, or a model that sgan-bundle list shows ({names})."
     )

@@ -86,6 +86,11 @@ class ReportCase:
         if self.truth is not None and self.truth.shape != self.labels.shape:
             raise ValueError(f"{self.name}: truth {self.truth.shape} does not fit labels {self.labels.shape}")
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether this is no volume: one slice without a size in the patient."""
+        return len(self.labels) == 1 and not any(entry.volume_ml is not None for entry in self.label_table)
+
     def _fits(self, pictures: np.ndarray) -> bool:
         """Whether pictures are of the labels' size, or smaller by a whole factor."""
         (height, width), (rows, columns) = self.labels.shape[1:], pictures.shape[-2:]
@@ -269,6 +274,7 @@ def _case_view(case: ReportCase, identity: str) -> dict[str, Any]:
         "scores": [(method, number(dice)) for method, dice in case.scores.items()],
         "labels": [_label_view(entry) for entry in case.label_table],
         "slices": [_slice_view(case, n, errors, worst, f"i{identity}-{n}") for n in chosen],
+        "picture": case.is_picture,
         "shown": len(chosen),
         "total": len(case.labels),
         "has_reconstruction": case.reconstructions is not None,
@@ -292,7 +298,7 @@ def _slice_view(
     labels = [entry.label for entry in case.label_table]
     view: dict[str, Any] = {
         "id": identity,
-        "number": case.first_slice + n,
+        "place": "Picture" if case.is_picture else f"Slice {case.first_slice + n}",
         "width": width,
         "height": height,
         "image": _data_uri(_to_bytes(_with_channels(case.images)[n])),

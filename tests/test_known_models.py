@@ -76,6 +76,24 @@ def test_every_place_is_searched_in_order(folders: dict[str, Path], tmp_path: Pa
         assert find_bundle("same") == folders[place] / "same"
 
 
+def test_a_folder_here_comes_before_a_known_model_and_says_so(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = write(folders["user"] / "lungs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lungs").mkdir()  # such as the results of an earlier call
+    assert find_bundle("lungs") == known
+    assert not caplog.text
+    write(tmp_path / "lungs")
+    assert find_bundle("lungs") == Path("lungs")
+    assert f"for that one give {known}" in caplog.text
+    caplog.clear()
+    assert find_bundle("./lungs") == Path("lungs")
+    monkeypatch.chdir(folders["user"])  # the known model itself
+    assert find_bundle("lungs") == Path("lungs")
+    assert not caplog.text
+
+
 def test_unknown_name_lists_what_is_there(folders: dict[str, Path]) -> None:
     for place, folder in folders.items():
         write(folder / f"liver-{place}")

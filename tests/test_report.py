@@ -164,6 +164,8 @@ def test_colour_pictures_without_truth_or_reconstruction_or_spacing() -> None:
     figures = re.findall(r"<figcaption>(.*?)</figcaption>", html)
     assert figures == ["Image", "Segmentation"]
     assert " mL" not in html
+    assert "<b>Picture</b>" in html
+    assert not re.search(r"slice\b", html.split("<section")[1], flags=re.I)  # it has none
     assert "missed" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)  # no legend for what is absent
 
 

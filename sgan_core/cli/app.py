@@ -33,6 +33,10 @@ WRONG_INPUT = 2
 CANCELLED = 3
 INTERNAL_ERROR = 70
 
+# How often a thread of PyTorch looks whether the others are done before it lets the core go (GNU's OpenMP). Its own
+# 300,000 hold a core that another program wants: docs/performance.md, "Busy neighbours".
+_LOOKS = "1000"
+
 # What the user can mend when the system refuses to write.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -93,6 +97,8 @@ def run(
     3 cancelled (Cancelled, Ctrl-C, SIGTERM), 70 anything else; never raises.
     """
     _escape_what_cannot_be_printed()
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = _LOOKS  # read when torch is imported, which no command has done yet
     with _stderr_of_our_own():
         return _run(main, parser, argv)
 

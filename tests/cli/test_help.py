@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -41,3 +42,20 @@ def test_version(command: str) -> None:
     check = f"import sys; from sgan_core.cli.{command} import main; sys.exit(main(['--version']))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()[0]) == (0, f"sgan-{command}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "looks"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_threads_let_go_of_the_core_unless_the_user_says_how_to_wait(asked: dict[str, str], looks: str) -> None:
+    check = (
+        "import os, sys; from sgan_core.cli.segment import main; main(['--version']); "
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"  # which would have read it too early
+    )
+    mine = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=False, env=mine | asked
+    )
+    assert done.stdout.splitlines()[-1] == f"{looks} False"
