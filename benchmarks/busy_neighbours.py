@@ -68,7 +68,9 @@ def measure(args: argparse.Namespace) -> None:
                     "ratio": round(wall / first, 2),
                 }
             )
-    print_table(Table("beside busy processes", tuple(rows[0]), tuple(tuple(map(str, r.values())) for r in rows)))
+    print_table(
+        Table("beside busy processes", tuple(rows[0]), tuple(tuple(map(str, r.values())) for r in rows))
+    )
     facts = {"command": args.command, "waits": waits, "cores": os.cpu_count(), "repeats": args.repeats}
     write_text(args.output, json_text(facts | {"rows": rows}))
 

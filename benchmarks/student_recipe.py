@@ -6,7 +6,8 @@
 
 An arm is a name and a JSON table of changes to the preset's student_train. Every arm sees as many images of the same
 labelled patients. Choose by "validation" (patients of the training set at the student's size, as they are) and
-"shifted" (in other looks, the same for all arms: those of the first arm); the test cohorts are only reported:
+"shifted" (in other looks, the same for all arms: those of the first arm), of X-rays also "framed" (by a collimator);
+the test cohorts are only reported:
 per-patient DICE on each image's own grid, the mean over labels, of every patient. OUTPUT.json keeps finished
 trainings, so a run that was stopped goes on; OUTPUT.md is the table. `--labels lung=1,2` scores classes 1 and 2 of
 the model as the test cohorts' label lung.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,9 +41,11 @@ from sgan_core.imaging.slices import to_volume
 from sgan_core.labelling import smooth_through_plane
 from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
-from sgan_core.training.data import SliceStore, open_store
-from sgan_core.training.evaluate import StudentWatch
-from sgan_core.training.student import StudentTrainer
+from sgan_core.pieces import largest_pieces
+from sgan_core.training.data import SliceStore, open_store, rng
+from sgan_core.training.evaluate import StudentWatch, mean_dice
+from sgan_core.training.gan import one_hot
+from sgan_core.training.student import StudentTrainer, framed, frames
 
 LOW = 0.9  # DICE of a patient that counts as poor
 
@@ -60,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--arm", action="append", required=True, metavar="NAME=JSON", help="changes to student_train")
     add("--test", nargs="*", default=[], metavar="TEST", help="NAME=FOLDER:SPLIT, SPLIT may be all")
     add("--labels", nargs="*", default=[], metavar="NAME=1,2", help="classes that are a label of the tests")
+    add(
+        "--one-piece", nargs="*", default=[], metavar="LABEL", help="of the tests: their largest piece counts"
+    )
     add("--cache", type=Path, required=True, metavar="DIR", help="keeps prepared slices")
     add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
     return app.run(make_table, p, argv)
@@ -88,6 +95,7 @@ def make_table(args: argparse.Namespace) -> None:
         "labelled": args.labelled,
         "images": args.images,
         "size": first.student_size,
+        "one_piece": args.one_piece,
         "tests": {name: len({case.patient for case in test.cases}) for name, test in tests.items()},
     }
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -102,12 +110,21 @@ def make_table(args: argparse.Namespace) -> None:
             seconds = round(time.process_time() - began)
             row: dict[str, Any] = {"arm": name, "seed": seed, "changes": arms[name], "cpu_s": seconds}
             row |= watch(net)
-            row["tests"] = {test: dict(scores(net, config, one, merged)) for test, one in tests.items()}
+            if args.modality == "xray":
+                row["framed_dice"] = framed_dice(net, store, configs[name].generator.num_classes)
+            row["tests"] = {
+                test: dict(scores(net, config, one, merged, _values(one, args.one_piece)))
+                for test, one in tests.items()
+            }
             rows.append(row)
             write_text(file, json_text(head | {"rows": rows}))
             write_text(args.output.with_suffix(".md"), markdown(table(rows)))
             print(f"{name}, seed {seed}: {_means(row)}", file=sys.stderr, flush=True)
     print_table(table(rows))
+
+
+def _values(cohort: Cohort, names: Sequence[str]) -> list[int]:
+    return [label.value for label in cohort.labels if label.name in names]
 
 
 def _arm(text: str) -> tuple[str, dict[str, Any]]:
@@ -147,18 +164,34 @@ def _trained(name: str, config: TrainConfig, store: SliceStore, seed: int, progr
     return trainer.average
 
 
+def framed_dice(net: nn.Module, store: SliceStore, classes: int) -> float:
+    """Per-patient DICE of the validation pictures at the student's size, each in a collimator's frame."""
+    index = store.slices_of(split="validation", with_label=True)
+    truth = one_hot(store.label_batch(index), classes)
+    seen = frames(len(index), store.size, 1.0, rng(0, 0, "framed-validation"))
+    images, label = framed(store.image_batch(index), truth, seen)
+    drawn, true = (part.argmax(1).astype(np.uint8) for part in (predict(net, images.numpy()), label.numpy()))
+    return mean_dice(drawn, true, store.patients(index), classes)
+
+
 def scores(
-    net: nn.Module, config: TrainConfig, cohort: Cohort, merged: dict[str, tuple[int, ...]]
+    net: nn.Module,
+    config: TrainConfig,
+    cohort: Cohort,
+    merged: dict[str, tuple[int, ...]],
+    one_piece: Sequence[int] = (),
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Each patient's DICE by label name, on the images' own grids.
 
     merged: which classes of the model are a label of the cohort; for others the model's label of the same name.
+    one_piece: the cohort's labels of which only the largest piece counts.
     """
     asked = asked_classes(config, cohort, merged)
     evaluation = Evaluation(asked, surfaces=False)
-    for case in cohort.cases:
-        labels, truth = segmented(net, config, case, cohort)
-        evaluation.add(case.patient, as_the_tests_call_it(labels, asked), truth)
+    for cases in scans(cohort):
+        labels, truth = segmented(net, config, cases, cohort)
+        drawn = as_the_tests_call_it(labels, asked)
+        evaluation.add(cases[0].patient, largest_pieces(drawn, [v for v in asked if v in one_piece]), truth)
     by_patient: dict[str, dict[str, float]] = {}
     called = {label.value: label.name for label in cohort.labels}
     for one in evaluation.results():
@@ -166,20 +199,42 @@ def scores(
     yield from by_patient.items()
 
 
+def scans(cohort: Cohort) -> list[list[Case]]:
+    """The cases one by one, but neighbouring slices of a volume that come as pictures together."""
+    grouped: list[list[Case]] = []
+    for case in cohort.cases:
+        if grouped and _slice_number(case) == _slice_number(grouped[-1][-1], 1) is not None:
+            grouped[-1].append(case)
+        else:
+            grouped.append([case])
+    return grouped
+
+
+def _slice_number(case: Case, more: int = 0) -> tuple[str, int] | None:
+    """The volume and place of a slice, or of that ``more`` places above it; None for what is no slice."""
+    found = re.fullmatch(r"(.*)_slice_(\d+)", case.id)
+    return (found[1], int(found[2]) + more) if found else None
+
+
 def segmented(
-    net: nn.Module, config: TrainConfig, case: Case, cohort: Cohort
+    net: nn.Module, config: TrainConfig, cases: Sequence[Case], cohort: Cohort
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The label map of a case, as sgan-segment makes it with a student, and the truth."""
-    stack, truth, _ = slices_for_model(case, cohort, config)
-    probs = predict(net, stack.images)
-    if stack.grid is not None:  # a volume
+    """The label map of a volume, a picture or the slices (N, H, W) of a volume, as a student's, and the truth."""
+    found = [slices_for_model(case, cohort, config) for case in cases]
+    probs = predict(net, np.concatenate([stack.images for stack, _, _ in found]))
+    if len(cases) > 1 or found[0][0].grid is not None:
         probs = smooth_through_plane(probs)
-    return to_volume(probs, stack), truth
+    if len(cases) == 1:
+        return to_volume(probs, found[0][0]), found[0][1]
+    labels = [to_volume(probs[k : k + 1], stack) for k, (stack, _, _) in enumerate(found)]
+    return np.stack(labels), np.stack([truth for _, truth, _ in found])
 
 
 def _means(row: dict[str, Any]) -> dict[str, float]:
     """The figures of one training: the mean over patients (of the mean over labels), and what is poor."""
     found = {"validation": row["student_dice"], "shifted": row["student_shifted_dice"]}
+    if "framed_dice" in row:
+        found["framed"] = row["framed_dice"]
     for test, patients in row["tests"].items():
         values = [mean_without_nan(labels.values())[0] for labels in patients.values()]
         found[test] = mean_without_nan(values)[0]

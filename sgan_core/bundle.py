@@ -38,6 +38,7 @@ from sgan_core.networks.encoder import Encoder
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_core.pieces import ONE_PIECE
 from sgan_core.trust import calibrations, why_uncalibrated
 
 METADATA = "configs/metadata.json"
@@ -97,6 +98,13 @@ class Bundle:
                 "Use the whole model if there is one, or train the later stages with sgan-train --resume."
             )
         return self.inverter
+
+    @property
+    def one_piece(self) -> tuple[int, ...]:
+        """Values of the labels that were one connected piece in the patients it learned from (``pieces``)."""
+        named = self.facts.get(ONE_PIECE)
+        named = named if isinstance(named, list) else []
+        return tuple(label.value for label in self.config.labels if label.name in named)
 
     @property
     def generator(self) -> Generator:

@@ -202,6 +202,7 @@ class StudentTrainConfig:
     strength: float = 0.8  # probability of each geometric transform
     geometry: AugmentConfig = AugmentConfig(contrast=0.0, shift=0.12, scale=0.3, rotation_deg=12.0)
     negative_share: float = 0.05  # of the images: replaced by pictures without the organ, labelled empty
+    frame_share: float = 0.0  # of the images: with the black frame of a collimator, which may cut the organ
     ema_half_life_images: float = 2_000.0
 
     def __post_init__(self) -> None:
@@ -221,10 +222,9 @@ class StudentTrainConfig:
             raise InputError(
                 f"student: growth is {self.growth}, expected shares above 0 that leave some for the full size"
             )
-        if not 0.0 <= self.negative_share <= 1.0:
-            raise InputError(
-                f"student: negative_share is {self.negative_share}, expected a share from 0 to 1"
-            )
+        for name in ("negative_share", "frame_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"student: {name} is {getattr(self, name)}, expected a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -361,6 +361,7 @@ def _student(size: int, modality: str, move: dict[str, Any]) -> dict[str, Any]:
         "channels": (16, 32, 64, 128, 256),
         "looks": dataclasses.asdict(LOOKS[modality]),
         "negative_share": _NEGATIVES.get(modality, 0.0),
+        "frame_share": 0.3 if modality == "xray" else 0.0,
         "geometry": move | ({"rotation_deg": 180.0} if modality == "dermoscopy" else {}),
     }
 

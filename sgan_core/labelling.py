@@ -48,7 +48,8 @@ class SegmentConfig:
     inversion. With "auto" it is decided case by case, and the mask is the student's where the model has one,
     inversion being its judge; any name in ``RECONSTRUCTIONS`` gives the mask of inversion alone, as in the paper.
     encoder_only: the encoder's mask, the paper's "Ours-NO". region: only slices whose centre lies between these
-    two, in mm towards the head (the S of RAS). largest_component: of each label only the largest connected piece.
+    two, in mm towards the head (the S of RAS). largest_component: of each label only the largest connected piece;
+    None: of the labels that were one piece in the patients that the model learned from.
     """
 
     quality: str = "standard"
@@ -57,7 +58,7 @@ class SegmentConfig:
     batch: int | None = None  # slices optimised together; the bundle's value when left out
     encoder_only: bool = False
     region: tuple[float, float] | None = None
-    largest_component: bool = False
+    largest_component: bool | None = None
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -80,6 +81,12 @@ class SegmentConfig:
     def asks(self, bundle: Bundle) -> bool:
         """Whether the mask is to be the student's."""
         return bundle.student is not None and self.reconstruction == AUTO and not self.encoder_only
+
+    def one_piece(self, bundle: Bundle) -> tuple[int, ...]:
+        """Values of the labels of which only the largest piece is kept."""
+        if self.largest_component is None:
+            return bundle.one_piece
+        return tuple(label.value for label in bundle.config.labels) if self.largest_component else ()
 
     def inversion(self, bundle: Bundle) -> InversionConfig:
         """The model's settings of inversion with what this config changes."""

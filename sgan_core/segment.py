@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from monai.transforms import KeepLargestConnectedComponent
 
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
@@ -34,6 +33,7 @@ from sgan_core.labelling import (
     smooth_through_plane,
 )
 from sgan_core.metrics.failure import FAILED_DICE, slice_dice
+from sgan_core.pieces import largest_pieces, lost
 from sgan_core.trust import (
     Calibration,
     Trust,
@@ -47,6 +47,7 @@ from sgan_core.trust import (
 
 _FOREIGN_PERCENTILES = Intensity(percentiles=(1.0, 99.0))
 _SLICES = 32  # enlarged together
+_TRACE = 0.02  # of a label's pixels: less is told to nobody
 _REGION_TOLERANCE_MM = 1e-3  # run.json gives the centres of slices with this precision
 
 
@@ -71,7 +72,7 @@ class Segmentation:
     seconds: float
     warnings: tuple[str, ...]
     soft_dice_confidence: float | None = None  # of the student's mask; None: no student, or nothing found
-    largest_component: bool = False  # whether the label map was reduced to the largest piece of each label
+    in_part: bool = False  # whether of some labels only the largest piece was kept
 
     @property
     def error(self) -> float | None:
@@ -81,7 +82,7 @@ class Segmentation:
     @property
     def model_labels(self) -> np.ndarray:
         """The label map on the stack's slices, (N, S, S) uint8."""
-        if self.largest_component:  # the probabilities still hold the other pieces
+        if self.in_part:  # the probabilities still hold the other pieces
             return labels_to_model(self.labels, self.stack)
         size = self.stack.images.shape[-1]
         parts = torch.from_numpy(self.label_probs).split(_SLICES)  # (n, K, S, S) -> (n, S, S)
@@ -199,9 +200,11 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
     trust = _judged(found, _calibration(bundle, config), bundle, stack.first_slice)
     if image.doubts:
         trust = replace(trust, status="review", reason="; ".join(filter(None, (*image.doubts, trust.reason))))
-    if config.largest_component:
-        whole, labels = labels, _largest_pieces(labels)
-        trust = _judged_in_part(trust, whole, labels, stack)
+    apart: list[str] = []
+    if values := config.one_piece(bundle):
+        whole, labels = labels, largest_pieces(labels, values)
+        if apart := _left_out(whole, labels, bundle):
+            trust = _judged_in_part(trust, whole, labels, stack)
     return Segmentation(
         labels=labels,
         stack=stack,
@@ -218,10 +221,11 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
             *image.doubts,
             *image.warnings,
             *((warning,) if warning else ()),
+            *apart,
             *_cut_off(labels, stack, bundle),
         ),
         soft_dice_confidence=None if taught is None else soft_dice_confidence(taught),
-        largest_component=config.largest_component,
+        in_part=bool(values),
     )
 
 
@@ -249,10 +253,15 @@ def _inside(stack: SliceStack, region: tuple[float, float]) -> SliceStack:
     return stack.part(slice(int(inside[0]), int(inside[-1]) + 1))
 
 
-def _largest_pieces(labels: np.ndarray) -> np.ndarray:
-    """Keep the largest connected piece of each label of a map (I, J, K) or (H, W); corners connect too."""
-    # A copy: MONAI works on the array that it is given.
-    return np.asarray(KeepLargestConnectedComponent(is_onehot=False)(labels[None].copy()))[0].astype(np.uint8)
+def _left_out(whole: np.ndarray, kept: np.ndarray, bundle: Bundle) -> list[str]:
+    """A sentence for each label of which more than a trace lay apart from its largest piece."""
+    shares = {label.name: lost(whole, kept, label.value) for label in bundle.config.labels}
+    return [
+        f"{name}: {share:.0%} of the mask lay apart from its largest piece and was left out; "
+        "--no-largest-component keeps all"
+        for name, share in shares.items()
+        if share > _TRACE
+    ]
 
 
 def _judged(found: Labelling, calibration: Calibration | None, bundle: Bundle, first_slice: int) -> Trust:

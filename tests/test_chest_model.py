@@ -67,7 +67,6 @@ def test_cardiothoracic_ratios_of_other_devices(
         "--output",
         str(tmp_path),
         "--no-report",
-        "--largest-component",
     ]
     assert main([*map(str, pictures), *options]) == 0
     cases = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["cases"]

@@ -265,6 +265,7 @@ def test_each_modality_has_its_looks(modality):
     assert (student.looks.curve > 0.0) is wild
     assert (student.negative_share > 0.0) is wild
     assert (student.looks.hair > 0.0) is (modality == "dermoscopy")
+    assert (student.frame_share > 0.0) is (modality == "xray")
     assert student.geometry.rotation_deg == (180.0 if modality == "dermoscopy" else 12.0)
 
 

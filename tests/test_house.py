@@ -17,7 +17,7 @@ FLOORS = (
     {"sgan_core", "errors", "files", "names"},
     {"looks", "terms"},
     {"appearance", "cohort", "device"},
-    {"cardiothoracic", "config", "imaging", "sheets"},
+    {"cardiothoracic", "config", "imaging", "pieces", "sheets"},
     {"networks", "phantom"},
     {"curvature", "metrics", "reconstruction", "sgan_datasets"},
     {"bundle_text", "inputs", "inversion", "known_models"},

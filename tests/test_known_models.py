@@ -77,7 +77,10 @@ def test_every_place_is_searched_in_order(folders: dict[str, Path], tmp_path: Pa
 
 
 def test_a_folder_here_comes_before_a_known_model_and_says_so(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     known = write(folders["user"] / "lungs")
     monkeypatch.chdir(tmp_path)

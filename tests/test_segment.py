@@ -264,6 +264,45 @@ def test_largest_component_of_each_label_is_kept_in_three_dimensions(
     assert not np.array_equal(reduced.model_labels, plain.model_labels)
 
 
+def test_what_was_one_piece_in_training_is_one_piece_unless_asked_otherwise(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.zeros((8, 32, 32), np.int64)
+    for value, row in ((1, 2), (2, 20)):  # each 160 pixels in one piece, 40 in another
+        labels[:, row : row + 4, 4:9] = value
+        labels[:2, row : row + 4, 20:25] = value
+    with_probabilities(monkeypatch, labels, bundle)
+    first, second = (label.name for label in bundle.config.labels)
+    model = replace(bundle, facts={"one_piece": [first, "kidney", 3]})  # facts come from anywhere
+
+    def found(keep: bool | None) -> tuple[list[int], list[str]]:
+        one = segment_volume(cube(), model, SegmentConfig("fast", largest_component=keep))
+        pieces = [label_components(one.labels == value)[1] for value in (1, 2)]
+        return pieces, [warning for warning in one.warnings if "lay apart" in warning]
+
+    said = "{}: 20% of the mask lay apart from its largest piece and was left out; --no-largest-component keeps all"
+    assert found(None) == ([1, 2], [said.format(first)])
+    assert found(True) == ([1, 1], [said.format(first), said.format(second)])
+    assert found(False) == ([2, 2], [])
+    model = replace(bundle, facts={"one_piece": first})  # no list
+    assert found(None) == ([2, 2], [])
+
+
+def test_a_trace_left_out_changes_nothing_that_is_said(
+    taught: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"trust": {"student": {"fast": calibration(taught, -9.0)}}, "student_dice": 0.9}
+    model = replace(taught, facts=facts | {"one_piece": [taught.config.labels[0].name]})
+    labels = np.zeros((8, 32, 32), np.int64)
+    labels[:5, 4:18, 4:18] = 1
+    labels[7, 28:30, 28:30] = 1  # below a hundredth of it, and all that its slice has
+    with_probabilities(monkeypatch, labels, model)
+    found = segment_volume(cube(), model, SegmentConfig("fast"))
+    assert label_components(found.labels == 1)[1] == 1
+    assert found.trust.status == "ok"
+    assert not [warning for warning in found.warnings if "apart" in warning]
+
+
 def test_largest_component_of_a_picture(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.zeros((1, 32, 32), np.int64)
     labels[0, :4, :4], labels[0, 10:20, 10:20] = 1, 1

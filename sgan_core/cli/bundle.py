@@ -91,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
         help="a data set that it learned from, as sgan-data list names it, in place of those it states; "
         "may be repeated",
     )
+    add(
+        "--one-piece",
+        action="append",
+        metavar="LABEL",
+        help="a label that is one connected piece in every patient, in place of those it states: of its masks the "
+        "largest piece is kept; may be repeated. Training finds them itself where it sees whole organs",
+    )
     add("--card", type=Path, metavar="FILE.md", help="Markdown about the model, for its readme")
     add("--name", help="another name")
     add("--student-only", action="store_true", help="leave out the generator and what belongs to it")
@@ -142,7 +149,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 def describe(args: argparse.Namespace) -> None:
     """Write a model with other words about it and print where it is."""
     from sgan_core.bundle import load_bundle, require_replaceable, save_with_facts
+    from sgan_core.pieces import ONE_PIECE
     from sgan_core.terms import terms_of
+    from sgan_core.training.origin import TERMS
     from sgan_datasets import about
 
     if args.name is not None and not _PLAIN_NAME.fullmatch(args.name):
@@ -159,11 +168,24 @@ def describe(args: argparse.Namespace) -> None:
     if args.source is not None:
         terms = replace(terms, sources=tuple(about(name).as_source() for name in args.source))
     told = terms.facts()
+    if args.one_piece is not None:
+        names = [label.name for label in bundle.config.labels]
+        if unknown := [name for name in args.one_piece if name not in names]:
+            raise InputError(
+                f"--one-piece {unknown[0]!r}: the model's labels are {', '.join(names) or 'none'}."
+            )
+        told[ONE_PIECE] = args.one_piece
     if args.licence is None:  # as it is, also a long one
         told.pop("licence", None)
     facts = {key: value for key, value in bundle.facts.items() if key != "use"} | told
     more = {"name": args.name, "card": card, "student_only": args.student_only}
     print(save_with_facts(args.output, bundle, facts, **more))
+    if (args.output.absolute().parent / TERMS).is_file():
+        log.warning(
+            "%s belongs to a training run, which writes it anew when it goes on (--resume), without these words; "
+            "give another --output to keep them",
+            args.output,
+        )
 
 
 def _told(text: str, option: str) -> str:

@@ -124,8 +124,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--largest-component",
-        action="store_true",
-        help="of each label keep only the largest connected piece",
+        action=argparse.BooleanOptionalAction,
+        help="of each label keep only the largest connected piece; --no-largest-component: keep all pieces "
+        "(default: the largest one of organs that were one piece in the patients that the model learned from)",
     )
     add("--no-report", action="store_true", help="do not write report.html")
     add(

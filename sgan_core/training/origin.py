@@ -25,7 +25,7 @@ from sgan_core.training.loop import load_checkpoint, save_checkpoint
 logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, Tensor]
-_TERMS = "terms.json"  # in a run's folder: of its data, and of the weights that it began with
+TERMS = "terms.json"  # in a run's folder: of its data, and of the weights that it began with
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_origin(reference: Path) -> Origin:
 
 def _facts_of_run(folder: Path) -> dict[str, Any]:
     """The terms of a run's weights, as facts; those of its model for a run of an earlier version, if it has one."""
-    if (folder / _TERMS).is_file():
+    if (folder / TERMS).is_file():
         return terms_of_run(folder).facts()
     model = folder / "bundle"
     return read_settings(model)["facts"] if (model / SETTINGS).is_file() else {}
@@ -88,7 +88,7 @@ def keep_terms(folder: Path, data: Terms, origin: Origin | None) -> None:
     if (before := _first_terms(folder)) is not None:
         first = before if first is None else first.after(before)
     table = {"schema": SCHEMA, "data": data.facts()} | ({} if first is None else {"first": first.facts()})
-    with replacing(folder / _TERMS) as part:
+    with replacing(folder / TERMS) as part:
         part.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -99,12 +99,12 @@ def terms_of_run(folder: Path) -> Terms:
 
 
 def _first_terms(folder: Path) -> Terms | None:
-    stored = _stored_terms(folder, "first") if (folder / _TERMS).is_file() else None
+    stored = _stored_terms(folder, "first") if (folder / TERMS).is_file() else None
     return None if stored is None else terms_of(stored)
 
 
 def _stored_terms(folder: Path, part: str) -> dict[str, Any] | None:
-    file = folder / _TERMS
+    file = folder / TERMS
     found = read_json(file).get(part)
     if not isinstance(found, dict | None):
         raise InputError(f"{file}: damaged, {part!r} is no table. Choose another --output.")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -30,6 +31,7 @@ from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscrimina
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual, make_perceptual
 from sgan_core.networks.segmenter import make_student
+from sgan_core.pieces import ONE_PIECE, in_one_piece
 from sgan_core.terms import FREE, Terms
 from sgan_core.training import evaluate, records
 from sgan_core.training.calibrate import trust_facts
@@ -529,6 +531,13 @@ def _train_on(
     log.write(stage, trainer.images, judge())
 
 
+def _true_labels(store: SliceStore, patients: int) -> Iterator[np.ndarray]:
+    """The labels (N, S, S) of each case that is learned from."""
+    index = store.labelled(patients)
+    for case in np.unique(store.case[index]):
+        yield store.label_batch(index[store.case[index] == case]).numpy().astype(np.uint8)
+
+
 def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
     """Put the best networks of all stages into ``bundle/``; the student alone while there is no encoder."""
     folder = run.folder / "bundle"
@@ -541,6 +550,7 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         "slices": len(store.images),
         "labelled_slices": len(store.labelled(config.labelled)),
     }
+    facts[ONE_PIECE] = in_one_piece(_true_labels(store, config.labelled), config.labels)
     facts |= terms_of_run(run.folder).facts()
     student = None
     if (run.checkpoints / "student_best.pt").exists():

@@ -26,6 +26,8 @@ from sgan_core.training.losses import soft_dice_loss
 from sgan_core.training.parallel import autocast, average_gradients, rank, share
 from sgan_core.training.schedule import Schedule
 
+_FRAME = 0.25  # a frame's largest width, of the side
+
 
 class StudentTrainer:
     """The student, its moving average, its optimiser and the state that a checkpoint holds."""
@@ -121,6 +123,11 @@ class StudentTrainer:
             numbers = rng(self.seed, step, "student-appearance")
             looks = draw_looks((config.batch, channels, height, width), numbers, config.looks)
             image = apply_looks(image, looks.part(share))
+        if config.frame_share:
+            seen = frames(
+                config.batch, image.shape[-1], config.frame_share, rng(self.seed, step, "student-frames")
+            )
+            image, label = framed(image, label, share(seen))
         return image, label
 
     @torch.no_grad()
@@ -173,6 +180,31 @@ def with_negatives(
             image[one] = kind(image[one], random)
             label[one] = 0
     return image, label
+
+
+def frames(batch: int, side: int, frame_share: float, numbers: torch.Generator) -> Tensor:
+    """What frames leave to be seen, (batch, 1, side, side): 0 in the frame, 1 inside it.
+
+    A picture has a frame with probability ``frame_share``, on each side of it with probability 1/2, up to a quarter
+    of the picture wide. numbers: a CPU generator.
+    """
+    wide = torch.rand(batch, 4, generator=numbers) * _FRAME
+    wide *= (torch.rand(batch, 4, generator=numbers) < 0.5) * (
+        torch.rand(batch, 1, generator=numbers) < frame_share
+    )
+    top, bottom, left, right = (wide[:, k, None, None, None] for k in range(4))
+    place = (torch.arange(side) + 0.5) / side
+    rows, columns = place[:, None], place
+    inside = (rows >= top) & (rows < 1.0 - bottom) & (columns >= left) & (columns < 1.0 - right)
+    return inside.float()
+
+
+def framed(image: Tensor, label_probs: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) in [-1, 1] black, and label probabilities (B, K, H, W) background, outside ``seen``."""
+    seen = seen.to(image)
+    foreground = label_probs[:, 1:] * seen
+    background = 1.0 - foreground.sum(dim=1, keepdim=True)
+    return (image + 1.0) * seen - 1.0, torch.cat([background, foreground], dim=1)
 
 
 def ellipses(image: Tensor, numbers: torch.Generator) -> Tensor:

@@ -225,6 +225,30 @@ def test_described_again_a_model_keeps_its_card_and_its_terms(bundle: Path, tmp_
     assert set(load_bundle(second).facts["use"]) == {"sources"}
 
 
+def test_described_in_its_run_a_model_says_that_it_will_not_last(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bundle, run / "bundle")
+    options = ["describe", str(run / "bundle"), "--licence", "free", "--output", str(run / "bundle")]
+    assert main(options) == 0
+    assert "--resume" not in capsys.readouterr().err
+    (run / "terms.json").write_text("{}")  # what every run has beside its model
+    assert main(options) == 0
+    assert "writes it anew when it goes on (--resume)" in capsys.readouterr().err
+
+
+def test_describe_says_which_labels_are_one_piece(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["describe", str(bundle), "--output", str(tmp_path / "new"), "--one-piece"]
+    assert main([*options, "liver"]) == 0
+    assert load_bundle(tmp_path / "new").one_piece == (1,)
+    assert load_bundle(bundle).one_piece == ()
+    assert main([*options, "spleen"]) == 2
+    assert "--one-piece 'spleen': the model's labels are liver." in capsys.readouterr().err
+
+
 def test_described_with_nothing_new_a_model_is_the_same(bundle: Path, tmp_path: Path) -> None:
     assert main(["describe", str(bundle), "--output", str(tmp_path / "same")]) == 0
     files = {path.relative_to(bundle): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}

@@ -45,9 +45,12 @@ def test_version(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "looks"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+    ("asked", "looks"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
 )
-def test_threads_let_go_of_the_core_unless_the_user_says_how_to_wait(asked: dict[str, str], looks: str) -> None:
+def test_threads_let_go_of_the_core_unless_the_user_says_how_to_wait(
+    asked: dict[str, str], looks: str
+) -> None:
     check = (
         "import os, sys; from sgan_core.cli.segment import main; main(['--version']); "
         "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"  # which would have read it too early

@@ -532,6 +532,7 @@ def test_a_student_is_of_use_while_the_rest_is_not_trained_yet(
     first = load_bundle(bundle)
     assert first.inverter is None
     assert (first.facts["student_images"], first.facts["labelled_slices"]) == (24, 8)
+    assert first.one_piece == (1,)  # what is asked for is a disc
     case = segmented("first")
     assert (case["method"], case["trust"]["status"]) == ("student", "review")
     assert "student alone" in case["trust"]["reason"]

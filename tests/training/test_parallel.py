@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
         "augment": {"adaptive": True, "adapt_kimg": 0.1, "pair_strength": 0.5, "image_strength": 0.3},
     },
     "encoder_train": {"batch": 8, "latent_weight": 0.5, "appearance_share": 0.5},
-    "student_train": {"batch": 8, "channels": [8, 16], "negative_share": 0.3},
+    "student_train": {"batch": 8, "channels": [8, 16], "negative_share": 0.3, "frame_share": 0.5},
     "amp": False,  # the sum of two processes' bfloat16 gradients is rounded otherwise than that of one
 }
 

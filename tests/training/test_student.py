@@ -16,7 +16,14 @@ from sgan_core.training import student as student_module
 from sgan_core.training.data import SliceStore
 from sgan_core.training.loop import RunLog, load_checkpoint, save_checkpoint
 from sgan_core.training.run import Run, _train_student
-from sgan_core.training.student import NEGATIVES, StudentTrainer, segmentation_loss, with_negatives
+from sgan_core.training.student import (
+    NEGATIVES,
+    StudentTrainer,
+    framed,
+    frames,
+    segmentation_loss,
+    with_negatives,
+)
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -64,6 +71,57 @@ def test_negatives_have_empty_labels_and_the_asked_share():
 def test_no_negatives_when_none_are_asked_for():
     image, label = torch.rand(8, 1, 16, 16), torch.ones(8, 16, 16, dtype=torch.long)
     assert torch.equal(with_negatives(image, label, 0.0, numbers)[0], image)
+
+
+def test_frames_are_black_edges_of_up_to_a_quarter():
+    seen = frames(4000, 32, 0.5, numbers(0))[:, 0]
+    assert seen[:, 8:24, 8:24].min() == 1.0
+    lines = {  # each side by a line through the middle, beginning at the edge
+        "top": seen[:, :, 16],
+        "bottom": seen[:, :, 16].flip(1),
+        "left": seen[:, 16],
+        "right": seen[:, 16].flip(1),
+    }
+    for line in lines.values():
+        wide = 32 - line.cummax(dim=1).values.sum(dim=1)
+        assert wide.max() == 8
+        # Half of half the pictures, evenly from none to eight pixels; a frame below half a pixel does not show.
+        assert (wide > 0).float().mean().item() == pytest.approx(0.25 * 15 / 16, abs=0.02)
+        assert wide[wide > 0].mean().item() == pytest.approx(
+            4.27, abs=0.15
+        )  # of 1 .. 7 whole and 8 half as often
+    whole = (seen == 1.0).flatten(1).all(dim=1)
+    assert whole.float().mean().item() == pytest.approx(1 - 0.5 * (1 - (0.5 + 0.5 / 16) ** 4), abs=0.02)
+    assert frames(100, 32, 0.0, numbers(0)).min() == 1.0
+
+
+def test_in_a_frame_the_picture_is_black_and_holds_no_organ():
+    image = torch.rand(2, 3, 4, 4, generator=numbers(0)) * 2 - 1
+    hot = torch.rand(2, 3, 4, 4, generator=numbers(1)).softmax(dim=1)
+    seen = torch.ones(2, 1, 4, 4)
+    seen[1, :, :, 3] = 0.0
+    black, label = framed(image, hot, seen)
+    torch.testing.assert_close(black[0], image[0])
+    torch.testing.assert_close(label[0], hot[0])
+    torch.testing.assert_close(black[1, ..., :3], image[1, ..., :3])
+    assert (black[1, ..., 3] == -1.0).all()
+    assert torch.equal(label[1, :, :, 3], torch.tensor([1.0, 0.0, 0.0])[:, None].expand(3, 4))
+
+
+def test_the_student_is_shown_frames_after_the_looks(stage):
+    """Black, whatever gamma and offset did before; no more pictures than were asked for."""
+    bright = AppearanceConfig(
+        fat=0, curve=0, bias=0, noise=0, blur=0, contrast=1.0, contrast_factor=(0.1, 0.1)
+    )
+    settings = {"strength": 0.0, "looks": bright}
+    plain, trainer = stage(**settings), stage(frame_share=1.0, **settings)
+    (image, label), (expected, organ) = (one._changed(*one.pairs()) for one in (trainer, plain))
+    assert expected.min() > -0.5  # contrast took all black
+    black = image == -1.0
+    assert black.flatten(1).any(dim=1).float().mean() > 0.5
+    assert (label[:, 0][black[:, 0]] == 1.0).all()
+    assert torch.equal(image[~black], expected[~black])
+    assert torch.equal(label[:, 1][~black[:, 0]], organ[:, 1][~black[:, 0]])
 
 
 @pytest.mark.parametrize("kind", NEGATIVES)
@@ -152,7 +210,8 @@ def test_the_stage_needs_no_generator(disc_store, toy_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"batch": 0}, {"max_images": 0}, {"channels": (8,)}, {"negative_share": 1.5}]
+    "settings",
+    [{"batch": 0}, {"max_images": 0}, {"channels": (8,)}, {"negative_share": 1.5}, {"frame_share": -0.1}],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError, match="student"):
