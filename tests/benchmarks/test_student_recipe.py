@@ -98,6 +98,30 @@ def test_arms_are_trained_once_and_scored_by_patient(
     assert recipe.main([*options, *arms]) == 0
 
 
+def test_neighbouring_slices_are_one_scan(scripts: tuple[ModuleType, ModuleType]) -> None:
+    names = ["a_slice_9", "a_slice_10", "a_slice_12", "b_slice_13", "b_slice_14", "c", "d"]
+    cases = tuple(Case(name, name[0], f"{name}.png", f"{name}_label.png") for name in names)
+    cohort = Cohort("slices", "ct", Intensity(0.0, 255.0), (LEFT,), cases)
+    found = [[case.id for case in scan] for scan in scripts[0].scans(cohort)]
+    assert found == [names[:2], names[2:3], names[3:5], ["c"], ["d"]]
+
+
+def test_only_the_largest_piece_of_a_scan_counts_where_that_is_asked_for(
+    scripts: tuple[ModuleType, ModuleType], folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, _ = scripts
+    cohort = load_cohort(folders[1])
+    truth = np.zeros((4, 8, 8), np.uint8)
+    truth[:3, 1:4, 1:4] = 1
+    drawn = truth.copy()
+    drawn[3, 6:, 6:] = 1  # 4 beside 27
+    monkeypatch.setattr(recipe, "segmented", lambda *_: (drawn, truth))
+    config = SimpleNamespace(labels=(Label(1, "discs", (9, 9, 9)),))
+    for one_piece, dice in (((), 54 / 58), ((1,), 1.0)):
+        found = dict(recipe.scores(None, config, cohort, {}, one_piece))
+        assert found["test0"]["discs"] == pytest.approx(dice)
+
+
 def test_an_arm_with_a_wrong_setting_is_refused(
     scripts: tuple[ModuleType, ModuleType], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +164,7 @@ def test_a_model_is_scored_as_its_student_is(
         assert whole[patient]["labels"]["discs"]["dice"] == pytest.approx(labels["discs"], abs=1e-4)
         assert whole[patient]["trust"] == ["review"]
     case = cohort.cases[0]
-    labels, truth = recipe.segmented(model.student, config, case, cohort)
+    labels, truth = recipe.segmented(model.student, config, [case], cohort)
     counted = dice_from_counts(((labels > 0) & (truth > 0)).sum(), (labels > 0).sum(), (truth > 0).sum())
     assert alone[case.patient]["discs"] == pytest.approx(counted)
 
