@@ -118,7 +118,7 @@ ORIGINS: dict[str, str | tuple[str, ...]] = {
     "student_train.geometry.rotation_deg": "ours: stronger than D_r's, there is no give-away",
     "student_train.geometry.contrast": "ours: the random looks do that",
     "student_train.negative_share": "ours: so that it can say that nothing is there",
-    "student_train.frame_share": "ours, of X-rays 0.3: a collimator's black edges are no lung",
+    "student_train.frame_share": "ours: 0.3 of X-rays, a collimator's black edges are no lung",
     "student_train.ema_half_life_images": "ours: smooths the last steps",
     "inversion.steps": (CODE, "ours: less loss than 200 of Adam, docs/performance.md"),
     "inversion.check_steps": ("ours: as steps", "ours: enough where the student draws the mask"),
