@@ -118,6 +118,6 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not waited for is dead."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it ended between opening and reading
         return False
     return state != "Z"
