@@ -16,6 +16,7 @@ the model as the test cohorts' label lung.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from model_test import as_the_tests_call_it, asked_classes, merged_label, test_cohort
+from student_ideas import IDEAS
 from torch import nn
 
 from sgan_core.cli import app
@@ -45,7 +47,7 @@ from sgan_core.pieces import largest_pieces
 from sgan_core.training.data import SliceStore, open_store, rng
 from sgan_core.training.evaluate import StudentWatch, mean_dice
 from sgan_core.training.gan import one_hot
-from sgan_core.training.student import StudentTrainer, framed, frames
+from sgan_core.training.student import framed, frames
 
 LOW = 0.9  # DICE of a patient that counts as poor
 
@@ -106,7 +108,7 @@ def make_table(args: argparse.Namespace) -> None:
                 continue
             began = time.process_time()
             with Progress() as progress:
-                net = _trained(name, config, store, seed, progress)
+                net = _trained(name, config, arms[name].get("idea", ""), store, seed, progress)
             seconds = round(time.process_time() - began)
             row: dict[str, Any] = {"arm": name, "seed": seed, "changes": arms[name], "cpu_s": seconds}
             row |= watch(net)
@@ -144,13 +146,17 @@ def _config(args: argparse.Namespace, cohort: Cohort, changes: dict[str, Any]) -
         "intensity": asdict(cohort.intensity),
         "squash": cohort.squash,
         "labelled": args.labelled,
-        "student_train": merge({"max_images": args.images}, changes),
+        "student_train": merge(
+            {"max_images": args.images}, {k: v for k, v in changes.items() if k != "idea"}
+        ),
     }
     return TrainConfig.from_dict(merge(base.to_dict(), own))
 
 
-def _trained(name: str, config: TrainConfig, store: SliceStore, seed: int, progress: Progress) -> nn.Module:
-    trainer = StudentTrainer(
+def _trained(
+    name: str, config: TrainConfig, idea: str, store: SliceStore, seed: int, progress: Progress
+) -> nn.Module:
+    trainer = IDEAS[idea](
         config.student_train,
         store,
         torch.device("cpu"),
@@ -161,7 +167,7 @@ def _trained(name: str, config: TrainConfig, store: SliceStore, seed: int, progr
     while trainer.images < config.student_train.max_images:
         trainer.step()
         progress(trainer.images, config.student_train.max_images, f"{name}, seed {seed}")
-    return trainer.average
+    return trainer.segmenter
 
 
 def framed_dice(net: nn.Module, store: SliceStore, classes: int) -> float:
@@ -201,19 +207,25 @@ def scores(
 
 def scans(cohort: Cohort) -> list[list[Case]]:
     """The cases one by one, but neighbouring slices of a volume that come as pictures together."""
+    places = {case.id: _place(case) for case in cohort.cases}
+    distance: dict[str, int] = {}  # of the closest slices of a volume: of some every second one is there
+    for one, two in itertools.pairwise(sorted(place for place in places.values() if place)):
+        if one[0] == two[0]:
+            distance[one[0]] = min(two[1] - one[1], distance.get(one[0], two[1]))
     grouped: list[list[Case]] = []
-    for case in cohort.cases:
-        if grouped and _slice_number(case) == _slice_number(grouped[-1][-1], 1) is not None:
+    for case in sorted(cohort.cases, key=lambda case: places[case.id] or (case.id, 0)):
+        place, before = places[case.id], places[grouped[-1][-1].id] if grouped else None
+        if place and before and (place[0], place[1] - distance.get(place[0], 0)) == before:
             grouped[-1].append(case)
         else:
             grouped.append([case])
     return grouped
 
 
-def _slice_number(case: Case, more: int = 0) -> tuple[str, int] | None:
-    """The volume and place of a slice, or of that ``more`` places above it; None for what is no slice."""
+def _place(case: Case) -> tuple[str, int] | None:
+    """The volume and number of a slice; None for what is no slice."""
     found = re.fullmatch(r"(.*)_slice_(\d+)", case.id)
-    return (found[1], int(found[2]) + more) if found else None
+    return (found[1], int(found[2])) if found else None
 
 
 def segmented(

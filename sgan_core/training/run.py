@@ -51,6 +51,7 @@ LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbou
 _COHORT_BYTES = 1 << 16
 _COHORT = "cohort.json"  # in the run's folder: name and fingerprint of the cohort it learns from
 JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
+_SCANS = ("ct", "mr")  # are volumes, whose slices are not all of the organ
 _JUDGE_SHARE = 0.1  # of stage 1's time, at most
 
 
@@ -233,6 +234,7 @@ def train(
         resumed=resumed,
     )
     if rank() == 0:
+        _warn_where_every_slice_has_a_label(store, config)
         keep_terms(run.folder, _terms_of_data(cohort), run.origin)
         if run.origin:
             adopt(run.origin, config, run.checkpoints)
@@ -608,6 +610,17 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         facts |= trust_facts(load_bundle(folder, run.device), store, on_progress=calibrating)
         save(facts, **networks)
     return folder
+
+
+def _warn_where_every_slice_has_a_label(store: SliceStore, config: TrainConfig) -> None:
+    """Scans reach further than the organ: a student that never saw a slice without it draws it there."""
+    if config.modality in _SCANS and all(
+        store.labels[slice_].any() for slice_ in store.labelled(config.labelled)
+    ):
+        logger.warning(
+            "Every labelled slice holds a label, so the student never learns what a slice without one looks like, "
+            "and may draw masks beyond the organs. Give whole scans; a slice without an organ has an empty label file."
+        )
 
 
 def _terms_of_data(cohort: Cohort) -> Terms:

@@ -79,10 +79,7 @@ class StudentTrainer:
     def step(self) -> dict[str, float]:
         """One iteration; returns the loss."""
         self.net.train()
-        image, target = self._changed(*self.pairs())
-        with autocast(self.device, self.amp, cpu=True):
-            logits = self.net(image)
-        loss = segmentation_loss(logits.float(), target)
+        loss = self._loss(*self._changed(*self.pairs()))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.cosine(self.config.lr, self.images)
         self.optimizer.zero_grad(set_to_none=True)
@@ -92,6 +89,11 @@ class StudentTrainer:
         self.step_number += 1
         self._update_average()
         return {"loss": float(loss.detach())}
+
+    def _loss(self, image: Tensor, target: Tensor) -> Tensor:
+        with autocast(self.device, self.amp, cpu=True):
+            logits = self.net(image)
+        return segmentation_loss(logits.float(), target)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """This process's part of a batch before it is changed: images (B, C, H, W), labels (B, K, H, W)."""
@@ -112,23 +114,28 @@ class StudentTrainer:
 
     def _changed(self, image: Tensor, hot: Tensor) -> tuple[Tensor, Tensor]:
         """Image and label moved together, then the image in another look; both drawn for the joint batch."""
-        config, step = self.config, self.step_number
-        theta, contrast = augment.draw(
-            config.batch, config.strength, config.geometry, rng(self.seed, step, "student-geometry")
-        )
-        image, label = augment.warp(image, share(theta), share(contrast), hot, fill=config.geometry.fill)
-        assert label is not None
+        config = self.config
+        image, label = self._moved(image, hot)
         if config.appearance:
-            channels, height, width = image.shape[1:]
-            numbers = rng(self.seed, step, "student-appearance")
-            looks = draw_looks((config.batch, channels, height, width), numbers, config.looks)
-            image = apply_looks(image, looks.part(share))
+            image = self._looked(image)
         if config.frame_share:
-            seen = frames(
-                config.batch, image.shape[-1], config.frame_share, rng(self.seed, step, "student-frames")
-            )
+            numbers = rng(self.seed, self.step_number, "student-frames")
+            seen = frames(config.batch, image.shape[-1], config.frame_share, numbers)
             image, label = framed(image, label, share(seen))
         return image, label
+
+    def _moved(self, image: Tensor, hot: Tensor) -> tuple[Tensor, Tensor]:
+        config, numbers = self.config, rng(self.seed, self.step_number, "student-geometry")
+        theta, contrast = augment.draw(config.batch, config.strength, config.geometry, numbers)
+        image, label = augment.warp(image, share(theta), share(contrast), hot, fill=config.geometry.fill)
+        assert label is not None
+        return image, label
+
+    def _looked(self, image: Tensor) -> Tensor:
+        channels, height, width = image.shape[1:]
+        numbers = rng(self.seed, self.step_number, "student-appearance")
+        looks = draw_looks((self.config.batch, channels, height, width), numbers, self.config.looks)
+        return apply_looks(image, looks.part(share))
 
     @torch.no_grad()
     def _update_average(self) -> None:

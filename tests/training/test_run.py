@@ -123,6 +123,21 @@ def test_time_begins_with_the_slices_at_hand(toy_config, disc_store, tmp_path, m
 
 
 @pytest.mark.parametrize(
+    ("empty", "modality", "told"), [(0.0, "ct", True), (0.25, "ct", False), (0.0, "xray", False)]
+)
+def test_scans_without_a_slice_beyond_the_organ_are_told(
+    toy_config, disc_store, tmp_path, monkeypatch, caplog, empty, modality, told
+):
+    """Every X-ray of a chest has lungs; a CT goes on where the liver ends."""
+    store = disc_store(empty=empty)
+    monkeypatch.setattr(run_module, "open_store", lambda *_, **__: store)
+    monkeypatch.setattr(run_module, "_train_student", lambda *_: None)
+    config = replace(toy_config(), modality=modality)
+    train(Run(tmp_path, torch.device("cpu")), config, store.cohort, stages=("student",))
+    assert ("Every labelled slice holds a label" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
     ("labelled", "split", "shown", "known"),
     [
         (2, "train", {"p2", "p3"}, 0),  # what is learned says little of what was not
