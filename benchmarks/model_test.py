@@ -4,14 +4,17 @@
         --test JSRT=runs/data/jsrt-test:all Montgomery=runs/data/montgomery:all --output benchmarks/results/chest
 
 Per patient, pooled over the patient's files, on each image's own grid: DICE, Jaccard, and for volumes with millimetres
-HD95 and NSD; what the model said of its mask (ok or review). STEM.json has every patient, STEM.md the means, the
-share of patients below 0.9 (DICE) and 0.5 (Jaccard) and the worst. `--labels lung=1,2`: the model's classes 1 and 2
+HD95 and NSD (slices that come as pictures are a volume without millimetres); what the model said of its mask (ok or
+review). STEM.json has every patient, STEM.md the means, the share of patients below 0.9 (DICE) and 0.5 (Jaccard) and
+the worst. `--labels lung=1,2`: the model's classes 1 and 2
 are what the tests call lung; other labels go by their name.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +26,14 @@ import numpy as np
 from sgan_core.bundle import Bundle, load_bundle
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
-from sgan_core.cohort import Cohort, load_cohort
+from sgan_core.cohort import Case, Cohort, Intensity, load_cohort
 from sgan_core.config import TrainConfig
 from sgan_core.device import choose_device
 from sgan_core.errors import InputError
 from sgan_core.evaluation.cases import read_for_model
 from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
-from sgan_core.imaging.image import Volume
+from sgan_core.imaging.grid import Grid
+from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.slices import labels_to_model
 from sgan_core.labelling import QUALITIES, SegmentConfig
 from sgan_core.metrics.per_patient import Evaluation, dice_from_counts, mean_without_nan
@@ -92,6 +96,29 @@ def test_cohort(source: str) -> tuple[str, Cohort]:
     return name, replace(cohort, cases=cases)
 
 
+def scans(cohort: Cohort) -> list[list[Case]]:
+    """The cases one by one, but neighbouring slices of a volume that come as pictures together."""
+    places = {case.id: _place(case) for case in cohort.cases}
+    distance: dict[str, int] = {}  # of the closest slices of a volume: of some every second one is there
+    for one, two in itertools.pairwise(sorted(place for place in places.values() if place)):
+        if one[0] == two[0]:
+            distance[one[0]] = min(two[1] - one[1], distance.get(one[0], two[1]))
+    grouped: list[list[Case]] = []
+    for case in sorted(cohort.cases, key=lambda case: places[case.id] or (case.id, 0)):
+        place, before = places[case.id], places[grouped[-1][-1].id] if grouped else None
+        if place and before and (place[0], place[1] - distance.get(place[0], 0)) == before:
+            grouped[-1].append(case)
+        else:
+            grouped.append([case])
+    return grouped
+
+
+def _place(case: Case) -> tuple[str, int] | None:
+    """The volume and number of a slice; None for what is no slice."""
+    found = re.fullmatch(r"(.*)_slice_(\d+)", case.id)
+    return (found[1], int(found[2])) if found else None
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """A picture with both masks at the model's size."""
@@ -118,15 +145,17 @@ def scored(
     called = {label.value: label.name for label in cohort.labels}
     evaluation, status = Evaluation(asked), dict[str, list[str]]()
     with Progress() as progress:
-        for done, case in enumerate(cohort.cases):
-            progress(done, len(cohort.cases), name)
-            image, truth, intensity, _ = read_for_model(case, cohort, bundle.config)
+        for done, cases in enumerate(together := scans(cohort)):
+            progress(done, len(together), name)
+            patient = cases[0].patient
+            image, truth, intensity = _read(cases, cohort, bundle.config)
             known = replace(bundle, config=replace(bundle.config, intensity=intensity))
             found = segment_volume(image, known, SegmentConfig(quality))
             drawn = as_the_tests_call_it(found.labels, asked)
-            spacing = image.grid.spacing_mm.tolist() if isinstance(image, Volume) else None
-            evaluation.add(case.patient, drawn, truth, spacing_mm=spacing)
-            status.setdefault(case.patient, []).append(found.trust.status)
+            measured = isinstance(image, Volume) and len(cases) == 1
+            spacing = image.grid.spacing_mm.tolist() if measured else None
+            evaluation.add(patient, drawn, truth, spacing_mm=spacing)
+            status.setdefault(patient, []).append(found.trust.status)
             if seen is not None and not isinstance(image, Volume):
                 right = ((drawn == truth) & (truth > 0)).sum()
                 dice = dice_from_counts(right, (drawn > 0).sum(), (truth > 0).sum())
@@ -139,6 +168,20 @@ def scored(
         }
         patients[one.patient]["labels"][called[one.label]] = figures
     return patients
+
+
+def _read(
+    cases: Sequence[Case], cohort: Cohort, config: TrainConfig
+) -> tuple[Volume | Picture, np.ndarray, Intensity]:
+    """Image, true classes and intensity rule of a case; slices of a volume become one, of unknown voxel size."""
+    read = [read_for_model(case, cohort, config)[:3] for case in cases]
+    if len(read) == 1:
+        return read[0]
+    array, truth = (  # seen as slices are shown: the patient's right at the left, the front above, feet first
+        np.stack([one.T for one in slices], axis=2)
+        for slices in ([image.array[0] for image, _, _ in read], [truth for _, truth, _ in read])
+    )
+    return Volume(array, Grid(array.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))), truth, read[0][2]
 
 
 def write_pictures(path: Path, seen: list[Seen], cohort: Cohort, each: int = 6) -> None:

@@ -16,9 +16,7 @@ the model as the test cohorts' label lung.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_test import as_the_tests_call_it, asked_classes, merged_label, test_cohort
+from model_test import as_the_tests_call_it, asked_classes, merged_label, scans, test_cohort
 from student_ideas import IDEAS
 from torch import nn
 
@@ -203,29 +201,6 @@ def scores(
     for one in evaluation.results():
         by_patient.setdefault(one.patient, {})[called[one.label]] = one.scores.dice
     yield from by_patient.items()
-
-
-def scans(cohort: Cohort) -> list[list[Case]]:
-    """The cases one by one, but neighbouring slices of a volume that come as pictures together."""
-    places = {case.id: _place(case) for case in cohort.cases}
-    distance: dict[str, int] = {}  # of the closest slices of a volume: of some every second one is there
-    for one, two in itertools.pairwise(sorted(place for place in places.values() if place)):
-        if one[0] == two[0]:
-            distance[one[0]] = min(two[1] - one[1], distance.get(one[0], two[1]))
-    grouped: list[list[Case]] = []
-    for case in sorted(cohort.cases, key=lambda case: places[case.id] or (case.id, 0)):
-        place, before = places[case.id], places[grouped[-1][-1].id] if grouped else None
-        if place and before and (place[0], place[1] - distance.get(place[0], 0)) == before:
-            grouped[-1].append(case)
-        else:
-            grouped.append([case])
-    return grouped
-
-
-def _place(case: Case) -> tuple[str, int] | None:
-    """The volume and number of a slice; None for what is no slice."""
-    found = re.fullmatch(r"(.*)_slice_(\d+)", case.id)
-    return (found[1], int(found[2])) if found else None
 
 
 def segmented(

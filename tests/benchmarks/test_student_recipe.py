@@ -102,7 +102,7 @@ def test_neighbouring_slices_are_one_scan(scripts: tuple[ModuleType, ModuleType]
     names = ["a_slice_9", "a_slice_10", "a_slice_12", "b_slice_13", "b_slice_14", "c", "d"]
     cases = tuple(Case(name, name[0], f"{name}.png", f"{name}_label.png") for name in names)
     cohort = Cohort("slices", "ct", Intensity(0.0, 255.0), (LEFT,), cases)
-    found = [[case.id for case in scan] for scan in scripts[0].scans(cohort)]
+    found = [[case.id for case in scan] for scan in scripts[1].scans(cohort)]
     assert found == [names[:2], names[2:3], names[3:5], ["c"], ["d"]]
 
 
@@ -167,6 +167,23 @@ def test_a_model_is_scored_as_its_student_is(
     labels, truth = recipe.segmented(model.student, config, [case], cohort)
     counted = dice_from_counts(((labels > 0) & (truth > 0)).sum(), (labels > 0).sum(), (truth > 0).sum())
     assert alone[case.patient]["discs"] == pytest.approx(counted)
+
+
+def test_slices_of_a_volume_are_segmented_as_one_by_both(
+    scripts: tuple[ModuleType, ModuleType], folders: tuple[Path, Path], bundle: tuple[Any, Any]
+) -> None:
+    recipe, model_test = scripts
+    model, config = bundle
+    cohort = load_cohort(folders[1])
+    cases = tuple(replace(c, id=f"v_slice_{2 * k}", patient="v") for k, c in enumerate(cohort.cases))
+    cohort, merged = replace(cohort, cases=cases), {"discs": (1, 2)}
+    (alone,) = (labels["discs"] for _, labels in recipe.scores(model.student, config, cohort, merged))
+    whole = model_test.scored(model, cohort, merged, "fast", "others")
+    assert whole["v"]["labels"]["discs"]["dice"] == pytest.approx(alone, abs=1e-4)
+    assert whole["v"]["trust"] == ["review"]  # of the volume, not of each slice
+    assert 0.05 < alone < 0.95
+    apart = dict(recipe.scores(model.student, config, replace(cohort, cases=cases[::2]), merged))
+    assert apart["v"]["discs"] != pytest.approx(alone, abs=1e-4)
 
 
 def test_labels_go_by_name_or_as_asked(
