@@ -27,7 +27,7 @@ class Options:
     quality: str = "standard"
     reconstruction: str = "auto"
     region: tuple | None = None
-    largestComponent: bool = False
+    pieces: str = "auto"
     studentAlone: bool = False
     standardNames: bool = False
     show3D: bool = False
@@ -39,8 +39,7 @@ class Options:
             arguments += ["--reconstruction", self.reconstruction]
         if self.region is not None:
             arguments.append("--region={!r},{!r}".format(*map(float, self.region)))
-        if self.largestComponent:
-            arguments.append("--largest-component")
+        arguments += {"auto": [], "largest": ["--largest-component"], "all": ["--no-largest-component"]}[self.pieces]
         return arguments
 
 

@@ -8,6 +8,7 @@ from slicer.parameterNodeWrapper import Choice, parameterNodeWrapper
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 QUALITIES = ["fast", "standard", "careful"]
 RECONSTRUCTIONS = ["auto", "paper", "mind", "map-mind"]
+PIECES = ["auto", "largest", "all"]
 FORMATS = ["nifti", "nrrd", "dicom-seg"]
 
 
@@ -19,6 +20,7 @@ class SemanticGANSlicerParameterNode:
     outputSegmentation: updated by a run; None makes a new one.
     model: name of a bundled model, or path of a model's folder or .zip; empty means the first of the list.
     regionFrom, regionTo: mm along S, as the red slice view shows them; used when regionEnabled.
+    pieces: of each label, auto: as the model says.
     standardNames: segments are called as their codes are; show3D: with surfaces.
     batchInput, batchOutput: folders; batchFormat: of the label maps.
     """
@@ -33,7 +35,7 @@ class SemanticGANSlicerParameterNode:
     regionEnabled: bool = False
     regionFrom: float = 0.0
     regionTo: float = 0.0
-    largestComponent: bool = False
+    pieces: Annotated[str, Choice(PIECES)] = "auto"
     standardNames: bool = False
     show3D: bool = False
     batchInput: str = ""

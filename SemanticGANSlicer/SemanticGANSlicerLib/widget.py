@@ -197,7 +197,7 @@ class SemanticGANSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin)
             quality=p.quality,
             reconstruction=p.reconstruction,
             region=(p.regionFrom, p.regionTo) if p.regionEnabled else None,
-            largestComponent=p.largestComponent,
+            pieces=p.pieces,
             studentAlone=model.studentAlone,
             standardNames=p.standardNames,
             show3D=p.show3D,

@@ -318,4 +318,4 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key} ")
         else:
-            yield prefix + key, value
+            yield prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -148,10 +148,10 @@ def test_panel_opens(ct: Any, panel: Any) -> None:
 def test_parameters_and_widgets_follow_each_other(panel: Any) -> None:
     ui, p = panel.ui, panel._parameterNode
     ui.qualityComboBox.setCurrentText("careful")
-    ui.largestComponentCheckBox.click()
-    assert (p.quality, p.largestComponent) == ("careful", True)
-    p.quality, p.largestComponent = "fast", False
-    assert (ui.qualityComboBox.currentText, ui.largestComponentCheckBox.checked) == ("fast", False)
+    ui.piecesComboBox.setCurrentText("all")
+    assert (p.quality, p.pieces) == ("careful", "all")
+    p.quality, p.pieces = "fast", "largest"
+    assert (ui.qualityComboBox.currentText, ui.piecesComboBox.currentText) == ("fast", "largest")
 
 
 def test_leaving_and_entering_adds_no_observers(ct: Any, panel: Any) -> None:

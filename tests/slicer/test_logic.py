@@ -237,14 +237,16 @@ def test_transforms_are_refused_with_advice(logic: Any, ct: Any) -> None:
 def test_options_are_those_of_the_command() -> None:
     from sgan_core.cli.segment import parser
 
-    options = Options("m", "cpu", "careful", "map-mind", (-120.5, 3.0), largestComponent=True)
+    options = Options("m", "cpu", "careful", "map-mind", (-120.5, 3.0), pieces="largest")
     args = parser().parse_args(["in.nrrd", "--output", "out", *options.arguments()])
     assert (args.model, args.device, args.quality, args.reconstruction) == ("m", "cpu", "careful", "map-mind")
     assert tuple(args.region) == (-120.5, 3.0)
     assert args.largest_component
     args = parser().parse_args(["in.nrrd", "--output", "out", *Options("m").arguments()])
     assert args.region is None
-    assert not args.largest_component
+    assert args.largest_component is None
+    args = parser().parse_args(["in.nrrd", "--output", "out", *Options("m", pieces="all").arguments()])
+    assert args.largest_component is False
 
 
 def test_a_student_alone_is_not_asked_for_a_reconstruction() -> None:

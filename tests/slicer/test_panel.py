@@ -63,14 +63,8 @@ def test_nothing_can_be_applied_without_a_volume(panel: Any) -> None:
 def test_defaults_are_right_and_folded_away(panel: Any) -> None:
     ui = panel.ui
     assert ui.optionsCollapsibleButton.collapsed
-    assert [
-        box.currentText for box in (ui.deviceComboBox, ui.qualityComboBox, ui.reconstructionComboBox)
-    ] == [
-        "auto",
-        "standard",
-        "auto",
-    ]
-    assert not ui.largestComponentCheckBox.checked
+    boxes = (ui.deviceComboBox, ui.qualityComboBox, ui.reconstructionComboBox, ui.piecesComboBox)
+    assert [box.currentText for box in boxes] == ["auto", "standard", "auto", "auto"]
     assert not ui.regionCheckBox.checked
     assert ui.outputSelector.currentNode() is None
     assert ui.modelComboBox.currentText == "phantom-ct-liver"
@@ -112,10 +106,10 @@ def test_parameters_and_widgets_follow_each_other(panel: Any, ct: Any) -> None:
     ui, p = panel.ui, panel.logic.getParameterNode()
     ui.qualityComboBox.setCurrentText("careful")
     ui.deviceComboBox.setCurrentText("cpu")
-    ui.largestComponentCheckBox.setChecked(True)
-    assert (p.quality, p.device, p.largestComponent) == ("careful", "cpu", True)
-    p.quality, p.largestComponent = "fast", False
-    assert (ui.qualityComboBox.currentText, ui.largestComponentCheckBox.checked) == ("fast", False)
+    ui.piecesComboBox.setCurrentText("all")
+    assert (p.quality, p.device, p.pieces) == ("careful", "cpu", "all")
+    p.quality, p.pieces = "fast", "largest"
+    assert (ui.qualityComboBox.currentText, ui.piecesComboBox.currentText) == ("fast", "largest")
     with pytest.raises(ValueError, match="slow"):
         p.quality = "slow"
 
