@@ -210,6 +210,8 @@ class StudentTrainConfig:
             raise InputError(
                 f"student: {self.max_images} images in batches of {self.batch}, expected at least 1"
             )
+        if not 0.0 < self.lr <= 1.0:
+            raise InputError(f"student: lr is {self.lr}, expected above 0, at most 1")
         if len(self.channels) < 2:
             raise InputError(f"student: channels is {self.channels}, expected the widths of 2 levels or more")
         if min(self.channels) < 1:
@@ -222,7 +224,7 @@ class StudentTrainConfig:
             raise InputError(
                 f"student: growth is {self.growth}, expected shares above 0 that leave some for the full size"
             )
-        for name in ("negative_share", "frame_share"):
+        for name in ("strength", "negative_share", "frame_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"student: {name} is {getattr(self, name)}, expected a share from 0 to 1")
 

@@ -211,7 +211,16 @@ def test_the_stage_needs_no_generator(disc_store, toy_config, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"batch": 0}, {"max_images": 0}, {"channels": (8,)}, {"negative_share": 1.5}, {"frame_share": -0.1}],
+    [
+        {"batch": 0},
+        {"max_images": 0},
+        {"channels": (8,)},
+        {"negative_share": 1.5},
+        {"frame_share": -0.1},
+        {"strength": float("nan")},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError, match="student"):
