@@ -136,7 +136,7 @@ class Fourier(Idea):
     """The amplitudes are mixed with those of another slice, the phases stay (Xu et al., CVPR 2021)."""
 
     def before_looks(self, image: Tensor, label: Tensor, numbers: torch.Generator) -> tuple[Tensor, Tensor]:
-        pool = self.store.slices_of(split="train")
+        pool = self.order.positions
         other = pool[torch.randint(len(pool), (len(image),), generator=numbers).numpy()]
         spectrum, second = (
             torch.fft.rfft2(image),
@@ -206,7 +206,7 @@ class _Turns:
 class MeanTeacher(Idea):
     """As many unlabelled slices again, whose label is what the average draws of them as they are (Tarvainen 2017).
 
-    From a quarter of the training on. The unlabelled are the slices of the split test, without labels.
+    From a quarter of the training on. The unlabelled are the training patients beyond the labelled ones.
     """
 
     def _loss(self, image: Tensor, target: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class MeanTeacher(Idea):
 
     def _unlabelled(self) -> tuple[Tensor, Tensor]:
         numbers = rng(self.seed, self.step_number, "student-unlabelled")
-        pool = self.store.slices_of(split="test")
+        pool = np.setdiff1d(self.store.slices_of(split="train"), self.order.positions)
         index = pool[torch.randint(len(pool), (self.config.batch,), generator=numbers).numpy()]
         image = self.store.at(self.size).image_batch(index)
         theta, contrast = augment.draw(len(image), self.config.strength, self.config.geometry, numbers)

@@ -32,7 +32,7 @@ from torch import nn
 
 from sgan_core.cli import app
 from sgan_core.cli.progress import Progress
-from sgan_core.cohort import Case, Cohort, load_cohort
+from sgan_core.cohort import Case, Cohort, labelled_patients, load_cohort
 from sgan_core.config import TrainConfig, merge, preset
 from sgan_core.errors import InputError
 from sgan_core.evaluation.cases import slices_for_model
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", nargs="+", type=int, default=[0, 1], help="default: 0 1")
     add("--arm", action="append", required=True, metavar="NAME=JSON", help="changes to student_train")
     add("--test", nargs="*", default=[], metavar="TEST", help="NAME=FOLDER:SPLIT, SPLIT may be all")
+    add("--rest", metavar="NAME", help="a test more: the labelled training patients beyond --labelled")
     add("--labels", nargs="*", default=[], metavar="NAME=1,2", help="classes that are a label of the tests")
     add(
         "--one-piece", nargs="*", default=[], metavar="LABEL", help="of the tests: their largest piece counts"
@@ -89,6 +90,8 @@ def make_table(args: argparse.Namespace) -> None:
     )
     watch = StudentWatch(store, first.generator.num_classes, first.student_train.looks)
     tests = dict(test_cohort(source) for source in args.test)
+    if args.rest:
+        tests[args.rest] = _rest(cohort, args.labelled)
     file = args.output.with_suffix(".json")
     head = {
         "train": cohort.name,
@@ -121,6 +124,15 @@ def make_table(args: argparse.Namespace) -> None:
             write_text(args.output.with_suffix(".md"), markdown(table(rows)))
             print(f"{name}, seed {seed}: {_means(row)}", file=sys.stderr, flush=True)
     print_table(table(rows))
+
+
+def _rest(cohort: Cohort, labelled: int) -> Cohort:
+    """The labelled training patients that no student is taught by."""
+    taught = labelled_patients(cohort, labelled)
+    cases = [c for c in cohort.cases if c.split == "train" and c.labelled and c.patient not in taught]
+    if not cases:
+        raise InputError(f"--rest: {cohort.name} has no labelled training patient beyond {labelled}.")
+    return replace(cohort, cases=tuple(cases))
 
 
 def _values(cohort: Cohort, names: Sequence[str]) -> list[int]:

@@ -15,7 +15,7 @@ _MOST = (
 class AppearanceConfig:
     """How often and how far images change. Shares are probabilities for each image.
 
-    The values here are CT's, whose looks lead to other modalities; those of the others are in ``LOOKS``.
+    The values here are what those of a modality, ``LOOKS``, begin from.
     """
 
     fat: float = 0.3  # share of images in which fat is told from air, see ``light_fat``
@@ -55,7 +55,8 @@ class AppearanceConfig:
                 )
 
 
-# Of an X-ray, a mole or a face the other devices are the other looks; CT's and MRI's lead to each other as well.
+# CT's and MRI's lead to each other; of an X-ray, a mole or a face the other devices are the other looks.
+_MODALITIES = AppearanceConfig(gamma=0.5, gamma_log=(-1.0, 1.2))
 _DEVICES = AppearanceConfig(
     fat=0.0, gas=0.0, curve=0.0, bias_log=0.3, noise_std=0.05, contrast=0.8, gamma=0.8
 )
@@ -63,8 +64,8 @@ _PHOTOGRAPH = replace(
     _DEVICES, contrast_factor=(0.7, 1.2), offset=0.15, colour=0.8, gamma=0.5, gamma_log=(-0.5, 0.5)
 )
 LOOKS = {
-    "ct": AppearanceConfig(),
-    "mr": AppearanceConfig(),
+    "ct": _MODALITIES,
+    "mr": _MODALITIES,
     "xray": _DEVICES,
     "dermoscopy": replace(_PHOTOGRAPH, vignette=0.3, hair=0.3),
     "face": _PHOTOGRAPH,

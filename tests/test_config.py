@@ -263,6 +263,7 @@ def test_each_modality_has_its_looks(modality):
     student = preset("tiny", modality=modality, num_classes=2).student_train
     wild = modality in ("ct", "mr")
     assert (student.looks.curve > 0.0) is wild
+    assert student.looks.gamma >= 0.5  # screens, windows and scanners brighten and darken every kind of image
     assert (student.negative_share > 0.0) is wild
     assert (student.looks.hair > 0.0) is (modality == "dermoscopy")
     assert (student.frame_share > 0.0) is (modality == "xray")

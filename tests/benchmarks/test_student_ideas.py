@@ -50,8 +50,7 @@ def store() -> SliceStore:
             patient=f"p{number // SLICES}",
             image=f"{number}.png",
             label=f"{number}_label.png",
-            split="test" if number // SLICES == PATIENTS - 1 else "train",
-            labelled_rank=None if number // SLICES == PATIENTS - 1 else number // SLICES,
+            labelled_rank=number // SLICES,
         )
         for number in range(count)
     )
@@ -132,7 +131,7 @@ def test_an_image_mixed_with_its_own_amplitudes_is_itself(
     ideas: ModuleType, store: SliceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = trainer(ideas, "fourier", store)
-    monkeypatch.setattr(SliceStore, "slices_of", lambda *_, **__: np.array([7]))
+    monkeypatch.setattr(student.order, "positions", np.array([7]))
     image = store.image_batch(np.array([7, 7]))
     after, _ = student.before_looks(image, image, torch.Generator().manual_seed(0))
     torch.testing.assert_close(after, image, atol=1e-5, rtol=0)
@@ -170,13 +169,15 @@ def test_a_volume_is_answered_with_its_neighbours(ideas: ModuleType, store: Slic
 def test_the_teachers_slices_are_those_without_labels(
     ideas: ModuleType, store: SliceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The split test, from a quarter of the training on."""
+    """Those of the third patient, from a quarter of the training on."""
     student, asked = trainer(ideas, "mean teacher", store), []
-    own = student._unlabelled
+    own, batch, seen = student._unlabelled, SliceStore.image_batch, []
     monkeypatch.setattr(student, "_unlabelled", lambda: asked.append(student.images) or own())
     for _ in range(8):
         student.step()
     assert asked == [16, 20, 24, 28]
+    monkeypatch.setattr(SliceStore, "image_batch", lambda one, index: seen.extend(index) or batch(one, index))
     image, answer = own()
+    assert set(seen) <= set(range(2 * SLICES, 3 * SLICES))
     assert image.shape == (4, 1, SIZE, SIZE)
     torch.testing.assert_close(answer.sum(dim=1), torch.ones(4, SIZE, SIZE))

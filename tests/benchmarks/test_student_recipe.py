@@ -98,6 +98,21 @@ def test_arms_are_trained_once_and_scored_by_patient(
     assert recipe.main([*options, *arms]) == 0
 
 
+def test_patients_beyond_the_labelled_ones_are_a_test(
+    scripts: tuple[ModuleType, ModuleType], options: list[str], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, _ = scripts
+    file = tmp_path / "table.json"
+    asked = [*options, "--arm", "base={}", "--labelled", "3", "--rest", "rest", "--output", str(file)]
+    assert recipe.main(asked) == 0
+    (row,) = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    cohort = load_cohort(folders[0])
+    (last,) = (case.patient for case in cohort.cases if case.labelled_rank == 3)
+    assert row["tests"]["rest"].keys() == {last}
+    with pytest.raises(InputError, match="no labelled training patient beyond 4"):
+        recipe._rest(cohort, 4)
+
+
 def test_neighbouring_slices_are_one_scan(scripts: tuple[ModuleType, ModuleType]) -> None:
     names = ["a_slice_9", "a_slice_10", "a_slice_12", "b_slice_13", "b_slice_14", "c", "d"]
     cases = tuple(Case(name, name[0], f"{name}.png", f"{name}_label.png") for name in names)
