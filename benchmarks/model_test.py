@@ -34,6 +34,7 @@ from sgan_core.evaluation.cases import read_for_model
 from sgan_core.evaluation.tables import Table, json_text, markdown, number, print_table, write_text
 from sgan_core.imaging.grid import Grid
 from sgan_core.imaging.image import Picture, Volume
+from sgan_core.imaging.intensity import luminance
 from sgan_core.imaging.slices import labels_to_model
 from sgan_core.labelling import QUALITIES, SegmentConfig
 from sgan_core.metrics.per_patient import Evaluation, dice_from_counts, mean_without_nan
@@ -41,6 +42,7 @@ from sgan_core.segment import segment_volume
 from sgan_core.sheets import colours_of, outline, write_sheet
 
 POOR_DICE, POOR_JACCARD = 0.9, 0.5
+FURTHEST = 2  # numbers between neighbouring slices of a volume that comes as pictures
 METRICS = ("dice", "jaccard", "hd95_mm", "nsd")
 
 
@@ -99,10 +101,10 @@ def test_cohort(source: str) -> tuple[str, Cohort]:
 def scans(cohort: Cohort) -> list[list[Case]]:
     """The cases one by one, but neighbouring slices of a volume that come as pictures together."""
     places = {case.id: _place(case) for case in cohort.cases}
-    distance: dict[str, int] = {}  # of the closest slices of a volume: of some every second one is there
+    distance = dict.fromkeys((place[0] for place in places.values() if place), FURTHEST)
     for one, two in itertools.pairwise(sorted(place for place in places.values() if place)):
         if one[0] == two[0]:
-            distance[one[0]] = min(two[1] - one[1], distance.get(one[0], two[1]))
+            distance[one[0]] = min(two[1] - one[1], distance[one[0]])
     grouped: list[list[Case]] = []
     for case in sorted(cohort.cases, key=lambda case: places[case.id] or (case.id, 0)):
         place, before = places[case.id], places[grouped[-1][-1].id] if grouped else None
@@ -179,7 +181,7 @@ def _read(
         return read[0]
     array, truth = (  # seen as slices are shown: the patient's right at the left, the front above, feet first
         np.stack([one.T for one in slices], axis=2)
-        for slices in ([image.array[0] for image, _, _ in read], [truth for _, truth, _ in read])
+        for slices in ([luminance(image.array)[0] for image, _, _ in read], [truth for _, truth, _ in read])
     )
     return Volume(array, Grid(array.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))), truth, read[0][2]
 

@@ -73,8 +73,8 @@ def measure(args: argparse.Namespace) -> None:
     )
     training = store.slices_of(split="train")
     held_out = np.concatenate([store.slices_of(split=split) for split in ("validation", "test")])
-    if not len(training) or not len(held_out):
-        raise InputError(f"{args.data}: images for training and held-out ones are needed.")
+    if len(set(store.patients(training))) < 2 or not len(held_out):
+        raise InputError(f"{args.data}: images of two training patients and held-out ones are needed.")
     held_out = spread(held_out, args.samples)
     samples, _ = draw_samples(bundle.generator, len(held_out), torch.device("cpu"), args.seed)
     parts = {"samples": samples.clamp(-1.0, 1.0), "held out": store.image_batch(held_out)}

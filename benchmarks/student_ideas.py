@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import DynUNet, UNet
+from model_test import FURTHEST
+from monai.networks.nets import BasicUNet, DynUNet, UNet
 from torch import Tensor, nn
 
 from sgan_core.appearance import apply_curves, random_curves, shift_appearance
@@ -206,7 +207,8 @@ class _Turns:
 class MeanTeacher(Idea):
     """As many unlabelled slices again, whose label is what the average draws of them as they are (Tarvainen 2017).
 
-    From a quarter of the training on. The unlabelled are the training patients beyond the labelled ones.
+    From a quarter of the training on. The unlabelled are the training patients beyond the labelled ones; so where
+    these are a test (``--rest``), its images were seen, without their labels.
     """
 
     def _loss(self, image: Tensor, target: Tensor) -> Tensor:
@@ -278,7 +280,7 @@ def neighbours(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
     above, below = np.arange(len(store.case)), np.arange(len(store.case))
     ordered = sorted(place)
     for one, two in itertools.pairwise(ordered):
-        if one[0] == two[0]:
+        if one[0] == two[0] and two[1] - one[1] <= FURTHEST:
             above[place[one]], below[place[two]] = place[two], place[one]
     return above, below
 
@@ -325,8 +327,10 @@ class TwoUnits(Idea):
         self.use(_unet(self, units=2))
 
 
-class DeepSupervision(Idea):
-    """nnU-Net's network (MONAI's DynUNet), its three finest levels supervised."""
+class DynUnet(Idea):
+    """nnU-Net's network (MONAI's DynUNet)."""
+
+    heads = 0  # supervised besides the finest
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -341,16 +345,39 @@ class DeepSupervision(Idea):
                 strides=(1,) + (2,) * (levels - 1),
                 upsample_kernel_size=(2,) * (levels - 1),
                 filters=self.config.channels,
-                deep_supervision=True,
-                deep_supr_num=2,
+                deep_supervision=self.heads > 0,
+                deep_supr_num=max(1, self.heads),
             )
         self.use(net)
+
+
+class DeepSupervision(DynUnet):
+    """The same, its three finest levels supervised."""
+
+    heads = 2
 
     def _loss(self, image: Tensor, target: Tensor) -> Tensor:
         with autocast(self.device, self.amp, cpu=True):
             heads = self.net(image).unbind(dim=1)
         losses = [0.5**k * segmentation_loss(head.float(), target) for k, head in enumerate(heads)]
         return torch.stack(losses).sum() / sum(0.5**k for k in range(len(heads)))
+
+
+class PlainUnet(Idea):
+    """nnU-Net's plain network without its other resolutions' heads (MONAI's BasicUNet)."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            net = BasicUNet(
+                spatial_dims=2,
+                in_channels=1,
+                out_channels=self.num_classes,
+                features=(*self.config.channels, self.config.channels[0]),
+                norm=("instance", {"affine": True}),
+            )
+        self.use(net)
 
 
 IDEAS: dict[str, type[StudentTrainer]] = {
@@ -367,5 +394,7 @@ IDEAS: dict[str, type[StudentTrainer]] = {
     "three slices": ThreeSlices,
     "full resolution": FullResolution,
     "two units": TwoUnits,
-    "deep supervision": DeepSupervision,
+    "plain unet": PlainUnet,
+    "dynunet": DynUnet,
+    "dynunet, deep supervision": DeepSupervision,
 }

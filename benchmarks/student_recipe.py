@@ -90,17 +90,24 @@ def make_table(args: argparse.Namespace) -> None:
     )
     watch = StudentWatch(store, first.generator.num_classes, first.student_train.looks)
     tests = dict(test_cohort(source) for source in args.test)
+    if args.rest in tests:
+        raise InputError(f"--rest {args.rest}: a --test has that name.")
     if args.rest:
         tests[args.rest] = _rest(cohort, args.labelled)
     file = args.output.with_suffix(".json")
     head = {
         "train": cohort.name,
+        "modality": args.modality,
+        "preset": args.preset,
+        "labels": args.labels,
+        "looks": asdict(first.student_train.looks),  # of "shifted"
         "labelled": args.labelled,
         "images": args.images,
         "size": first.student_size,
         "one_piece": args.one_piece,
         "tests": {name: len({case.patient for case in test.cases}) for name, test in tests.items()},
     }
+    head = json.loads(json_text(head))  # as it is stored
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     rows: list[dict[str, Any]] = stored.get("rows", []) if {k: stored.get(k) for k in head} == head else []
     for seed in args.seeds:

@@ -463,7 +463,9 @@ def _pixel_grid(rows: int, columns: int) -> Grid:
 
 
 def _seg_facts(bundle: Bundle) -> dict[str, Any]:
-    return {"model_name": bundle.name, "seed": bundle.config.seed}
+    restriction = terms_of(bundle.facts).restriction  # the file goes where no run.json goes with it
+    told = {"description": f"SemanticGAN: {restriction}"} if restriction else {}
+    return {"model_name": bundle.name, "seed": bundle.config.seed} | told
 
 
 def _write_labels(

@@ -348,10 +348,8 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-_NEGATIVES = {
-    "ct": 0.05,
-    "mr": 0.05,
-}  # share of pictures without the organ; an X-ray or a mole is asked for as such
+SCANS = ("ct", "mr")  # modalities whose images are volumes
+_NEGATIVES = dict.fromkeys(SCANS, 0.05)  # share of pictures without the organ; others are asked for as such
 
 
 def _student(size: int, modality: str, move: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from sgan_core.bundle import Bundle
 from sgan_core.cohort import Intensity
+from sgan_core.config import SCANS
 from sgan_core.errors import Cancelled, InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import NO_AIR_HU, in_units
@@ -124,6 +125,18 @@ def choose_intensity(image: Volume | Picture, intensity: Intensity) -> tuple[Int
     )
 
 
+def _with_what_it_shows(picture: Picture, intensity: Intensity) -> Picture:
+    """With a warning where its grey is only believed to show a model's range."""
+    low, high = intensity.low, intensity.high
+    if intensity.unit != "HU" or picture.array.dtype != np.uint8 or low is None or high is None:
+        return picture
+    shown = (
+        f"a picture has no Hounsfield units: black was taken for {low:g} and white for {high:g}, as the model learned; "
+        "where it shows another window its mask is wrong"
+    )
+    return replace(picture, warnings=(*picture.warnings, shown))
+
+
 def segment_volume(
     image: Volume | Picture,
     bundle: Bundle,
@@ -155,6 +168,8 @@ def prepare(image: Volume | Picture, bundle: Bundle, config: SegmentConfig) -> P
     """Bring an image to the model. Raises InputError as ``segment_volume``."""
     began = time.monotonic()
     intensity, warning = choose_intensity(image, bundle.config.intensity)
+    if isinstance(image, Picture):
+        image = _with_what_it_shows(image, bundle.config.intensity)
     image = in_units(image, intensity)
     stack = to_model(
         image,
@@ -201,7 +216,7 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
     if image.doubts:
         trust = replace(trust, status="review", reason="; ".join(filter(None, (*image.doubts, trust.reason))))
     apart: list[str] = []
-    if values := config.one_piece(bundle):
+    if values := _kept_whole(image, bundle, config):
         whole, labels = labels, largest_pieces(labels, values)
         if apart := _left_out(whole, labels, bundle):
             trust = _judged_in_part(trust, whole, labels, stack)
@@ -227,6 +242,13 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
         soft_dice_confidence=None if taught is None else soft_dice_confidence(taught),
         in_part=bool(values),
     )
+
+
+def _kept_whole(image: Volume | Picture, bundle: Bundle, config: SegmentConfig) -> tuple[int, ...]:
+    """Labels of which only the largest piece is kept: an organ of one piece may be several in one slice of a scan."""
+    if config.largest_component is None and isinstance(image, Picture) and bundle.config.modality in SCANS:
+        return ()
+    return config.one_piece(bundle)
 
 
 def _calibration(bundle: Bundle, config: SegmentConfig) -> Calibration | None:

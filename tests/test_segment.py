@@ -312,6 +312,38 @@ def test_largest_component_of_a_picture(bundle: Bundle, monkeypatch: pytest.Monk
     assert (found.labels.shape, found.labels.dtype, found.labels.sum()) == ((32, 32), np.uint8, 100)
 
 
+@pytest.mark.parametrize(("modality", "pixels"), [("ct", 116), ("mr", 116), ("xray", 100)])
+def test_an_organ_of_one_piece_may_be_two_in_one_slice(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, modality: str, pixels: int
+) -> None:
+    """A picture of a CT is a slice of the organ; an X-ray shows it whole."""
+    labels = np.zeros((1, 32, 32), np.int64)
+    labels[0, :4, :4], labels[0, 10:20, 10:20] = 1, 1
+    with_probabilities(monkeypatch, labels, bundle)
+    config = replace(bundle.config, modality=modality)
+    model = replace(bundle, config=config, facts={"one_piece": [bundle.config.labels[0].name]})
+    picture = Picture(np.random.default_rng(0).integers(0, 255, (1, 32, 32), dtype=np.uint8))
+    assert segment_volume(picture, model, SegmentConfig("fast")).labels.sum() == pixels
+    assert segment_volume(picture, model, SegmentConfig("fast", largest_component=True)).labels.sum() == 100
+
+
+def test_what_the_grey_of_a_picture_was_taken_for_is_told(bundle: Bundle) -> None:
+    """In another window the mask is wrong, and nothing else would say so."""
+    grey = np.random.default_rng(0).integers(0, 255, (1, 32, 32), dtype=np.uint8)
+    window = Intensity(low=-40.0, high=160.0, unit="HU")
+    model = replace(bundle, config=replace(bundle.config, intensity=window))
+
+    def told(image: Volume | Picture, model: Bundle) -> bool:
+        warnings = segment_volume(image, model, SegmentConfig("fast")).warnings
+        return any("black was taken for -40 and white for 160" in warning for warning in warnings)
+
+    assert told(Picture(grey), model)
+    assert not told(Picture(grey.astype(np.int16) * 10 - 1000), model)  # has units of its own
+    assert not told(cube(), model)
+    units = replace(bundle, config=replace(bundle.config, intensity=replace(window, unit="")))
+    assert not told(Picture(grey), units)
+
+
 # --- progress, stopping ----------------------------------------------------------------------------
 
 

@@ -170,6 +170,12 @@ class _Run:
     def _onCase(self, case):
         pass
 
+    def _tellTerms(self, case):
+        """Put the model's terms of use before a case's warnings."""
+        if self._restriction:
+            notice = _("Terms of use of the model: {text}").format(text=self._restriction)
+            case["warnings"] = [notice, *case.get("warnings", [])]
+
     def cancel(self):
         if self._worker is not None and self._worker.isRunning():
             self._worker.cancel()
@@ -273,9 +279,7 @@ class _VolumeRun(_Run):
         target = self._target
         if self._options.region is not None:
             case["warnings"] = [_partOnly(self._options.region), *case["warnings"]]
-        if self._restriction:
-            notice = _("Terms of use of the model: {text}").format(text=self._restriction)
-            case["warnings"] = [notice, *case["warnings"]]
+        self._tellTerms(case)
         if target is not None and not volumes.isStillOf(target, self._drawnOn):
             target = None  # gone, another volume's or elsewhere by now
         return (
@@ -337,6 +341,7 @@ class _FolderRun(_Run):
         self._startWorker(files + self._options.arguments())
 
     def _onCase(self, case):
+        self._tellTerms(case)
         if self._caseDone is not None:
             self._caseDone(case)
 

@@ -319,6 +319,7 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
 
     from sgan_core.device import choose_device, describe
     from sgan_core.errors import InputError
+    from sgan_core.terms import terms_of
     from sgan_core.training import run as training
     from sgan_core.training.loop import StopSignal
     from sgan_core.training.origin import read_origin
@@ -352,11 +353,14 @@ def train(args: argparse.Namespace, progress: Progress) -> int:
         raise InputError(f"--max-minutes {args.max_minutes}: give a positive number of minutes")
     _distributed(device.type, config)
     told: dict[str, Any] = {"on_progress": progress, "on_stage": progress.stage, "on_event": progress.event}
+    origin = read_origin(args.init_from) if args.init_from else None
+    if origin is not None and (notice := terms_of(origin.facts).notice):
+        log.warning("%s: %s.", origin.name, notice)
     run = training.Run(
         args.output,
         device,
         max_minutes=args.max_minutes,
-        origin=read_origin(args.init_from) if args.init_from else None,
+        origin=origin,
         perceptual_weights=args.perceptual_weights,
         should_stop=lambda: bool(stop),
         **(told if rank() == 0 else {}),

@@ -22,7 +22,7 @@ from torch import nn
 from sgan_core import __version__
 from sgan_core.bundle import GENERATOR, load_bundle, save_bundle
 from sgan_core.cohort import BUILT_IN, Cohort, labelled_patients
-from sgan_core.config import TrainConfig
+from sgan_core.config import SCANS, TrainConfig
 from sgan_core.curvature import measure_curvature
 from sgan_core.device import describe
 from sgan_core.errors import Cancelled, InputError
@@ -51,7 +51,7 @@ LABEL_TIE = 0.02  # agreement with the judge moves by that much between neighbou
 _COHORT_BYTES = 1 << 16
 _COHORT = "cohort.json"  # in the run's folder: name and fingerprint of the cohort it learns from
 JUDGE_IMAGES = 24_000  # seen by the judge of generated labels
-_SCANS = ("ct", "mr")  # are volumes, whose slices are not all of the organ
+_FEW_EMPTY = 0.05  # of a scan's slices: fewer without the organ teach little
 _JUDGE_SHARE = 0.1  # of stage 1's time, at most
 
 
@@ -234,7 +234,8 @@ def train(
         resumed=resumed,
     )
     if rank() == 0:
-        _warn_where_every_slice_has_a_label(store, config)
+        if "student" in stages:
+            _warn_of_few_empty_slices(store, config)
         keep_terms(run.folder, _terms_of_data(cohort), run.origin)
         if run.origin:
             adopt(run.origin, config, run.checkpoints)
@@ -612,14 +613,18 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
     return folder
 
 
-def _warn_where_every_slice_has_a_label(store: SliceStore, config: TrainConfig) -> None:
-    """Scans reach further than the organ: a student that never saw a slice without it draws it there."""
-    if config.modality in _SCANS and all(
-        store.labels[slice_].any() for slice_ in store.labelled(config.labelled)
-    ):
+def _warn_of_few_empty_slices(store: SliceStore, config: TrainConfig) -> None:
+    """Scans reach further than the organ: a student that hardly saw a slice without it draws it there."""
+    if config.modality not in SCANS:
+        return
+    known = store.labelled(config.labelled)
+    empty = sum(not store.labels[one].any() for one in known)
+    if empty < _FEW_EMPTY * len(known):
         logger.warning(
-            "Every labelled slice holds a label, so the student never learns what a slice without one looks like, "
-            "and may draw masks beyond the organs. Give whole scans; a slice without an organ has an empty label file."
+            "%d of %d labelled slices hold no label, so the student hardly learns what a slice without one looks like, "
+            "and may draw masks beyond the organs. Give whole scans; a slice without an organ has an empty label file.",
+            empty,
+            len(known),
         )
 
 

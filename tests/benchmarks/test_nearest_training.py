@@ -87,4 +87,4 @@ def test_the_bundled_generator(
         script, "phantom_cohort", lambda: phantom_cohort(patients=3, labelled=1, validation=0)
     )
     assert script.main(asked) == 2
-    assert "held-out ones are needed" in capsys.readouterr().err
+    assert "and held-out ones are needed" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from sgan_core.training.data import SliceStore
 from sgan_core.training.student import StudentTrainer
 
 SIZE, PATIENTS, SLICES = 64, 3, 5
-PLAIN = StudentTrainConfig(channels=(4, 8, 16, 32), batch=4, max_images=64, growth={}, negative_share=0.0)
+PLAIN = StudentTrainConfig(channels=(4, 8, 16, 32, 64), batch=4, max_images=64, growth={}, negative_share=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def changed(ideas: ModuleType, name: str, store: SliceStore) -> tuple[Tensor, Te
 
 NAMES = (
     "organ curve", "field curve", "region curve", "randconv", "fourier", "low resolution", "elastic", "balanced",
-    "mean teacher", "three slices", "full resolution", "two units", "deep supervision",
+    "mean teacher", "three slices", "full resolution", "two units", "dynunet",
+    "dynunet, deep supervision", "plain unet",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from helpers import make_volume, voxels
 
 import standin
 from SemanticGANSlicerLib import importer, models, process, volumes
-from SemanticGANSlicerLib.logic import Options
+from SemanticGANSlicerLib.logic import Options, _FolderRun
 
 FakeWorker = Callable[..., None]
 MODEL = Options(model="phantom-ct-liver", quality="fast")
@@ -259,6 +259,23 @@ def test_folders_are_asked_for(logic: Any, tmp_path: Path) -> None:
         logic.segmentFolder(str(tmp_path / "none"), str(tmp_path), MODEL)
     with pytest.raises(ValueError, match="folder for the results"):
         logic.segmentFolder(str(tmp_path), "", MODEL)
+
+
+def test_a_restriction_is_a_notice_of_every_case_of_a_folder(
+    logic: Any, fake_worker: FakeWorker, tmp_path: Path
+) -> None:
+    found: list[dict[str, Any]] = []
+    run = _FolderRun(logic, str(tmp_path), str(tmp_path), MODEL, "nifti", None, found.append, None)
+    for terms, warnings in (
+        ({"restriction": "research only"}, ["Terms of use of the model: research only"]),
+        ({}, []),
+    ):
+        run._onEvent({"event": "start", "model": "m", "device": "cpu", "labels": [], **terms})
+        run._onEvent({"event": "case", "warnings": ["a warning"]})
+        run._onEvent({"event": "case", "error": "broken"})
+        whole, failed = found[-2:]
+        assert whole["warnings"] == [*warnings, "a warning"]
+        assert failed.get("warnings", []) == warnings
 
 
 # --- the engine ------------------------------------------------------------------------------------

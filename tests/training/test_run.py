@@ -123,18 +123,27 @@ def test_time_begins_with_the_slices_at_hand(toy_config, disc_store, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("empty", "modality", "told"), [(0.0, "ct", True), (0.25, "ct", False), (0.0, "xray", False)]
+    ("empty", "modality", "stage", "told"),
+    [
+        (0.0, "ct", "student", True),
+        (1 / 60, "mr", "student", True),
+        (0.25, "ct", "student", False),
+        (0.0, "xray", "student", False),
+        (0.0, "ct", "gan", False),
+    ],
 )
 def test_scans_without_a_slice_beyond_the_organ_are_told(
-    toy_config, disc_store, tmp_path, monkeypatch, caplog, empty, modality, told
+    toy_config, disc_store, tmp_path, monkeypatch, caplog, empty, modality, stage, told
 ):
     """Every X-ray of a chest has lungs; a CT goes on where the liver ends."""
-    store = disc_store(empty=empty)
+    store = disc_store(empty=0.0, slices=30)
+    store.labels[: round(empty * 60)] = 0  # of 60 labelled slices
     monkeypatch.setattr(run_module, "open_store", lambda *_, **__: store)
-    monkeypatch.setattr(run_module, "_train_student", lambda *_: None)
+    for name in ("_train_student", "_train_gan"):
+        monkeypatch.setattr(run_module, name, lambda *_: None)
     config = replace(toy_config(), modality=modality)
-    train(Run(tmp_path, torch.device("cpu")), config, store.cohort, stages=("student",))
-    assert ("Every labelled slice holds a label" in caplog.text) == told
+    train(Run(tmp_path, torch.device("cpu")), config, store.cohort, stages=(stage,))
+    assert ("labelled slices hold no label" in caplog.text) == told
 
 
 @pytest.mark.parametrize(

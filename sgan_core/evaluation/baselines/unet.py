@@ -1,8 +1,8 @@
 """The reference segmenter: MONAI's 2-D U-Net on the labelled slices alone.
 
 Method ``unet`` sees the slices with geometric augmentation only, ``unet_intensity`` also with random
-intensity curves, bias field, noise and blur (``appearance``). The student learns beyond that to tell fat from air,
-and from pictures without the organ.
+intensity curves, bias field, noise and blur (``appearance``). The student learns beyond that under a random gamma,
+to tell fat from air, and from pictures without the organ.
 """
 
 from __future__ import annotations
