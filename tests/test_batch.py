@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,20 +283,21 @@ def test_dicom_segmentation_of_other_files_is_refused(bundle: Any, scans: list[P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_restriction_goes_with_a_dicom_segmentation(dicom_files: Any, bundle: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("scans")
+@pytest.mark.parametrize(
+    ("use", "told"),
+    [({}, "SemanticGAN segmentation"), ({"restriction": "not for sale"}, "SemanticGAN: not for sale")],
+)
+def test_a_restriction_goes_with_a_dicom_segmentation(
+    dicom_files: Any, bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: dict, told: str
+) -> None:
     """Into a PACS, where no run.json follows it."""
-    facts = {**bundle.facts, "use": {"restriction": "not for commercial use"}}
-    restricted = copy(bundle)
-    restricted.facts = facts
+    monkeypatch.setattr(bundle, "facts", {**bundle.facts, "use": use})
     inputs = find_inputs([write_series(dicom_files, tmp_path / "scan")])
     config = BatchConfig(format="dicom-seg", report=False)
-    for model, told in (
-        (restricted, "SemanticGAN: not for commercial use"),
-        (bundle, "SemanticGAN segmentation"),
-    ):
-        result = run_batch(inputs, model, tmp_path / told[-5:], config, options={})
-        header = pydicom.dcmread(result.record["cases"][0]["output"])
-        assert (header.ContentDescription, header.SeriesDescription) == (told, told)
+    result = run_batch(inputs, bundle, tmp_path / "out", config, options={})
+    header = pydicom.dcmread(result.record["cases"][0]["output"])
+    assert (header.ContentDescription, header.SeriesDescription) == (told, told)
 
 
 def test_all_formats_hold_the_same_voxels(
