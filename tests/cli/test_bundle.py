@@ -154,7 +154,7 @@ def test_list_shows_bundled_models_and_those_of_the_user(
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [model["name"] for model in found["models"]]
-    assert names == ["chest-xray-thorax", "phantom-ct-liver", "skin-lesion", "my-liver"]
+    assert names == ["chest-xray-thorax", "phantom-ct-liver", "skin-lesion", "ct-liver", "my-liver"]
     assert len(found["problems"]) == 1
     assert main(["verify", "my-liver"]) == 0  # a name works where a path does
 

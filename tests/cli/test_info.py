@@ -40,7 +40,7 @@ def test_one_object_for_programs(capsys: Output) -> None:
         "torch": torch.__version__,
         "auto": cpu,
         "devices": [cpu | {"memory_gb": None}],
-        "models": ["chest-xray-thorax", "phantom-ct-liver", "skin-lesion"],
+        "models": ["chest-xray-thorax", "phantom-ct-liver", "skin-lesion", "ct-liver"],
     }
 
 
