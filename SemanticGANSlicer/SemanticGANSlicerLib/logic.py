@@ -39,7 +39,9 @@ class Options:
             arguments += ["--reconstruction", self.reconstruction]
         if self.region is not None:
             arguments.append("--region={!r},{!r}".format(*map(float, self.region)))
-        arguments += {"auto": [], "largest": ["--largest-component"], "all": ["--no-largest-component"]}[self.pieces]
+        arguments += {"auto": [], "largest": ["--largest-component"], "all": ["--no-largest-component"]}[
+            self.pieces
+        ]
         return arguments
 
 
