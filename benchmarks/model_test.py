@@ -100,7 +100,7 @@ def test_cohort(source: str) -> tuple[str, Cohort]:
 
 def scans(cohort: Cohort) -> list[list[Case]]:
     """The cases one by one, but neighbouring slices of a volume that come as pictures together."""
-    places = {case.id: _place(case) for case in cohort.cases}
+    places = {case.id: place_of(case) for case in cohort.cases}
     distance = dict.fromkeys((place[0] for place in places.values() if place), FURTHEST)
     for one, two in itertools.pairwise(sorted(place for place in places.values() if place)):
         if one[0] == two[0]:
@@ -115,7 +115,7 @@ def scans(cohort: Cohort) -> list[list[Case]]:
     return grouped
 
 
-def _place(case: Case) -> tuple[str, int] | None:
+def place_of(case: Case) -> tuple[str, int] | None:
     """The volume and number of a slice; None for what is no slice."""
     found = re.fullmatch(r"(.*)_slice_(\d+)", case.id)
     return (found[1], int(found[2])) if found else None

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model_test import FURTHEST
+from model_test import FURTHEST, place_of
 from monai.networks.nets import BasicUNet, DynUNet, UNet
 from torch import Tensor, nn
 
@@ -274,9 +273,9 @@ def neighbours(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the slices above and below each slice; the slice itself at the ends of a volume."""
     place = {}
     for position, case in enumerate(store.case):
-        found = re.fullmatch(r"(.*)_slice_(\d+)", store.cohort.cases[case].id)
+        found = place_of(store.cohort.cases[case])
         assert found is not None, "ThreeSlices is for cohorts of slices"
-        place[found[1], int(found[2])] = position
+        place[found] = position
     above, below = np.arange(len(store.case)), np.arange(len(store.case))
     ordered = sorted(place)
     for one, two in itertools.pairwise(ordered):

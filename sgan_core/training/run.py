@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -618,8 +619,10 @@ def _warn_of_few_empty_slices(store: SliceStore, config: TrainConfig) -> None:
     if config.modality not in SCANS:
         return
     known = store.labelled(config.labelled)
-    empty = sum(not store.labels[one].any() for one in known)
-    if empty < _FEW_EMPTY * len(known):
+    enough = math.ceil(_FEW_EMPTY * len(known))
+    found = (one for one in known if not store.labels[one].any())
+    empty = sum(1 for _ in itertools.islice(found, enough))  # reads no more than it must
+    if empty < enough:
         logger.warning(
             "%d of %d labelled slices hold no label, so the student hardly learns what a slice without one looks like, "
             "and may draw masks beyond the organs. Give whole scans; a slice without an organ has an empty label file.",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,11 +16,8 @@ from sgan_core.phantom import phantom_cohort
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("nearest_training")
-    sys.path.remove(folder)
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("nearest_training")
 
 
 LIBRARY = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))

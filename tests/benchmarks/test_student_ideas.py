@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,12 +22,8 @@ PLAIN = StudentTrainConfig(channels=(4, 8, 16, 32, 64), batch=4, max_images=64, 
 
 
 @pytest.fixture(scope="module")
-def ideas() -> Iterator[ModuleType]:
-    """They are scripts, not a package."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("student_ideas")
-    sys.path.remove(folder)
+def ideas(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("student_ideas")
 
 
 @pytest.fixture(scope="module")

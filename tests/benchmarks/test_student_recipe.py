@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,12 +23,8 @@ LEFT, RIGHT = Label(1, "left disc", (200, 90, 60)), Label(2, "right disc", (60, 
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """They are scripts, not a package: student_recipe imports its neighbour."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("student_recipe"), importlib.import_module("model_test")
-    sys.path.remove(folder)
+def scripts(benchmark_script: Callable[[str], ModuleType]) -> tuple[ModuleType, ModuleType]:
+    return benchmark_script("student_recipe"), benchmark_script("model_test")
 
 
 def cohort_of(folder: Path, name: str, labels: tuple[Label, ...], patients: int, split: str) -> Path:
