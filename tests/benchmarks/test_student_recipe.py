@@ -115,6 +115,15 @@ def test_neighbouring_slices_are_one_scan(scripts: tuple[ModuleType, ModuleType]
     assert found == [names[:2], names[2:3], names[3:5], ["c"], ["d"]]
 
 
+def test_slices_far_apart_are_no_neighbours(scripts: tuple[ModuleType, ModuleType]) -> None:
+    """Single slices of a patient, even when they lie evenly; of some volumes every second slice is there."""
+    names = ["a_slice_34", "a_slice_38", "a_slice_42", "b_slice_2", "b_slice_4"]
+    cases = tuple(Case(name, name[0], f"{name}.png", f"{name}_label.png") for name in names)
+    cohort = Cohort("slices", "mr", Intensity(0.0, 255.0), (LEFT,), cases)
+    found = [[case.id for case in scan] for scan in scripts[1].scans(cohort)]
+    assert found == [names[:1], names[1:2], names[2:3], names[3:]]
+
+
 def test_only_the_largest_piece_of_a_scan_counts_where_that_is_asked_for(
     scripts: tuple[ModuleType, ModuleType], folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
