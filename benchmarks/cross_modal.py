@@ -63,7 +63,7 @@ from sgan_core.labelling import RECONSTRUCTIONS, SegmentConfig, label_slices, sm
 from sgan_core.metrics.per_patient import NAN, Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
 from sgan_core.phantom import DOMAINS, phantom_cohort
-from sgan_core.training.data import open_store
+from sgan_core.training.data import slices_of_model
 
 INVERSIONS = tuple(f"inversion_{name}" for name in RECONSTRUCTIONS if name != "auto")
 METHODS = ("ceiling", *unet.METHODS, "student", "encoder", *INVERSIONS, "fusion", "standard")
@@ -270,19 +270,13 @@ def trained_unet(name: str, bundle: Bundle, args: argparse.Namespace) -> nn.Modu
     labelled, generator = bundle.config.labelled, bundle.config.generator
     cohort = phantom_cohort(labelled=labelled) if args.train == "phantom" else load_cohort(args.train)
     require_same_classes(cohort, bundle)
-    cohort = replace(cohort, intensity=bundle.config.intensity, squash=bundle.config.squash)
     known = tuple(
         case for case in cohort.cases if case.label or case.empty
     )  # the unlabelled are of no use to it
     config = unet.UnetConfig(steps=args.unet_steps, appearance=unet.METHODS[name], seed=args.seed)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, Progress() as progress:
         folder = args.cache or Path(temporary)
-        store = open_store(
-            replace(cohort, cases=known),
-            folder,
-            size=bundle.config.student_size,
-            channels=generator.image_channels,
-        )
+        store = slices_of_model(replace(cohort, cases=known), bundle.config, folder)
         return unet.train_unet(
             store,
             config,

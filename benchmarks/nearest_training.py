@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from sgan_core.evaluation.tables import json_text, write_text
 from sgan_core.metrics.frechet import pooled_features
 from sgan_core.phantom import phantom_cohort
 from sgan_core.sheets import outline, write_sheet
-from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
+from sgan_core.training.data import CACHE_FOLDER, SliceStore, slices_of_model
 from sgan_core.training.evaluate import draw_samples, spread
 
 SHOWN = 8
@@ -64,13 +63,8 @@ def measure(args: argparse.Namespace) -> None:
     """Measure and write."""
     bundle = load_bundle(args.model, choose_device("cpu"))
     config, cohort = bundle.config, _cohort(args.data)
-    store = open_store(
-        replace(cohort, squash=config.squash),
-        args.cache or args.output.parent / CACHE_FOLDER,
-        size=config.generator.size,
-        channels=config.generator.image_channels,
-        intensity=config.intensity,
-    )
+    folder = args.cache or args.output.parent / CACHE_FOLDER
+    store = slices_of_model(cohort, config, folder, size=config.generator.size)
     training = store.slices_of(split="train")
     held_out = np.concatenate([store.slices_of(split=split) for split in ("validation", "test")])
     if len(set(store.patients(training))) < 2 or not len(held_out):

@@ -59,7 +59,7 @@ from sgan_core.reconstruction import (
     hat_functions,
     roughness,
 )
-from sgan_core.training.data import SliceStore, open_store, rng
+from sgan_core.training.data import SliceStore, rng, slices_of_model
 from sgan_core.training.evaluate import mean_dice
 
 RESULTS = Path(__file__).parent / "results" / "reconstruction_terms.json"
@@ -297,12 +297,9 @@ def _store(bundle: Bundle, domain: str, cache: Path) -> SliceStore:
         for case in cohort.cases
         if case.split == "validation" or (domain == "ct" and case.label is not None)
     ]
-    return open_store(
-        replace(cohort, cases=tuple(wanted)),
-        cache,
-        size=bundle.config.generator.size,
-        channels=1,
-        processes=1,
+    config = bundle.config
+    return slices_of_model(
+        replace(cohort, cases=tuple(wanted)), config, cache, size=config.generator.size, processes=1
     )
 
 

@@ -42,7 +42,7 @@ from sgan_core.labelling import smooth_through_plane
 from sgan_core.metrics.per_patient import Evaluation, mean_without_nan
 from sgan_core.networks.segmenter import predict
 from sgan_core.pieces import largest_pieces
-from sgan_core.training.data import SliceStore, open_store, rng
+from sgan_core.training.data import SliceStore, rng, slices_of_model
 from sgan_core.training.evaluate import StudentWatch, mean_dice
 from sgan_core.training.gan import one_hot
 from sgan_core.training.student import framed, frames
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--one-piece", nargs="*", default=[], metavar="LABEL", help="of the tests: their largest piece counts"
     )
+    add("--no-body", action="store_true", help="of scans: air beside the body is not cut off")
     add("--cache", type=Path, required=True, metavar="DIR", help="keeps prepared slices")
     add("--output", required=True, type=Path, metavar="STEM", help="STEM.json and STEM.md are written")
     return app.run(make_table, p, argv)
@@ -81,13 +82,7 @@ def make_table(args: argparse.Namespace) -> None:
     configs = {name: _config(args, cohort, changes) for name, changes in arms.items()}
     first = next(iter(configs.values()))
     known = tuple(case for case in cohort.cases if case.labelled)
-    store = open_store(
-        replace(cohort, cases=known, squash=first.squash),
-        args.cache,
-        size=first.student_size,
-        channels=first.generator.image_channels,
-        intensity=first.intensity,
-    )
+    store = slices_of_model(replace(cohort, cases=known), first, args.cache)
     watch = StudentWatch(store, first.generator.num_classes, first.student_train.looks)
     tests = dict(test_cohort(source) for source in args.test)
     if args.rest in tests:
@@ -104,6 +99,7 @@ def make_table(args: argparse.Namespace) -> None:
         "labelled": args.labelled,
         "images": args.images,
         "size": first.student_size,
+        "body": first.body,
         "one_piece": args.one_piece,
         "tests": {name: len({case.patient for case in test.cases}) for name, test in tests.items()},
     }
@@ -162,6 +158,7 @@ def _config(args: argparse.Namespace, cohort: Cohort, changes: dict[str, Any]) -
         "labels": [asdict(label) for label in cohort.labels],
         "intensity": asdict(cohort.intensity),
         "squash": cohort.squash,
+        "body": base.body and not args.no_body,
         "labelled": args.labelled,
         "student_train": merge(
             {"max_images": args.images}, {k: v for k, v in changes.items() if k != "idea"}

@@ -41,7 +41,7 @@ from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import label_probs, predict
 from sgan_core.phantom import phantom_cohort
 from sgan_core.training import augment, calibrate
-from sgan_core.training.data import UNLABELLED, SliceStore, open_store, rng
+from sgan_core.training.data import UNLABELLED, SliceStore, rng, slices_of_model
 from sgan_core.training.evaluate import mean_dice
 from sgan_core.training.gan import one_hot
 from sgan_core.training.losses import overlap_share
@@ -113,9 +113,8 @@ def make_table(args: argparse.Namespace) -> None:
         generator, facts = trained_generator(Run(args.run, torch.device("cpu")), config)
         drawn_by = facts["images"]
     cohort = phantom_cohort(labelled=config.labelled) if args.data == "phantom" else load_cohort(args.data)
-    cohort = replace(cohort, squash=config.squash)
-    size, channels = config.student_size, config.generator.image_channels
-    store = open_store(cohort, args.cache, size=size, channels=channels, intensity=config.intensity)
+    size = config.student_size
+    store = slices_of_model(cohort, config, args.cache)
     file = args.output.with_suffix(".json")
     head = {"size": size, "images": args.images, "figures": [*DICE, *FALSE]}
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

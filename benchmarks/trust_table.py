@@ -39,7 +39,7 @@ from sgan_core.phantom import DOMAINS, LIVER, make_case, phantom_cohort
 from sgan_core.segment import choose_intensity
 from sgan_core.training import calibrate
 from sgan_core.training.calibrate import Shown
-from sgan_core.training.data import open_store, rng
+from sgan_core.training.data import rng, slices_of_model
 from sgan_core.trust import Anatomy, Calibration, judge, kept, moved, stored_calibration
 
 FIRST_SEED = 700_000  # far from training and validation, not among the test patients either
@@ -125,12 +125,8 @@ def calibrated(
         return stored, {}
     cohort = phantom_cohort(labelled=bundle.config.labelled)
     cases = tuple(case for case in cohort.cases if case.labelled)  # enough to know the anatomy
-    cohort = replace(cohort, cases=cases, intensity=bundle.config.intensity, squash=bundle.config.squash)
-    generator = bundle.config.generator
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        store = open_store(
-            cohort, Path(folder), size=bundle.config.student_size, channels=generator.image_channels
-        )
+        store = slices_of_model(replace(cohort, cases=cases), bundle.config, Path(folder))
         assert bundle.student is not None
         anatomy = calibrate.training_anatomy(store, bundle.student, device=bundle.device)
         return calibrate.calibrate(calibrate.show(store), segment, anatomy)[method]
@@ -172,7 +168,9 @@ def patients_slices(args: argparse.Namespace, bundle: Bundle) -> Shown:
     for seed in range(args.first_seed, args.first_seed + args.patients):
         case = make_case(seed, args.domain)
         intensity, _ = choose_intensity(case.image, config.intensity)
-        stack = to_model(case.image, size=config.student_size, intensity=intensity, squash=config.squash)
+        stack = to_model(
+            case.image, size=config.student_size, intensity=intensity, squash=config.squash, body=config.body
+        )
         chosen = np.linspace(0, len(stack.images) - 1, args.slices + 2).round().astype(int)[1:-1]
         images.append(stack.images[chosen])
         labels.append(labels_to_model((case.labels == LIVER).astype(np.uint8), stack)[chosen])

@@ -252,7 +252,8 @@ def _intensity(config: TrainConfig) -> str:
     else:
         text = f"{rule.low:g} to {rule.high:g} {rule.unit}".rstrip() + " become -1 to 1"
     first = [name.replace("_", " ") for name in rule.corrections]
-    return ", then ".join([*first, text]) + ("; stretched to a square" if config.squash else "")
+    shape = "; stretched to a square" if config.squash else "; cut to the body" if config.body else ""
+    return ", then ".join([*first, text]) + shape
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:

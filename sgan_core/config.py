@@ -13,6 +13,7 @@ from sgan_core.errors import InputError
 from sgan_core.looks import LOOKS, AppearanceConfig
 
 SIZES = (32, 64, 128, 256, 512)
+NETWORKS = ("residual", "nnunet")  # of the student: networks.segmenter
 LARGEST_STUDENT = 2048  # pixels along a side; a slip of the keyboard would ask for more memory than there is
 
 
@@ -193,6 +194,9 @@ class StudentTrainConfig:
         None  # pixels along a side of its slices, a multiple of the generator's; None: the generator's
     )
     growth: dict[int, float] = field(default_factory=dict)  # smaller sizes first -> their share of the stage
+    network: str = (
+        "residual"  # "residual" (a residual U-Net) | "nnunet" (nnU-Net's: a level more, 2.4 times the time)
+    )
     channels: tuple[int, ...] = (24, 48, 96, 192)  # width of each level
     batch: int = 16
     max_images: int = 160_000
@@ -212,6 +216,8 @@ class StudentTrainConfig:
             )
         if not 0.0 < self.lr <= 1.0:
             raise InputError(f"student: lr is {self.lr}, expected above 0, at most 1")
+        if self.network not in NETWORKS:
+            raise InputError(f"student: network is {self.network!r}, expected one of {', '.join(NETWORKS)}")
         if len(self.channels) < 2:
             raise InputError(f"student: channels is {self.channels}, expected the widths of 2 levels or more")
         if min(self.channels) < 1:
@@ -275,6 +281,7 @@ class TrainConfig:
     perceptual: str = "efficientnet-lite0"
     intensity: Intensity = Intensity(percentiles=(0.5, 99.5))
     squash: bool = False  # images are stretched to the square instead of padded
+    body: bool = False  # air beside the body is cut off, so that it fills the square (imaging.slices)
     labels: tuple[Label, ...] = ()
     labelled: int = 8  # labelled patients
     seed: int = 0
@@ -466,8 +473,9 @@ def preset(
     if student_size is None:
         student_size = min(2 * size, SIZES[-1]) if name in ("tiny", "small") else size
     own["student_train"] = _student(student_size, modality, move)
+    own["student_train"]["network"] = "residual" if name in ("tiny", "small") else "nnunet"
     values = merge(TrainConfig().to_dict(), own)
     generator = {"size": size, "image_channels": of["image_channels"], "num_classes": num_classes}
-    changes = {"modality": modality, "preset": name, "generator": generator}
+    changes = {"modality": modality, "preset": name, "generator": generator, "body": of["body"]}
     changes["intensity"] = dataclasses.asdict(of["intensity"])
     return TrainConfig.from_dict(merge(values, changes))

@@ -24,6 +24,7 @@ from sgan_core.imaging.slices import (
     slice_centres_mm,
     to_model,
     to_volume,
+    window_of,
 )
 from sgan_core.labelling import (
     Chosen,
@@ -177,6 +178,7 @@ def prepare(image: Volume | Picture, bundle: Bundle, config: SegmentConfig) -> P
         intensity=intensity,
         channels=bundle.config.generator.image_channels,
         squash=bundle.config.squash,
+        body=bundle.config.body,
     )
     if config.region is not None:  # cut only now: black and white are those of the whole image
         stack = _inside(stack, config.region)
@@ -238,6 +240,7 @@ def finish(prepared: Prepared, found: Labelling, bundle: Bundle, config: Segment
             *((warning,) if warning else ()),
             *apart,
             *_cut_off(labels, stack, bundle),
+            *_beside(labels, stack, bundle),
         ),
         soft_dice_confidence=None if taught is None else soft_dice_confidence(taught),
         in_part=bool(values),
@@ -311,6 +314,25 @@ def _judged_in_part(trust: Trust, whole: np.ndarray, kept: np.ndarray, stack: Sl
         f"keeping the largest piece took much of the mask away in slices {in_words(changed)}, and trust is not "
         "calibrated for what is left"
     )
+
+
+def _beside(labels: np.ndarray, stack: SliceStack, bundle: Bundle) -> list[str]:
+    """A sentence for each label that reaches the edge of what the model sees, where the image goes on."""
+    slices, (rows, columns) = native_slices(labels, stack), window_of(stack)  # (N, H, W)
+    edges = [
+        slices[:, at, :] for at, ends in ((rows.start, 0), (rows.stop - 1, slices.shape[1] - 1)) if at != ends
+    ]
+    edges += [
+        slices[:, :, at]
+        for at, ends in ((columns.start, 0), (columns.stop - 1, slices.shape[2] - 1))
+        if at != ends
+    ]
+    return [
+        f"{label.name}: the mask reaches the edge of the part of the image that was taken for the body; the organ may "
+        "go on beside it. Check there"
+        for label in bundle.config.labels
+        if any((edge == label.value).any() for edge in edges)
+    ]
 
 
 def _cut_off(labels: np.ndarray, stack: SliceStack, bundle: Bundle) -> list[str]:

@@ -26,7 +26,7 @@ from sgan_core.imaging.slices import labels_to_model, slice_centres_mm, to_model
 from sgan_core.labelling import SegmentConfig, label_slices, smooth_through_plane
 from sgan_core.networks.segmenter import make_student
 from sgan_core.segment import choose_intensity, label_volumes, part_of, segment_volume
-from sgan_core.training.data import open_store
+from sgan_core.training.data import slices_of_model
 from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
 
 HU = Intensity(-160.0, 240.0, "HU")
@@ -94,17 +94,21 @@ def test_warnings_of_the_reader_come_before_our_own(bundle: Bundle) -> None:
         ("ct", HU),
     ],
 )
-@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("framing", [{}, {"squash": True}, {"body": True}])
 def test_segmentation_sees_the_slices_that_training_saw(
-    bundle: Bundle, tmp_path: Path, modality: str, intensity: Intensity, squash: bool
+    bundle: Bundle, tmp_path: Path, modality: str, intensity: Intensity, framing: dict[str, bool]
 ) -> None:
     rows, columns = np.indices((70, 90))
-    pixels = 60 + rows + 30 * np.hypot(rows - 40, columns - 40) // 20 % 97
+    distance = np.hypot(rows - 40, columns - 40)
+    pixels = np.where(distance < 25, 60 + rows + 30 * distance // 20 % 97, 0)
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
     case = Case("a", "a", str(tmp_path / "a.png"), empty=True)
-    cohort = Cohort("a", modality, intensity, bundle.config.labels, (case,), squash=squash)
-    config = replace(bundle.config, modality=modality, intensity=intensity, squash=squash)
-    trained = open_store(cohort, tmp_path / "cache", size=config.student_size, channels=1)
+    cohort = Cohort("a", modality, intensity, bundle.config.labels, (case,))
+    plain = replace(bundle.config, modality=modality, intensity=intensity, body=False)
+    config = replace(plain, **framing)
+    trained = slices_of_model(cohort, config, tmp_path / "cache")
+    unframed = slices_of_model(cohort, plain, tmp_path / "cache")
+    assert np.array_equal(trained.images, unframed.images) is (not framing)
     found = segment_volume(
         read_image(tmp_path / "a.png"), replace(bundle, config=config), SegmentConfig("fast")
     )
@@ -466,6 +470,33 @@ def test_a_label_that_reaches_an_outer_slice_is_said(
     assert found == (
         [f"{name} reaches the {said} slice; what may lie beyond is not in its volume"] if said else []
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        (slice(10, 14), slice(10, 14), False),
+        (slice(10, 14), slice(0, 4), True),
+        (slice(10, 14), slice(28, 32), True),
+        (slice(0, 4), slice(10, 14), True),
+        (slice(28, 32), slice(10, 14), False),  # there the image ends
+    ],
+)
+def test_a_label_at_the_edge_of_what_was_taken_for_the_body_is_said(
+    rows: slice, columns: slice, said: bool, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.full((64, 64, 8), -1000, np.int16)  # x to the left, y to the back, feet to head
+    array[20:44, 40:64] = 60
+    image = Volume(array, Grid(array.shape, np.diag([-1.0, -1.0, 1.0, 1.0])))
+    labels = np.zeros((8, 32, 32), np.int64)
+    labels[2:5, rows, columns] = 2
+    with_probabilities(monkeypatch, labels, bundle)
+    name = bundle.config.labels[1].name
+    words = f"{name}: the mask reaches the edge of the part of the image that was taken for the body"
+    for body in (True, False):
+        one = replace(bundle, config=replace(bundle.config, body=body))
+        found = segment_volume(image, one, SegmentConfig("fast")).warnings
+        assert any(warning.startswith(words) for warning in found) is (said and body)
 
 
 @pytest.mark.parametrize(

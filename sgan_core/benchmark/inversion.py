@@ -27,7 +27,7 @@ from sgan_core.networks.generator import Generator
 from sgan_core.networks.perceptual import Perceptual
 from sgan_core.phantom import phantom_cohort
 from sgan_core.reconstruction import PaperReconstruction
-from sgan_core.training.data import open_store
+from sgan_core.training.data import slices_of_model
 from sgan_core.training.evaluate import mean_dice, spread
 from sgan_core.training.workers import available_cores
 
@@ -84,8 +84,7 @@ def cohort_slices(
             f"cohort {cohort.name}: no labelled patients in its split {split!r}; DICE needs some"
         )
     cohort = replace(cohort, cases=cases)
-    side, channels = config.generator.size, config.generator.image_channels
-    store = open_store(cohort, folder, size=side, channels=channels, intensity=config.intensity, processes=1)
+    store = slices_of_model(cohort, config, folder, size=config.generator.size, processes=1)
     # On smaller ones a few pixels would decide DICE.
     positions = np.flatnonzero((store.labels > 0).mean(axis=(1, 2)) > _LEAST_LABEL)
     chosen = spread(positions, count)

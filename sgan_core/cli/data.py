@@ -424,9 +424,16 @@ def _fill_cache(folder: Path, size: int) -> None:
     from sgan_core.training.data import CACHE_FOLDER, open_store
 
     cohort = load_cohort(folder)
-    channels = MODALITIES.get(cohort.modality, {"image_channels": 1})["image_channels"]
+    usual = MODALITIES[cohort.modality]
     with Progress() as progress:
-        store = open_store(cohort, folder / CACHE_FOLDER, size=size, channels=channels, on_progress=progress)
+        store = open_store(
+            cohort,
+            folder / CACHE_FOLDER,
+            size=size,
+            channels=usual["image_channels"],
+            body=usual["body"],
+            on_progress=progress,
+        )
     print(f"{len(store.images)} slices of {size} x {size} in {folder / CACHE_FOLDER}")
 
 

@@ -64,15 +64,18 @@ def _in_words(found: dict[str, Any]) -> str:
         memory = "" if device["memory_gb"] is None else f", {device['memory_gb']:.1f} GB"
         auto = " (auto)" if device["name"] == found["auto"]["name"] else ""
         lines.append(f"--device {device['name']:<4}{auto}  {device['description']}{memory}")
-    return "\n".join([*lines, f"models       {', '.join(map(_model, found['models'])) or 'none'}"])
+    models = [_model(name) for name in found["models"]] or ["none"]
+    return "\n".join([*lines, *(f"{'' if at else 'models':<13}{model}" for at, model in enumerate(models))])
 
 
 def _model(name: str) -> str:
     from sgan_core.bundle import describe
-    from sgan_core.terms import one_line
+    from sgan_core.terms import one_line, terms_of
 
     try:
-        return f"{one_line(name)} ({describe(name)['can']})"
+        model = describe(name)
+        terms = f"; {notice}" if (notice := terms_of(model["facts"]).notice) else ""
+        return f"{one_line(name)} ({model['can']}{terms})"
     except InputError:
         return f"{one_line(name)} (damaged, see sgan-bundle list)"
 

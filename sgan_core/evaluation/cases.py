@@ -44,5 +44,6 @@ def slices_for_model(
         intensity=intensity,
         channels=config.generator.image_channels,
         squash=config.squash,
+        body=config.body,
     )
     return stack, truth, foreign

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, InvertibleTransform, SpatialPad
+from monai.transforms import Compose, InvertibleTransform, SpatialCrop, SpatialPad
 from monai.utils.enums import TraceKeys
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, max_pool2d
 
 from sgan_core.cohort import Intensity
 from sgan_core.imaging.grid import Grid
@@ -20,6 +21,13 @@ from sgan_core.imaging.intensity import intensity_range, luminance, prepare_inte
 
 AIR = -1.0  # model intensity of air or black, also the padding
 
+BODY_SHARE = 15 / 16  # of the square's side: the body's longer side, where a model asks for that
+_BODY_PX = 128  # the longer side of the slices in which the body is looked for
+_BODY_LEVEL = -0.75  # model intensity that air and its noise stay below
+_BODY_SLICES = (
+    0.1  # a pixel belongs to the body of a volume that covers it in more than this share of the slices
+)
+_LEAST_BODY = 0.3  # of the longer side; what is smaller is no body
 _CHUNK_VALUES = 1 << 23  # float32 values held at native size at one time: 32 MiB
 
 
@@ -64,6 +72,7 @@ def to_model(
     intensity: Intensity,
     channels: int = 1,
     squash: bool = False,
+    body: bool = False,
 ) -> SliceStack:
     """Cut an image into model slices.
 
@@ -71,6 +80,9 @@ def to_model(
     percentiles (``intensity_range``), mapped linearly to [-1, 1] and clipped.
     In the plane, pixels become square in mm, the longer side fills ``size``, the other is padded with -1.
     ``squash``: each slice is stretched to the whole square instead, whatever its spacing and aspect.
+    ``body``: before, air beside the body is cut off, the same in all slices, so that the body's longer side fills
+    ``BODY_SHARE`` of the square, however large the scanner's field of view was. What is cut off is background later.
+    Nothing is cut where no body is found, and not with ``squash``.
     ``channels`` 1 or 3: colour becomes luminance, grey is repeated.
     Raises InputError when the intensity range is empty (a constant image).
     """
@@ -88,7 +100,8 @@ def to_model(
         padded = None if image.padded is None else _axial_view(image.padded, image.grid)
     low, high = intensity_range(native, intensity, padded)
     plane = (native.shape[1], native.shape[2])
-    transform = _model_transform(plane, _squashed_spacing(plane) if squash else spacing_mm, size)
+    window = _body_window(native, low, high, spacing_mm) if body and not squash else None
+    transform = _model_transform(plane, _squashed_spacing(plane) if squash else spacing_mm, size, window)
 
     # Slices (or colour channels) stand where MONAI expects channels: one call does many.
     slices = np.empty((len(native), size, size), np.float32)
@@ -145,18 +158,19 @@ def images_to_volume(
 
     Those of a smaller model, whose size divides S, are enlarged first.
     Returns float32 on the input's grid: (I, J, K), the mean over C, for a volume; (C, H, W) for a picture.
-    Slices that are not in the stack get the value ``outside``. ``in_input_units`` gives input units.
+    What is not in the stack gets the value ``outside``. ``in_input_units`` gives input units.
     """
     _require_model_shape(images, stack)
     size = stack.images.shape[-1]
     if stack.grid is None:
         picture = enlarged(_float_tensor(images), size)
-        return _to_native_size(picture, stack.transform, stack.shape)[0].numpy()
+        return _to_native_size(picture, stack.transform, stack.shape, outside)[0].numpy()
     volume = np.full(stack.shape, outside, np.float32)
     native = native_slices(volume, stack)  # a view: writing here fills the volume
     for chunk in _chunks(native.shape):
         grey = enlarged(_float_tensor(images[chunk]).mean(dim=1, keepdim=True), size)  # (n, 1, S, S)
-        native[chunk] = _to_native_size(grey, stack.transform, native.shape[1:])[:, 0].numpy()
+        found = _to_native_size(grey, stack.transform, native.shape[1:], outside)
+        native[chunk] = found[:, 0].numpy()
     return volume
 
 
@@ -200,12 +214,23 @@ def in_input_units(values: np.ndarray, stack: SliceStack, dtype: np.dtype) -> np
 
 def points_to_model(points: np.ndarray, stack: SliceStack) -> np.ndarray:
     """Where points of the input's slices lie on the model's: (n, 2) as (x, y), pixel corners at whole numbers."""
-    resize, pad = stack.transform.transforms
-    native = native_slices(np.broadcast_to(np.uint8(0), stack.shape), stack).shape[1:]
+    *_, resize, pad = stack.transform.transforms
+    rows, columns = window_of(stack)
     resized = np.array(resize.spatial_size)  # (height, width)
     before = (np.array(pad.spatial_size) - resized) // 2  # as SpatialPad parts an odd rest
-    moved: np.ndarray = points * (resized / native)[::-1] + before[::-1]
+    scale = resized / (rows.stop - rows.start, columns.stop - columns.start)
+    moved: np.ndarray = (points - (columns.start, rows.start)) * scale[::-1] + before[::-1]
     return moved
+
+
+def window_of(stack: SliceStack) -> tuple[slice, slice]:
+    """Rows and columns of the input's slices that the model sees."""
+    first = stack.transform.transforms[0]
+    if isinstance(first, SpatialCrop):
+        rows, columns = first.slices
+        return rows, columns
+    height, width = native_slices(np.broadcast_to(np.uint8(0), stack.shape), stack).shape[1:]
+    return slice(0, height), slice(0, width)
 
 
 def slice_centres_mm(stack: SliceStack) -> np.ndarray:
@@ -258,11 +283,61 @@ def _interpolate(pixels: torch.Tensor, size: tuple[int, int], *, antialias: bool
     return interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
-def _model_transform(shape: tuple[int, int], spacing_mm: tuple[float, float], size: int) -> Compose:
-    """Square pixels in mm, longer side ``size``, the other padded evenly."""
+def _model_transform(
+    shape: tuple[int, int],
+    spacing_mm: tuple[float, float],
+    size: int,
+    window: tuple[slice, slice] | None = None,
+) -> Compose:
+    """Square pixels in mm, longer side ``size``, the other padded evenly; of a window of rows and columns."""
+    crop = [] if window is None else [SpatialCrop(roi_slices=list(window))]
+    if window is not None:
+        shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
+    height, width = _longer_side_is(size, shape, spacing_mm)
+    pad = SpatialPad((size, size), mode="constant", value=AIR)
+    return Compose([*crop, AntialiasedResize((height, width)), pad])
+
+
+def _longer_side_is(size: int, shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
     extent_mm = np.multiply(shape, spacing_mm)
     height, width = (max(1, round(size * side / extent_mm.max())) for side in extent_mm.tolist())
-    return Compose([AntialiasedResize((height, width)), SpatialPad((size, size), mode="constant", value=AIR)])
+    return height, width
+
+
+def _body_window(
+    native: np.ndarray, low: float, high: float, spacing_mm: tuple[float, float]
+) -> tuple[slice, slice] | None:
+    """Rows and columns of slices (N, H, W) around the body, a square in mm but for the image's border.
+
+    None: there is no body, or all of the image is needed.
+    """
+    shape = (native.shape[1], native.shape[2])
+    reduced_shape = _longer_side_is(_BODY_PX, shape, spacing_mm)
+    step = max(1, min(shape) // (2 * _BODY_PX))  # enough pixels to average
+    covered = torch.zeros(reduced_shape)
+    for chunk in _chunks(native.shape):
+        light = adaptive_avg_pool2d(_to_unit_range(native[chunk, ::step, ::step], low, high), reduced_shape)
+        covered += _opened((light > _BODY_LEVEL).float()).sum(dim=0)
+    body = covered > _BODY_SLICES * len(native)
+    if not body.any():
+        return None
+    ends = [np.flatnonzero(body.any(dim=axis).numpy())[[0, -1]] + (0, 1) for axis in (1, 0)]
+    pixel_mm = np.divide(np.multiply(shape, spacing_mm), reduced_shape)
+    longer_mm = max((end - start) * mm for (start, end), mm in zip(ends, pixel_mm, strict=True))
+    if longer_mm < _LEAST_BODY * max(np.multiply(shape, spacing_mm)):
+        return None
+    window = []
+    for (start, end), reduced_side, side, mm in zip(ends, reduced_shape, shape, spacing_mm, strict=True):
+        middle, half = (start + end) / 2.0 / reduced_side * side, longer_mm / BODY_SHARE / mm / 2.0
+        window.append(slice(max(0, math.floor(middle - half)), min(side, math.ceil(middle + half))))
+    whole = all(part.stop - part.start == side for part, side in zip(window, shape, strict=True))
+    return None if whole else (window[0], window[1])
+
+
+def _opened(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (N, H, W) without what is thinner than 5 pixels: tables, cables, noise."""
+    eroded = -max_pool2d(-masks, 5, stride=1, padding=2)
+    return max_pool2d(eroded, 5, stride=1, padding=2)
 
 
 def _squashed_spacing(shape: tuple[int, int]) -> tuple[float, float]:
@@ -276,11 +351,16 @@ def _to_model_size(slices: torch.Tensor, transform: Compose) -> torch.Tensor:
     return flat.as_tensor().unflatten(0, slices.shape[:2])
 
 
-def _to_native_size(slices: torch.Tensor, transform: Compose, shape: tuple[int, ...]) -> torch.Tensor:
-    """(n, K, S, S) float32 back to (n, K, H, W)."""
+def _to_native_size(
+    slices: torch.Tensor, transform: Compose, shape: tuple[int, ...], outside: float = 0.0
+) -> torch.Tensor:
+    """(n, K, S, S) float32 back to (n, K, H, W). outside: the value of what the transform cuts off."""
+    if cuts := isinstance(transform.transforms[0], SpatialCrop):
+        slices = slices - outside  # MONAI fills with 0
     flat = MetaTensor(slices.flatten(0, 1))  # (n, K, S, S) -> (n * K, S, S)
     flat.applied_operations = transform(MetaTensor(torch.zeros(1, *shape))).applied_operations
-    return transform.inverse(flat).as_tensor().unflatten(0, slices.shape[:2])
+    native = transform.inverse(flat).as_tensor().unflatten(0, slices.shape[:2])
+    return native + outside if cuts else native
 
 
 # --- orientation -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from sgan_core.imaging.slices import AIR, reduced_labels
 from sgan_core.labelling import QUALITIES, OnProgress, answers
 from sgan_core.looks import AppearanceConfig
 from sgan_core.metrics import failure
-from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store, rng
+from sgan_core.training.data import CACHE_FOLDER, SliceStore, rng, slices_of_model
 from sgan_core.training.evaluate import spread
 from sgan_core.trust import FEATURES, Anatomy, Calibration, Regression, deep_answers
 
@@ -304,17 +304,10 @@ def trust_facts_of(
     if {label.value for label in config.labels} != {label.value for label in cohort.labels}:
         names = ["/".join(one.name for one in labels) or "none" for labels in (config.labels, cohort.labels)]
         raise InputError(f"{bundle.name} draws {names[0]}, the cohort {cohort.name} has {names[1]}.")
-    size, channels = config.student_size, config.generator.image_channels
     caches = [place / CACHE_FOLDER for place in (cohort.root, bundle.folder.parent) if place]
     with tempfile.TemporaryDirectory(prefix="sgan-slices-", ignore_cleanup_errors=True) as folder:
-        store = open_store(
-            replace(cohort, squash=config.squash),
-            next((cache for cache in caches if cache.is_dir()), Path(folder)),
-            size=size,
-            channels=channels,
-            intensity=config.intensity,
-            on_progress=on_progress,
-        )
+        cache = next((cache for cache in caches if cache.is_dir()), Path(folder))
+        store = slices_of_model(cohort, config, cache, on_progress=on_progress)
         facts = trust_facts(bundle, store, on_progress=on_progress)
     if not facts["trust"]:
         raise InputError(

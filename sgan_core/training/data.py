@@ -22,12 +22,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgan_core.cohort import BUILT_IN, Case, Cohort, Intensity, labelled_patients
+from sgan_core.config import TrainConfig
 from sgan_core.errors import InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
@@ -140,6 +142,7 @@ class _Recipe:
     size: int
     channels: int
     intensity: Intensity
+    body: bool
 
     @property
     def slice_type(self) -> np.dtype:
@@ -156,6 +159,7 @@ def open_store(
     size: int,
     channels: int,
     intensity: Intensity | None = None,
+    body: bool = False,
     processes: int | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> SliceStore:
@@ -167,7 +171,7 @@ def open_store(
     Raises InputError for a case that cannot be read or holds a label of another shape, and when the slices
     do not fit on the disk. Whatever ``on_progress`` raises stops the preparation.
     """
-    recipe = _Recipe(replace(cohort, cases=()), size, channels, intensity or cohort.intensity)
+    recipe = _Recipe(replace(cohort, cases=()), size, channels, intensity or cohort.intensity, body)
     keys = [_case_key(case) for case in cohort.cases]
     store = folder / _digest(_settings(recipe), *keys)
     if not store.is_dir():
@@ -187,9 +191,27 @@ def open_store(
     return SliceStore(slices["image"], slices["label"], np.repeat(np.arange(len(counts)), counts), cohort)
 
 
+def slices_of_model(
+    cohort: Cohort, config: TrainConfig, folder: Path, *, size: int | None = None, **settings: Any
+) -> SliceStore:
+    """``open_store``, the slices as models of this config see them.
+
+    size: of the student where it is left out. settings: ``processes`` and ``on_progress`` of ``open_store``.
+    """
+    return open_store(
+        replace(cohort, squash=config.squash),
+        folder,
+        size=size or config.student_size,
+        channels=config.generator.image_channels,
+        intensity=config.intensity,
+        body=config.body,
+        **settings,
+    )
+
+
 def _settings(recipe: _Recipe) -> str:
     cohort = {name: value for name, value in asdict(recipe.cohort).items() if name not in _WITHOUT_SLICES}
-    facts = [cohort, recipe.slice_type.descr, asdict(recipe.intensity)]
+    facts = [cohort, recipe.slice_type.descr, asdict(recipe.intensity), *(["body"] if recipe.body else [])]
     return json.dumps(facts, sort_keys=True)
 
 
@@ -297,6 +319,7 @@ def _stack(case: Case, recipe: _Recipe) -> np.ndarray:
             intensity=recipe.intensity,
             channels=recipe.channels,
             squash=recipe.cohort.squash,
+            body=recipe.body,
         )
     except InputError as error:
         names = [Path(path).name for path in (case.image, case.label) if path]

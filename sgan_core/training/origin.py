@@ -18,6 +18,7 @@ from sgan_core.files import replacing
 from sgan_core.known_models import SCHEMA, SETTINGS, read_json, read_settings
 from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.generator import Generator
+from sgan_core.networks.segmenter import make_student
 from sgan_core.terms import Terms, terms_of
 from sgan_core.training.encoder import fingerprint, make_encoder
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
@@ -25,6 +26,7 @@ from sgan_core.training.loop import load_checkpoint, save_checkpoint
 logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, Tensor]
+_STUDENT_FIGURES = ("student_dice", "student_shifted_dice")  # of training.evaluate.StudentWatch
 TERMS = "terms.json"  # in a run's folder: of its data, and of the weights that it began with
 
 
@@ -148,10 +150,35 @@ def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
     save_checkpoint(state, checkpoints / "encoder_best.pt")
 
 
+def adopt_student(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
+    """Make a model's student that of a run that has none and trains none, where it means the same.
+
+    So a student that ships alone becomes a whole model by the training of a generator and an encoder.
+    """
+    there = any((checkpoints / name).exists() for name in ("student.pt", "student_best.pt"))
+    if there or origin.student is None or origin.config is None:
+        return
+    same = _meaning(origin.config) == _meaning(config) and origin.config.student_size == config.student_size
+    if not (same and _fits(make_student(config), origin.student)):
+        logger.warning(
+            "%s: its student has other labels, intensities or sizes, so the model has none until it is trained.",
+            origin.name,
+        )
+        return
+    known = _figures(origin.facts)
+    state = {
+        "student": dict(origin.student),
+        "images": _images(origin.facts, "student_images"),
+        "quality": -1.0,  # of other validation patients: the first of this run's own is better
+        "figures": {name: value for name, value in known.items() if name in _STUDENT_FIGURES},
+    }
+    save_checkpoint(state, checkpoints / "student_best.pt")
+
+
 def _meaning(config: TrainConfig) -> tuple[Any, ...]:
-    """What a generator's images and labels mean."""
+    """What a model's images and labels mean."""
     labels = [(label.value, label.name.casefold()) for label in config.labels]
-    return config.modality, labels, config.intensity, config.squash
+    return config.modality, labels, config.intensity, config.squash, config.body
 
 
 def _fitting_discriminators(gan: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:

@@ -36,11 +36,11 @@ from sgan_core.pieces import ONE_PIECE, in_one_piece
 from sgan_core.terms import FREE, Terms
 from sgan_core.training import evaluate, records
 from sgan_core.training.calibrate import trust_facts
-from sgan_core.training.data import CACHE_FOLDER, SliceStore, open_store
+from sgan_core.training.data import CACHE_FOLDER, SliceStore, slices_of_model
 from sgan_core.training.encoder import EncoderTrainer, fingerprint, make_encoder
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import Limits, RunLog, fit, load_checkpoint, save_checkpoint
-from sgan_core.training.origin import Origin, adopt, keep_terms, take_over, terms_of_run
+from sgan_core.training.origin import Origin, adopt, adopt_student, keep_terms, take_over, terms_of_run
 from sgan_core.training.parallel import rank, world_size
 from sgan_core.training.student import StudentTrainer
 
@@ -216,12 +216,10 @@ def train(
     """
     labelled_patients(cohort, config.labelled)  # an error now, not after the slices have been prepared
     run.on_stage("prepare", None)
-    store = open_store(
-        replace(cohort, squash=config.squash),
+    store = slices_of_model(
+        cohort,
+        config,
         run.cache or _cache_of(cohort) or run.folder / CACHE_FOLDER,
-        size=config.student_size,
-        channels=config.generator.image_channels,
-        intensity=config.intensity,
         on_progress=_stoppable(run, "stopped while preparing slices; the next call goes on from there"),
     )
     run.on_event(
@@ -240,6 +238,8 @@ def train(
         keep_terms(run.folder, _terms_of_data(cohort), run.origin)
         if run.origin:
             adopt(run.origin, config, run.checkpoints)
+            if "student" not in stages:
+                adopt_student(run.origin, config, run.checkpoints)
     began = time.monotonic()  # with the slices at hand: preparing them is no training
     log = RunLog(run.folder, partial(run.on_event, "log"))
     trainings = {"student": _train_student, "gan": _train_gan, "encoder": _train_encoder}
@@ -458,7 +458,11 @@ def _train_student(
     run: Run, config: TrainConfig, store: SliceStore, log: RunLog, deadline: float | None
 ) -> None:
     trainer = _student_trainer(run, config, store)
-    if run.origin and run.origin.student is not None:
+    adopted = run.checkpoints / "student_best.pt"
+    if adopted.exists() and not (run.checkpoints / "student.pt").exists():
+        for network in (trainer.net, trainer.average):
+            network.load_state_dict(load_checkpoint(adopted)["student"])
+    elif run.origin and run.origin.student is not None:
         for network in (trainer.net, trainer.average):
             take_over(network, run.origin.student, f"{run.origin.name}, student")
     validation = evaluate.StudentWatch(store, config.generator.num_classes, config.student_train.looks)

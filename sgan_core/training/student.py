@@ -53,7 +53,13 @@ class StudentTrainer:
         )
         self.num_classes, self.amp = num_classes, amp
         channels = store.images.shape[1]
-        net = make_segmenter(config.channels, image_channels=channels, num_classes=num_classes, seed=seed)
+        net = make_segmenter(
+            config.channels,
+            image_channels=channels,
+            num_classes=num_classes,
+            network=config.network,
+            seed=seed,
+        )
         self.net = net.to(device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)

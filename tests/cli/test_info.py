@@ -62,5 +62,8 @@ def test_the_same_in_words(capsys: Output) -> None:
     model = "phantom-ct-liver (segments, reconstructs; judges its masks)"
     for words in (__version__, torch.__version__, "CUDA GPU Example 9000, 25.4 GB", model):
         assert words in printed
+    (restricted,) = (line for line in printed.splitlines() if "ct-liver (segments; " in line)
+    assert "research only, not for commercial use" in restricted
+    assert all(f" {name} (" in printed for name in ("chest-xray-thorax", "skin-lesion"))
     (auto,) = (line for line in printed.splitlines() if "(auto)" in line)
     assert auto.startswith("--device cuda")

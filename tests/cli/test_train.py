@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -606,8 +607,38 @@ def test_a_training_begins_with_a_model(command: list[str], finished: Path, tmp_
         assert all(torch.allclose(own[key], others[key], atol=1e-3) for key in own), name
     assert whole.facts["gan_images"] == first.facts["gan_images"]
     assert load_bundle(tmp_path / "b" / "bundle").inverter is None
-    gan = [*command, "--stage", "gan", "--max-images", "8", "--output", str(tmp_path / "c")]
-    assert main([*gan, "--init-from", str(finished / "bundle")]) == 0
+
+
+def test_a_generator_is_added_to_a_student_that_came_alone(
+    command: list[str], finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [*command, "--output", str(run), "--max-images", "8"]
+    assert main([*options, "--stage", "gan", "--init-from", str(finished / "bundle")]) == 0
+    own = load_bundle(finished / "bundle").student
+
+    def is_the_models(student: Any) -> bool:
+        pairs = zip(student.parameters(), own.parameters(), strict=True)
+        return all(torch.allclose(one, other, atol=1e-3) for one, other in pairs)
+
+    alone = load_bundle(run / "bundle")
+    assert alone.inverter is None
+    assert is_the_models(alone.student)
+    assert main([*options, "--stage", "encoder"]) == 0
+    whole = load_bundle(run / "bundle")
+    assert whole.inverter is not None
+    assert is_the_models(whole.student)
+    begun = copy.deepcopy(list(whole.student.parameters()))
+    few = tmp_path / "few.yaml"
+    settings = yaml.safe_load(Path(command[5]).read_text(encoding="utf-8"))
+    settings.setdefault("student_train", {})["max_images"] = 8
+    few.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert (
+        main([*options, "--stage", "student", "--config", str(few)]) == 0
+    )  # it begins with what was adopted
+    taught = load_bundle(run / "bundle").student
+    moved = [float((one - other).abs().mean()) for one, other in zip(taught.parameters(), begun, strict=True)]
+    assert 0.0 < max(moved) < 0.05
 
 
 def test_terms_of_use_stay_with_weights_that_are_trained_on(

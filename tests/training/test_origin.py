@@ -24,7 +24,7 @@ from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscrimina
 from sgan_core.networks.segmenter import make_student
 from sgan_core.training.gan import GanTrainer
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
-from sgan_core.training.origin import adopt, read_origin, take_over
+from sgan_core.training.origin import adopt, adopt_student, read_origin, take_over
 from sgan_core.training.run import _is_smaller
 
 CPU = torch.device("cpu")
@@ -170,7 +170,7 @@ def test_weights_of_nan_are_refused_before_they_teach(model: tuple[Path, dict[st
         read_origin(folder)
 
 
-@pytest.mark.parametrize("change", ["labels", "intensity", "squash", "modality", "size"])
+@pytest.mark.parametrize("change", ["labels", "intensity", "squash", "body", "modality", "size"])
 def test_a_generator_that_means_something_else_is_not_adopted(
     model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
 ) -> None:
@@ -182,6 +182,7 @@ def test_a_generator_that_means_something_else_is_not_adopted(
         "labels": {"labels": tuple(replace(label, name="another organ") for label in config.labels)},
         "intensity": {"intensity": Intensity(low=-500.0, high=100.0, unit="HU")},
         "squash": {"squash": not config.squash},
+        "body": {"body": not config.body},
         "modality": {"modality": "mr"},
         "size": {"generator": replace(config.generator, w_dim=2 * config.generator.w_dim)},
     }
@@ -189,6 +190,50 @@ def test_a_generator_that_means_something_else_is_not_adopted(
         adopt(origin, replace(config, **changes[change]), tmp_path)
     assert not list(tmp_path.glob("*.pt"))
     assert "has none until it is trained" in caplog.text
+
+
+def test_a_run_without_a_student_adopts_that_of_a_model(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path
+) -> None:
+    folder, networks = model
+    origin = read_origin(folder)
+    config = origin.config
+    assert config is not None
+    figures = {"student_dice": 0.75, "student_shifted_dice": 0.5, "validation_dice": 0.25}
+    adopt_student(replace(origin, facts=figures | {"student_images": 48}), config, tmp_path)
+    taught = load_checkpoint(tmp_path / "student_best.pt")
+    assert close(taught["student"], networks["student"])
+    assert (taught["images"], taught["quality"]) == (48, -1.0)  # any figure of the run's own is better
+    assert taught["figures"] == {"student_dice": 0.75, "student_shifted_dice": 0.5}
+    before = (tmp_path / "student_best.pt").read_bytes()
+    adopt_student(replace(origin, facts={"student_images": 5}), config, tmp_path)  # what is there stays
+    assert (tmp_path / "student_best.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", ["labels", "intensity", "squash", "body", "modality", "channels", "network", "size"]
+)
+def test_a_student_that_means_something_else_is_not_adopted(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
+) -> None:
+    origin = read_origin(model[0])
+    config = origin.config
+    assert config is not None
+    student = config.student_train
+    changes: dict[str, Any] = {
+        "labels": {"labels": tuple(replace(label, name="another organ") for label in config.labels)},
+        "intensity": {"intensity": Intensity(low=-500.0, high=100.0, unit="HU")},
+        "squash": {"squash": not config.squash},
+        "body": {"body": not config.body},
+        "modality": {"modality": "mr"},
+        "channels": {"student_train": replace(student, channels=(*student.channels[:-1], 9))},
+        "network": {"student_train": replace(student, network="nnunet")},
+        "size": {"student_train": replace(student, size=2 * config.student_size)},
+    }
+    with caplog.at_level(logging.WARNING):
+        adopt_student(origin, replace(config, **changes[change]), tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+    assert "its student has other" in caplog.text
 
 
 def test_the_gan_goes_on_with_what_the_model_drew(
