@@ -92,7 +92,7 @@ def test_air_is_left_on_both_sides_of_the_body(at: tuple[float, float]) -> None:
     volume, _ = patient(field_mm=(480.0, 480.0), spacing_mm=(1.0, 1.0), at_mm=at)
     stack = to_model(volume, size=SIZE, intensity=HU, body=True)
     assert abs(body_sides(stack).max() - BODY_SHARE * SIZE) <= 2
-    assert (stack.images[..., [0, -1]] == -1.0).all()
+    assert (stack.images[..., [0, -1]] < 0.0).all()
 
 
 @quick
