@@ -129,7 +129,8 @@ def adopt(origin: Origin, config: TrainConfig, checkpoints: Path) -> None:
     judges = config.perceptual != "discriminator" or "image_d" in discriminators
     if not (same and judges and _fits(generator, origin.gan["ema"]) and _fits(encoder, origin.encoder)):
         logger.warning(
-            "%s: its generator has other labels, intensities or sizes, so the model has none until it is trained.",
+            "%s: its generator has other labels, intensities, framing (body, squash) or sizes, so the model has none "
+            "until it is trained.",
             origin.name,
         )
         return
@@ -161,7 +162,8 @@ def adopt_student(origin: Origin, config: TrainConfig, checkpoints: Path) -> Non
     same = _meaning(origin.config) == _meaning(config) and origin.config.student_size == config.student_size
     if not (same and _fits(make_student(config), origin.student)):
         logger.warning(
-            "%s: its student has other labels, intensities or sizes, so the model has none until it is trained.",
+            "%s: its student has other labels, intensities, framing (body, squash) or sizes, so the model has none "
+            "until it is trained.",
             origin.name,
         )
         return
