@@ -326,10 +326,8 @@ class TwoUnits(Idea):
         self.use(_unet(self, units=2))
 
 
-class DynUnet(Idea):
-    """nnU-Net's network (MONAI's DynUNet)."""
-
-    heads = 0  # supervised besides the finest
+class DeepSupervision(Idea):
+    """nnU-Net's network (MONAI's DynUNet), its three finest levels supervised."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -344,16 +342,10 @@ class DynUnet(Idea):
                 strides=(1,) + (2,) * (levels - 1),
                 upsample_kernel_size=(2,) * (levels - 1),
                 filters=self.config.channels,
-                deep_supervision=self.heads > 0,
-                deep_supr_num=max(1, self.heads),
+                deep_supervision=True,
+                deep_supr_num=2,
             )
         self.use(net)
-
-
-class DeepSupervision(DynUnet):
-    """The same, its three finest levels supervised."""
-
-    heads = 2
 
     def _loss(self, image: Tensor, target: Tensor) -> Tensor:
         with autocast(self.device, self.amp, cpu=True):
@@ -394,6 +386,5 @@ IDEAS: dict[str, type[StudentTrainer]] = {
     "full resolution": FullResolution,
     "two units": TwoUnits,
     "plain unet": PlainUnet,
-    "dynunet": DynUnet,
     "dynunet, deep supervision": DeepSupervision,
 }
