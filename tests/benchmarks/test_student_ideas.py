@@ -67,7 +67,7 @@ def changed(ideas: ModuleType, name: str, store: SliceStore) -> tuple[Tensor, Te
 
 NAMES = (
     "organ curve", "field curve", "region curve", "randconv", "fourier", "low resolution", "elastic", "balanced",
-    "mean teacher", "three slices", "full resolution", "two units", "dynunet",
+    "mean teacher", "three slices", "full resolution", "two units",
     "dynunet, deep supervision", "plain unet",
 )  # fmt: skip
 
