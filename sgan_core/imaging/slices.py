@@ -227,8 +227,7 @@ def window_of(stack: SliceStack) -> tuple[slice, slice]:
     """Rows and columns of the input's slices that the model sees."""
     first = stack.transform.transforms[0]
     if isinstance(first, SpatialCrop):
-        rows, columns = first.slices
-        return rows, columns
+        return first.slices[0], first.slices[1]
     height, width = native_slices(np.broadcast_to(np.uint8(0), stack.shape), stack).shape[1:]
     return slice(0, height), slice(0, width)
 

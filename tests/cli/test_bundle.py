@@ -393,7 +393,9 @@ def test_calibrate_refuses_before_the_long_work(
 
     (tmp_path / "holiday.jpg").write_bytes(b"picture")
     with monkeypatch.context() as patch:
-        patch.setattr("sgan_core.training.calibrate.open_store", lambda *_, **__: pytest.fail("too late"))
+        patch.setattr(
+            "sgan_core.training.calibrate.slices_of_model", lambda *_, **__: pytest.fail("too late")
+        )
         assert "holds something that is not a model" in says(taught, cohort, tmp_path)
         assert "has no student" in says(bundle, cohort, tmp_path / "new")
         assert "is a student alone" in says(student_bundle, cohort, tmp_path / "new")

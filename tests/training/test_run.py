@@ -114,7 +114,7 @@ def test_time_begins_with_the_slices_at_hand(toy_config, disc_store, tmp_path, m
         now[0] += 3600.0
         return store
 
-    monkeypatch.setattr(run_module, "open_store", prepared)
+    monkeypatch.setattr(run_module, "slices_of_model", prepared)
     monkeypatch.setattr(run_module, "_train_student", lambda *given: deadlines.append(given[-1] - now[0]))
     train(
         Run(tmp_path, torch.device("cpu"), max_minutes=1.0), toy_config(), store.cohort, stages=("student",)
@@ -138,7 +138,7 @@ def test_scans_without_a_slice_beyond_the_organ_are_told(
     """Every X-ray of a chest has lungs; a CT goes on where the liver ends."""
     store = disc_store(empty=0.0, slices=30)
     store.labels[: round(empty * 60)] = 0  # of 60 labelled slices
-    monkeypatch.setattr(run_module, "open_store", lambda *_, **__: store)
+    monkeypatch.setattr(run_module, "slices_of_model", lambda *_, **__: store)
     for name in ("_train_student", "_train_gan"):
         monkeypatch.setattr(run_module, name, lambda *_: None)
     config = replace(toy_config(), modality=modality)
