@@ -227,7 +227,8 @@ def window_of(stack: SliceStack) -> tuple[slice, slice]:
     """Rows and columns of the input's slices that the model sees."""
     first = stack.transform.transforms[0]
     if isinstance(first, SpatialCrop):
-        return first.slices[0], first.slices[1]
+        rows, columns = list(first.slices)
+        return rows, columns
     height, width = native_slices(np.broadcast_to(np.uint8(0), stack.shape), stack).shape[1:]
     return slice(0, height), slice(0, width)
 
