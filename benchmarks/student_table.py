@@ -261,7 +261,10 @@ def photographs(config: TrainConfig) -> Test:
     intensity = replace(config.intensity, low=None, high=None, unit="", percentiles=(1.0, 99.0))
     arrays = [np.atleast_3d(getattr(data, name)())[..., :3] for name in PHOTOGRAPHS]
     pictures = [Picture(np.ascontiguousarray(array.transpose(2, 0, 1))) for array in arrays]
-    images = [to_model(one, size=size, intensity=intensity, channels=channels).images for one in pictures]
+    images = [
+        to_model(one, size=size, intensity=intensity, channels=channels, body=config.body).images
+        for one in pictures
+    ]
     return np.concatenate(images), np.zeros((len(images), size, size), np.uint8)
 
 

@@ -244,7 +244,11 @@ def as_slices(pictures: Sequence[Picture], bundle: Bundle) -> np.ndarray:
     """Pictures at model size, their brightness by percentiles."""
     size, channels = bundle.config.student_size, bundle.config.generator.image_channels
     intensity = replace(bundle.config.intensity, low=None, high=None, unit="", percentiles=(1.0, 99.0))
-    stacks = [to_model(picture, size=size, intensity=intensity, channels=channels) for picture in pictures]
+    body = bundle.config.body
+    stacks = [
+        to_model(picture, size=size, intensity=intensity, channels=channels, body=body)
+        for picture in pictures
+    ]
     return np.concatenate([stack.images for stack in stacks])
 
 

@@ -194,9 +194,7 @@ class StudentTrainConfig:
         None  # pixels along a side of its slices, a multiple of the generator's; None: the generator's
     )
     growth: dict[int, float] = field(default_factory=dict)  # smaller sizes first -> their share of the stage
-    network: str = (
-        "residual"  # "residual" (a residual U-Net) | "nnunet" (nnU-Net's: a level more, 2.4 times the time)
-    )
+    network: str = "residual"  # "residual" (a residual U-Net) | "nnunet" (nnU-Net's, 2.4 times the time)
     channels: tuple[int, ...] = (24, 48, 96, 192)  # width of each level
     batch: int = 16
     max_images: int = 160_000
@@ -218,8 +216,11 @@ class StudentTrainConfig:
             raise InputError(f"student: lr is {self.lr}, expected above 0, at most 1")
         if self.network not in NETWORKS:
             raise InputError(f"student: network is {self.network!r}, expected one of {', '.join(NETWORKS)}")
-        if len(self.channels) < 2:
-            raise InputError(f"student: channels is {self.channels}, expected the widths of 2 levels or more")
+        least = 3 if self.network == "nnunet" else 2
+        if len(self.channels) < least:
+            raise InputError(
+                f"student: channels is {self.channels}, expected the widths of {least} levels or more"
+            )
         if min(self.channels) < 1:
             raise InputError(f"student: channels is {self.channels}, expected widths of 1 or more")
         for size in (*self.growth, *([] if self.size is None else [self.size])):

@@ -105,7 +105,8 @@ def parser() -> argparse.ArgumentParser:
         "--init-from",
         type=Path,
         metavar="RUN|MODEL",
-        help="begin with the weights of another run, e.g. at half the size, or of a model (folder, .zip or name)",
+        help="begin with the weights of another run, e.g. at half the size, or of a model (folder, .zip or name), "
+        "which also lends the networks of stages that are not trained",
     )
     add(
         "--perceptual",

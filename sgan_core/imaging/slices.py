@@ -21,13 +21,15 @@ from sgan_core.imaging.intensity import intensity_range, luminance, prepare_inte
 
 AIR = -1.0  # model intensity of air or black, also the padding
 
-BODY_SHARE = 15 / 16  # of the square's side: the body's longer side, where a model asks for that
-_BODY_PX = 128  # the longer side of the slices in which the body is looked for
+# The body, where a model asks for it (to_model). Whoever changes one of these numbers raises the rule's.
+BODY_RULE = 1
+BODY_SHARE = 15 / 16  # of the square's side: the body's longer side
+_BODY_PX = 128  # longer side of the slices in which it is looked for
 _BODY_LEVEL = -0.75  # model intensity that air and its noise stay below
-_BODY_SLICES = (
-    0.1  # a pixel belongs to the body of a volume that covers it in more than this share of the slices
-)
+_BODY_HU = -60.0  # of CT the level at least: fat's -120 to -80 would be body in one scan and not in the next
+_BODY_SLICES = 0.1  # a pixel is body where more than this share of the slices that show any have it there
 _LEAST_BODY = 0.3  # of the longer side; what is smaller is no body
+
 _CHUNK_VALUES = 1 << 23  # float32 values held at native size at one time: 32 MiB
 
 
@@ -100,7 +102,12 @@ def to_model(
         padded = None if image.padded is None else _axial_view(image.padded, image.grid)
     low, high = intensity_range(native, intensity, padded)
     plane = (native.shape[1], native.shape[2])
-    window = _body_window(native, low, high, spacing_mm) if body and not squash else None
+    window = None
+    if body and not squash:
+        level = _BODY_LEVEL
+        if intensity.unit == "HU":
+            level = max(level, 2.0 * (_BODY_HU - low) / (high - low) - 1.0)
+        window = _body_window(native, low, high, spacing_mm, level)
     transform = _model_transform(plane, _squashed_spacing(plane) if squash else spacing_mm, size, window)
 
     # Slices (or colour channels) stand where MONAI expects channels: one call does many.
@@ -305,20 +312,22 @@ def _longer_side_is(size: int, shape: tuple[int, int], spacing_mm: tuple[float, 
 
 
 def _body_window(
-    native: np.ndarray, low: float, high: float, spacing_mm: tuple[float, float]
+    native: np.ndarray, low: float, high: float, spacing_mm: tuple[float, float], level: float
 ) -> tuple[slice, slice] | None:
     """Rows and columns of slices (N, H, W) around the body, a square in mm but for the image's border.
 
-    None: there is no body, or all of the image is needed.
+    level: of model intensity, that the body lies above. None: there is no body, or all of the image is needed.
     """
     shape = (native.shape[1], native.shape[2])
     reduced_shape = _longer_side_is(_BODY_PX, shape, spacing_mm)
     step = max(1, min(shape) // (2 * _BODY_PX))  # enough pixels to average
-    covered = torch.zeros(reduced_shape)
+    covered, filled = torch.zeros(reduced_shape), 0
     for chunk in _chunks(native.shape):
         light = adaptive_avg_pool2d(_to_unit_range(native[chunk, ::step, ::step], low, high), reduced_shape)
-        covered += _opened((light > _BODY_LEVEL).float()).sum(dim=0)
-    body = covered > _BODY_SLICES * len(native)
+        masks = _opened((light > level).float())
+        covered += masks.sum(dim=0)
+        filled += int(masks.amax(dim=(1, 2)).sum())
+    body = covered > _BODY_SLICES * filled
     if not body.any():
         return None
     ends = [np.flatnonzero(body.any(dim=axis).numpy())[[0, -1]] + (0, 1) for axis in (1, 0)]

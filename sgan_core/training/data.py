@@ -34,7 +34,7 @@ from sgan_core.errors import InputError
 from sgan_core.imaging.image import Picture, Volume
 from sgan_core.imaging.intensity import in_units
 from sgan_core.imaging.readers import read_image, read_labels, require_same_grid
-from sgan_core.imaging.slices import labels_to_model, reduced, reduced_labels, to_model
+from sgan_core.imaging.slices import BODY_RULE, labels_to_model, reduced, reduced_labels, to_model
 from sgan_core.phantom import read_phantom
 from sgan_core.training import records
 from sgan_core.training.workers import available_cores, in_order
@@ -211,7 +211,12 @@ def slices_of_model(
 
 def _settings(recipe: _Recipe) -> str:
     cohort = {name: value for name, value in asdict(recipe.cohort).items() if name not in _WITHOUT_SLICES}
-    facts = [cohort, recipe.slice_type.descr, asdict(recipe.intensity), *(["body"] if recipe.body else [])]
+    facts = [
+        cohort,
+        recipe.slice_type.descr,
+        asdict(recipe.intensity),
+        *([f"body {BODY_RULE}"] if recipe.body else []),
+    ]
     return json.dumps(facts, sort_keys=True)
 
 

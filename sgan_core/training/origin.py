@@ -19,7 +19,7 @@ from sgan_core.known_models import SCHEMA, SETTINGS, read_json, read_settings
 from sgan_core.networks.discriminators import ImageDiscriminator, PairDiscriminator
 from sgan_core.networks.generator import Generator
 from sgan_core.networks.segmenter import make_student
-from sgan_core.terms import Terms, terms_of
+from sgan_core.terms import Terms, one_line, terms_of
 from sgan_core.training.encoder import fingerprint, make_encoder
 from sgan_core.training.loop import load_checkpoint, save_checkpoint
 
@@ -167,11 +167,13 @@ def adopt_student(origin: Origin, config: TrainConfig, checkpoints: Path) -> Non
             origin.name,
         )
         return
+    logger.info("%s: its student is kept as it is, no other is trained.", origin.name)
     known = _figures(origin.facts)
     state = {
+        "of": one_line(f"{Path(origin.name).name}, {origin.facts.get('cohort', '')}".rstrip(", ")),
         "student": dict(origin.student),
         "images": _images(origin.facts, "student_images"),
-        "quality": -1.0,  # of other validation patients: the first of this run's own is better
+        "quality": -1.0,  # its figures are of other patients
         "figures": {name: value for name, value in known.items() if name in _STUDENT_FIGURES},
     }
     save_checkpoint(state, checkpoints / "student_best.pt")

@@ -328,7 +328,11 @@ def _label_judge(run: Run, config: TrainConfig, store: SliceStore, deadline: flo
     """
     file = run.checkpoints / "judge.pt"
     images = min(JUDGE_IMAGES, config.student_train.max_images)
-    small: dict[str, Any] = {"size": None, "growth": {}}  # it reads what the generator draws
+    small: dict[str, Any] = {
+        "size": None,
+        "growth": {},
+        "network": "residual",
+    }  # it reads what the generator draws
     taught = replace(config.student_train, max_images=images, negative_share=0.0, **small)
     trainer = _student_trainer(run, replace(config, student_train=taught), store)
     if file.exists():
@@ -459,7 +463,8 @@ def _train_student(
 ) -> None:
     trainer = _student_trainer(run, config, store)
     adopted = run.checkpoints / "student_best.pt"
-    if adopted.exists() and not (run.checkpoints / "student.pt").exists():
+    goes_on = adopted.exists() and not (run.checkpoints / "student.pt").exists()
+    if goes_on:
         for network in (trainer.net, trainer.average):
             network.load_state_dict(load_checkpoint(adopted)["student"])
     elif run.origin and run.origin.student is not None:
@@ -472,9 +477,18 @@ def _train_student(
         _tell_picture(run, "student", "validation", trainer.images)
         return validation(trainer.average)
 
+    if goes_on and rank() == 0:
+        _judge_adopted(adopted, validation(trainer.average))
     best = _Best("student_shifted_dice", "student_dice", quality, lambda: trainer.average)
     limits = _limits(config, config.student_train.max_images, deadline, max(1, config.evaluate_images // 2))
     _train_on(run, trainer, best, limits, log)
+
+
+def _judge_adopted(file: Path, found: dict[str, float]) -> None:
+    """Give an adopted student this run's own figures: what is learned takes its place only where it is better."""
+    if math.isfinite(found["student_shifted_dice"]):  # there are validation patients
+        figures = {"quality": found["student_shifted_dice"], "figures": found}
+        save_checkpoint(load_checkpoint(file) | figures, file)
 
 
 def _student_trainer(run: Run, config: TrainConfig, store: SliceStore) -> StudentTrainer:
@@ -566,6 +580,8 @@ def _write_bundle(run: Run, config: TrainConfig, store: SliceStore) -> Path:
         student = make_student(config)
         student.load_state_dict(taught["student"])
         facts |= {"student_images": int(taught["images"]), **taught["figures"]}
+        if "of" in taught:  # adopted: its figures are of other patients
+            facts |= {"student_of": taught["of"]}
     name = f"{store.cohort.name}-{config.modality}-{'-'.join(label.name for label in config.labels)}"
     named = partial(save_bundle, folder, name=name.lower().replace(" ", "-"), config=config, student=student)
 

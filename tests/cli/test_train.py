@@ -624,6 +624,7 @@ def test_a_generator_is_added_to_a_student_that_came_alone(
     alone = load_bundle(run / "bundle")
     assert alone.inverter is None
     assert is_the_models(alone.student)
+    assert alone.facts["student_of"] == "bundle, discs"
     assert main([*options, "--stage", "encoder"]) == 0
     whole = load_bundle(run / "bundle")
     assert whole.inverter is not None

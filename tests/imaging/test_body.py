@@ -173,6 +173,42 @@ def test_one_slice_with_arms_does_not_move_a_long_scan() -> None:
     assert crop_of(to_model(Volume(wide, volume.grid), size=SIZE, intensity=HU, body=True)) != plain
 
 
+@pytest.mark.parametrize("air", [1, 20, 200])
+def test_slices_of_air_above_and_below_change_nothing(air: int) -> None:
+    """The body of a few slices is all of theirs, however much is empty: here it moves to the left on its way up."""
+    volume, _ = patient(field_mm=(400.0, 400.0), count=12)
+    array = np.stack([np.roll(volume.array[:, :, k], 3 * k, axis=0) for k in range(12)], axis=2)
+    plain = crop_of(to_model(Volume(array, volume.grid), size=SIZE, intensity=HU, body=True))
+    padded = np.pad(array, ((0, 0), (0, 0), (air, air)), constant_values=-1000)
+    grid = Grid(padded.shape, volume.grid.affine)
+    assert crop_of(to_model(Volume(padded, grid), size=SIZE, intensity=HU, body=True)) == plain
+
+
+@pytest.mark.parametrize("window", [(-160.0, 240.0), (-160.0, 400.0), (-1350.0, 150.0)])
+def test_fat_is_beside_the_body_whatever_the_window_and_the_voltage(window: tuple[float, float]) -> None:
+    """Its -120 to -80 HU lie around an eighth of the soft tissue window."""
+    muscle, _ = patient(body_mm=(160.0, 240.0))
+    skin, _ = patient(body_mm=(240.0, 320.0))
+    windowed = Intensity(*window, "HU")
+    for fat in (-120, -105, -90, -80):
+        array = np.where((skin.array > 0) & (muscle.array <= 0), fat, muscle.array)
+        found = to_model(Volume(array, muscle.grid), size=SIZE, intensity=windowed, body=True)
+        expected = crop_of(to_model(muscle, size=SIZE, intensity=windowed, body=True))
+        assert (
+            np.abs(np.array(crop_of(found)) - expected).max() <= 3
+        )  # the skin is 40 mm away, 20 of its pixels
+
+
+def test_a_picture_of_a_narrow_window_is_cut_by_its_own_level() -> None:
+    """Black is -40 HU there, fat and air alike; a tenth of its window is darker than any organ."""
+    volume, _ = patient()
+    narrow = Intensity(-40.0, 160.0, "HU")
+    clipped = Volume(volume.array.clip(-40, 160), volume.grid)
+    expected = crop_of(to_model(volume, size=SIZE, intensity=HU, body=True))
+    found = crop_of(to_model(clipped, size=SIZE, intensity=narrow, body=True))
+    assert np.abs(np.array(found) - expected).max() <= 2
+
+
 @pytest.mark.parametrize("what", ["air", "all of it", "a finger", "squashed"])
 def test_without_a_body_to_cut_to_nothing_changes(what: str) -> None:
     finger = {"field_mm": (900.0, 900.0), "body_mm": (60.0, 60.0)} if what == "a finger" else {}

@@ -200,10 +200,11 @@ def test_a_run_without_a_student_adopts_that_of_a_model(
     config = origin.config
     assert config is not None
     figures = {"student_dice": 0.75, "student_shifted_dice": 0.5, "validation_dice": 0.25}
-    adopt_student(replace(origin, facts=figures | {"student_images": 48}), config, tmp_path)
+    facts = figures | {"student_images": 48, "cohort": "another\ncohort"}
+    adopt_student(replace(origin, facts=facts), config, tmp_path)
     taught = load_checkpoint(tmp_path / "student_best.pt")
     assert close(taught["student"], networks["student"])
-    assert (taught["images"], taught["quality"]) == (48, -1.0)  # any figure of the run's own is better
+    assert (taught["images"], taught["quality"], taught["of"]) == (48, -1.0, "model, another cohort")
     assert taught["figures"] == {"student_dice": 0.75, "student_shifted_dice": 0.5}
     before = (tmp_path / "student_best.pt").read_bytes()
     adopt_student(replace(origin, facts={"student_images": 5}), config, tmp_path)  # what is there stays

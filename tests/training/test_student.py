@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from sgan_core.config import StudentTrainConfig
 from sgan_core.errors import InputError
 from sgan_core.looks import AppearanceConfig
+from sgan_core.networks.segmenter import make_student
+from sgan_core.training import evaluate
 from sgan_core.training import student as student_module
 from sgan_core.training.data import SliceStore
 from sgan_core.training.loop import RunLog, load_checkpoint, save_checkpoint
@@ -209,12 +211,46 @@ def test_the_stage_needs_no_generator(disc_store, toy_config, tmp_path):
     assert again.images == 8
 
 
+def test_an_adopted_student_is_replaced_only_by_a_better_one(disc_store, toy_config, tmp_path, monkeypatch):
+    """It is judged on this run's own validation patients before it is taught further."""
+    config = toy_config(student_train={"channels": [4, 8], "batch": 4, "max_images": 8})
+    run = Run(tmp_path, CPU)
+    run.checkpoints.mkdir()
+    adopted = make_student(config).state_dict()
+    answers = iter([0.8, 0.5, 0.5, 0.5])  # of the adopted one, then of what is taught
+
+    class Watch:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, _):
+            value = next(answers)
+            return {"student_dice": value, "student_shifted_dice": value}
+
+    monkeypatch.setattr(evaluate, "StudentWatch", Watch)
+    state = {
+        "student": adopted,
+        "of": "another",
+        "images": 5,
+        "quality": -1.0,
+        "figures": {"student_dice": 0.1},
+    }
+    save_checkpoint(state, run.checkpoints / "student_best.pt")
+    _train_student(run, config, disc_store(), RunLog(tmp_path), None)
+    kept = load_checkpoint(run.checkpoints / "student_best.pt")
+    assert (kept["of"], kept["images"], kept["quality"]) == ("another", 5, 0.8)
+    assert kept["figures"]["student_dice"] == 0.8
+    assert all(torch.equal(kept["student"][name], adopted[name]) for name in adopted)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"batch": 0},
         {"max_images": 0},
         {"channels": (8,)},
+        {"channels": (8, 8), "network": "nnunet"},
+        {"network": "unet"},
         {"negative_share": 1.5},
         {"frame_share": -0.1},
         {"strength": float("nan")},
