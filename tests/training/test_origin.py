@@ -170,28 +170,6 @@ def test_weights_of_nan_are_refused_before_they_teach(model: tuple[Path, dict[st
         read_origin(folder)
 
 
-@pytest.mark.parametrize("change", ["labels", "intensity", "squash", "body", "modality", "size"])
-def test_a_generator_that_means_something_else_is_not_adopted(
-    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
-) -> None:
-    """It would judge the masks of another organ."""
-    origin = read_origin(model[0])
-    config = origin.config
-    assert config is not None
-    changes: dict[str, Any] = {
-        "labels": {"labels": tuple(replace(label, name="another organ") for label in config.labels)},
-        "intensity": {"intensity": Intensity(low=-500.0, high=100.0, unit="HU")},
-        "squash": {"squash": not config.squash},
-        "body": {"body": not config.body},
-        "modality": {"modality": "mr"},
-        "size": {"generator": replace(config.generator, w_dim=2 * config.generator.w_dim)},
-    }
-    with caplog.at_level(logging.WARNING):
-        adopt(origin, replace(config, **changes[change]), tmp_path)
-    assert not list(tmp_path.glob("*.pt"))
-    assert "has none until it is trained" in caplog.text
-
-
 def test_a_run_without_a_student_adopts_that_of_a_model(
     model: tuple[Path, dict[str, nn.Module]], tmp_path: Path
 ) -> None:
@@ -211,28 +189,47 @@ def test_a_run_without_a_student_adopts_that_of_a_model(
     assert (tmp_path / "student_best.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "change", ["labels", "intensity", "squash", "body", "modality", "channels", "network", "size"]
-)
-def test_a_student_that_means_something_else_is_not_adopted(
-    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
-) -> None:
-    origin = read_origin(model[0])
-    config = origin.config
-    assert config is not None
+MEANING = ("labels", "intensity", "squash", "body", "modality")
+
+
+def with_another(what: str, config: TrainConfig) -> TrainConfig:
+    """A config whose networks mean something else, or do not fit."""
     student = config.student_train
-    changes: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "labels": {"labels": tuple(replace(label, name="another organ") for label in config.labels)},
         "intensity": {"intensity": Intensity(low=-500.0, high=100.0, unit="HU")},
         "squash": {"squash": not config.squash},
         "body": {"body": not config.body},
         "modality": {"modality": "mr"},
+        "generator": {"generator": replace(config.generator, w_dim=2 * config.generator.w_dim)},
         "channels": {"student_train": replace(student, channels=(*student.channels[:-1], 9))},
         "network": {"student_train": replace(student, network="nnunet")},
         "size": {"student_train": replace(student, size=2 * config.student_size)},
     }
+    return replace(config, **changes[what])
+
+
+@pytest.mark.parametrize("change", [*MEANING, "generator"])
+def test_a_generator_that_means_something_else_is_not_adopted(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
+) -> None:
+    """It would judge the masks of another organ."""
+    origin = read_origin(model[0])
+    assert origin.config is not None
     with caplog.at_level(logging.WARNING):
-        adopt_student(origin, replace(config, **changes[change]), tmp_path)
+        adopt(origin, with_another(change, origin.config), tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+    assert "has none until it is trained" in caplog.text
+
+
+@pytest.mark.parametrize("change", [*MEANING, "channels", "network", "size"])
+def test_a_student_that_means_something_else_is_not_adopted(
+    model: tuple[Path, dict[str, nn.Module]], tmp_path: Path, caplog: Any, change: str
+) -> None:
+    origin = read_origin(model[0])
+    assert origin.config is not None
+    with caplog.at_level(logging.WARNING):
+        adopt_student(origin, with_another(change, origin.config), tmp_path)
     assert not list(tmp_path.glob("*.pt"))
     assert "its student has other" in caplog.text
 
