@@ -234,7 +234,7 @@ def bfloat16_on(monkeypatch) -> Callable[..., None]:
 def test_losses_in_bfloat16_are_those_in_float32(stages, bfloat16_on, stage, kind):
     """Of the second step, the first without penalties, and at the end of twenty.
 
-    Penalties that are due in few steps are compared at the same weights: what other steps have led to says little of them.
+    Penalties that are due in few steps are compared at the same weights, not after other steps.
     """
 
     def steps() -> tuple[Any, list[Any], list[dict[str, float]]]:
