@@ -320,12 +320,10 @@ def _beside(labels: np.ndarray, stack: SliceStack, bundle: Bundle) -> list[str]:
     """A sentence for each label that reaches the edge of what the model sees, where the image goes on."""
     slices, (rows, columns) = native_slices(labels, stack), window_of(stack)  # (N, H, W)
     edges = [
-        slices[:, at, :] for at, ends in ((rows.start, 0), (rows.stop - 1, slices.shape[1] - 1)) if at != ends
-    ]
-    edges += [
-        slices[:, :, at]
-        for at, ends in ((columns.start, 0), (columns.stop - 1, slices.shape[2] - 1))
-        if at != ends
+        np.take(slices, at, axis)
+        for axis, part in ((1, rows), (2, columns))
+        for at, end in ((part.start, 0), (part.stop - 1, slices.shape[axis] - 1))
+        if at != end
     ]
     return [
         f"{label.name}: the mask reaches the edge of the part of the image that was taken for the body; the organ may "
