@@ -105,7 +105,7 @@ def to_model(
     window = None
     if body and not squash:
         level = _BODY_LEVEL
-        if intensity.unit == "HU":
+        if intensity.percentiles is None:  # a range of CT, whether or not its unit is named
             level = max(level, 2.0 * (_BODY_HU - low) / (high - low) - 1.0)
         window = _body_window(native, low, high, spacing_mm, level)
     transform = _model_transform(plane, _squashed_spacing(plane) if squash else spacing_mm, size, window)
